@@ -1,0 +1,1 @@
+"""The vLLM adapter: everything that knows vLLM lives in this folder."""

@@ -1,0 +1,1 @@
+"""Chat encoding and output parsing for DeepSeek-V3.2: standard library only."""
