@@ -1,1 +1,42 @@
-"""The vLLM adapter: everything that knows vLLM lives in this folder."""
+"""The vLLM adapter: everything that knows vLLM lives in this folder.
+
+vLLM calls the two functions below through its entry points, in every process and possibly more than once. Both are
+lazy: nothing of torch or vLLM is imported before the engine itself has imported it.
+"""
+
+from dsv32_plugin import settings
+
+BACKEND_PATH = "dsv32_plugin.vllm_adapter.backend.DsaBackend"
+CPU_PLATFORM_PATH = "dsv32_plugin.vllm_adapter.platform.DsaCpuPlatform"
+MODELS = {
+    "DeepseekV32ForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
+    "GlmMoeDsaForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
+}
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: put our model and our attention backend into vLLM's registries."""
+    if not settings.plugin_enabled():
+        return
+    from dsv32_plugin.vllm_adapter import compat
+
+    compat.check_engine_version()
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    for architecture, path in MODELS.items():
+        ModelRegistry.register_model(architecture, path)
+    register_backend(AttentionBackendEnum.CUSTOM, BACKEND_PATH)
+    if current_platform.is_cpu():
+        import dsv32_plugin.vllm_adapter.quantisation  # noqa: F401  registers itself
+
+
+def platform() -> str | None:
+    """Entry point `vllm.platform_plugins`: our CPU platform where vLLM finds no accelerator, else None."""
+    if not settings.plugin_enabled():
+        return None
+    from vllm.platforms import builtin_platform_plugins
+
+    accelerators = (detect for name, detect in builtin_platform_plugins.items() if name != "cpu")
+    return None if any(detect() for detect in accelerators) else CPU_PLATFORM_PATH

@@ -1,0 +1,58 @@
+"""The block-fp8 checkpoint format: e4m3 weights with one float32 scale for every block of rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+SCALE_SUFFIX = "_scale_inv"
+"""The scale of `name.weight` is stored as `name.weight_scale_inv`; despite its name it multiplies."""
+
+
+def dequantise(weight_nk: torch.Tensor, scale_rc: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """w[n, k] = weight[n, k] * scale[n // block[0], k // block[1]], in float32.
+
+    Args:
+        weight_nk: [N, K] float8_e4m3fn.
+        scale_rc: [ceil(N / block[0]), ceil(K / block[1])] float32.
+        block: rows and columns that share a scale.
+
+    Raises:
+        ValueError: when the scale has another shape than the weight asks for.
+    """
+    n, k = weight_nk.shape
+    expected = (-(-n // block[0]), -(-k // block[1]))
+    if tuple(scale_rc.shape) != expected:
+        raise ValueError(
+            f"scale: expected {expected} for a weight {(n, k)} in blocks {block}, got {tuple(scale_rc.shape)}"
+        )
+    scale_nk = scale_rc.float().repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
+    return weight_nk.float() * scale_nk
+
+
+def dequantised(
+    weights: Iterable[tuple[str, torch.Tensor]], block: tuple[int, int], wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass a checkpoint's tensors on, replacing each wanted fp8 weight and its scale by the dequantised weight.
+
+    A weight waits for its scale, or a scale for its weight, whichever comes first; all other tensors pass at once.
+
+    Raises:
+        ValueError: when the stream ends and a partner is missing.
+    """
+    waiting: dict[str, torch.Tensor] = {}
+    for name, tensor in weights:
+        is_scale = name.endswith(SCALE_SUFFIX)
+        weight_name = name.removesuffix(SCALE_SUFFIX)
+        if not wanted(weight_name) or not (is_scale or tensor.dtype == torch.float8_e4m3fn):
+            yield name, tensor
+        elif (partner := waiting.pop(weight_name, None)) is None:
+            waiting[weight_name] = tensor
+        else:
+            weight, scale = (partner, tensor) if is_scale else (tensor, partner)
+            yield weight_name, dequantise(weight, scale, block)
+    if waiting:
+        name, tensor = next(iter(waiting.items()))
+        missing = name + SCALE_SUFFIX if tensor.dtype == torch.float8_e4m3fn else name
+        raise ValueError(f"checkpoint: {missing} is missing, {len(waiting)} fp8 weights have no partner")

@@ -1,0 +1,25 @@
+"""Every environment variable of the plugin, read in one place."""
+
+import os
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def _flag(name: str, default: bool) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if not value:
+        return default
+    if value in _TRUE | _FALSE:
+        return value in _TRUE
+    raise ValueError(f"{name}: expected one of 0, 1, false, true, no, yes, off, on; got {os.environ[name]!r}")
+
+
+def plugin_enabled() -> bool:
+    """`DSV32_PLUGIN` (default 1): 0 registers nothing, so that the engine runs its own code."""
+    return _flag("DSV32_PLUGIN", True)
+
+
+def allow_untested_engine() -> bool:
+    """`DSV32_ALLOW_UNTESTED_ENGINE` (default 0): 1 starts on an engine version outside the tested range."""
+    return _flag("DSV32_ALLOW_UNTESTED_ENGINE", False)

@@ -1,0 +1,78 @@
+"""The two caches of a layer, as modules that vLLM finds by name and fills with memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+from dsv32_plugin import cache_layout
+from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
+
+FP8_LATENTS = "fp8_ds_mla"
+
+
+class PagedCache(nn.Module, AttentionLayerBase):
+    """One paged cache, [pages, page size, width]; `kv_cache` is assigned by vLLM once memory is known.
+
+    The layer names are those of vLLM's own model, so that what addresses caches by name (KV connectors, offload) works.
+    """
+
+    # MLAAttentionSpec.merge compares cache_dtype_str and not the width: caches of different width need different names.
+    # vLLM 0.26.0; can go once merge compares head_size.
+    def __init__(
+        self, prefix: str, width: int, dtype: torch.dtype, spec_name: str, backend: type[AttentionBackend]
+    ) -> None:
+        super().__init__()
+        self.layer_name = prefix
+        self.width = width
+        self.dtype = dtype
+        self.spec_name = spec_name
+        self.backend = backend
+        self.kv_cache = torch.tensor([])
+        context = get_current_vllm_config().compilation_config.static_forward_context
+        if prefix in context:
+            raise ValueError(f"two layers are named {prefix}")
+        context[prefix] = self
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return self.backend
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> MLAAttentionSpec:
+        return MLAAttentionSpec(
+            block_size=vllm_config.cache_config.block_size,
+            num_kv_heads=1,
+            head_size=self.width,
+            dtype=self.dtype,
+            cache_dtype_str=self.spec_name,
+        )
+
+
+def latent_cache(
+    prefix: str, latent_rank: int, rope_dim: int, cache_config: CacheConfig, dtype: torch.dtype
+) -> PagedCache:
+    """The cache of latents and rotated keys, in the layout that `--kv-cache-dtype` names.
+
+    Raises:
+        ValueError: for a `--kv-cache-dtype` that has no layout here.
+    """
+    backend = AttentionBackendEnum.CUSTOM.get_class()
+    name = cache_config.cache_dtype
+    if name in ("fp8", "fp8_e4m3", FP8_LATENTS):
+        return PagedCache(prefix, cache_layout.LATENT_BYTES_FP8, torch.uint8, FP8_LATENTS, backend)
+    if name == "auto":
+        return PagedCache(prefix, latent_rank + rope_dim, dtype, "auto", backend)
+    if name == "bfloat16":
+        return PagedCache(prefix, latent_rank + rope_dim, torch.bfloat16, "bfloat16", backend)
+    raise ValueError(f"--kv-cache-dtype: expected auto, bfloat16 or fp8 (the 656-byte fp8_ds_mla layout), got {name}")
+
+
+def index_key_cache(prefix: str, index_dim: int, dtype: torch.dtype, quantised: bool) -> PagedCache:
+    """The cache of index keys: 132 bytes a token where `quantised`, else the keys in `dtype`."""
+    if quantised:
+        return PagedCache(prefix, cache_layout.INDEX_BYTES, torch.uint8, "index_fp8", IndexKeyBackend)
+    return PagedCache(prefix, index_dim, dtype, f"index_{dtype}", IndexKeyBackend)

@@ -1,0 +1,45 @@
+"""What must hold before a request is served: supported options, and code that is really ours."""
+
+from __future__ import annotations
+
+from vllm.config import VllmConfig
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from dsv32_plugin.vllm_adapter import BACKEND_PATH
+from dsv32_plugin.vllm_adapter.backend import DsaBackend
+
+IN_TREE_HINT = "set DSV32_PLUGIN=0 for vLLM's own code"
+
+
+def check_options(vllm_config: VllmConfig) -> None:
+    """Raise for a start-up option that this adapter would have to ignore."""
+    model = vllm_config.model_config
+    if model.dtype not in DsaBackend.supported_dtypes:
+        raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
+    if not model.use_mla:
+        raise ValueError("VLLM_MLA_DISABLE: expected 0, got 1; sparse attention runs on MLA's latents")
+    if getattr(model.hf_config, "tie_word_embeddings", False):
+        raise ValueError(
+            "config key tie_word_embeddings: expected false, got true; no released DSA checkpoint ties them"
+        )
+    backend = vllm_config.attention_config.backend
+    if backend not in (None, AttentionBackendEnum.CUSTOM):
+        raise ValueError(f"--attention-backend: expected CUSTOM or nothing, got {backend.name}; {IN_TREE_HINT}")
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.use_eagle():
+        raise NotImplementedError(
+            f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have yet; "
+            f"leave it out, or {IN_TREE_HINT}"
+        )
+    if vllm_config.parallel_config.enable_eplb:
+        raise NotImplementedError(f"--enable-eplb: not supported by the plugin; leave it out, or {IN_TREE_HINT}")
+
+
+def check_backend() -> None:
+    """Raise RuntimeError unless vLLM's registry still resolves to our attention backend."""
+    path = AttentionBackendEnum.CUSTOM.get_path()
+    if path != BACKEND_PATH:
+        raise RuntimeError(
+            f"attention backend CUSTOM: expected {BACKEND_PATH}, got {path}; another plugin has taken it: "
+            "remove that plugin, or list the plugins to load in VLLM_PLUGINS"
+        )

@@ -1,0 +1,186 @@
+"""DeepSeek-V3.2 and GLM-5 for vLLM: our own model on vLLM's building blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
+from vllm.logger import init_logger
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.interfaces import SupportsPP
+from vllm.model_executor.models.utils import (
+    PPMissingLayer,
+    extract_layer_index,
+    make_empty_intermediate_tensors_factory,
+    make_layers,
+    maybe_prefix,
+)
+from vllm.sequence import IntermediateTensors
+
+from dsv32_plugin import __version__
+from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.rope import rope_table
+from dsv32_plugin.vllm_adapter import guard, weights
+from dsv32_plugin.vllm_adapter.attention import DsaAttention
+from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
+
+logger = init_logger("vllm.dsv32_plugin")
+
+
+class DsaDecoderLayer(nn.Module):
+    """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
+
+    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, rope_table_pr: torch.Tensor, prefix: str) -> None:
+        super().__init__()
+        layer = extract_layer_index(prefix)
+        self.self_attn = DsaAttention(config, vllm_config, layer, rope_table_pr, f"{prefix}.self_attn")
+        self.mlp: nn.Module
+        if config.is_moe(layer):
+            self.mlp = Moe(config, vllm_config, f"{prefix}.mlp")
+        else:
+            self.mlp = Mlp(config.hidden_size, config.intermediate_size, vllm_config, f"{prefix}.mlp")
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        positions_t: torch.Tensor,
+        hidden_th: torch.Tensor,
+        residual_th: torch.Tensor | None,
+        slots_tk: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual_th is None:
+            residual_th = hidden_th
+            hidden_th = self.input_layernorm(hidden_th)
+        else:
+            hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
+        hidden_th = self.self_attn(positions_t, hidden_th, slots_tk)
+        hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
+        return self.mlp(hidden_th), residual_th
+
+
+class DsaModel(nn.Module):
+    """Embedding, this pipeline stage's layers, final norm."""
+
+    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        model_config = vllm_config.model_config
+        device = vllm_config.device_config.device
+        rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, config.rope).to(device)
+        self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
+        # Written by the layers that select and read by those that share; one buffer, so that a captured graph finds it.
+        slots_tk = torch.empty(
+            vllm_config.scheduler_config.max_num_batched_tokens, config.index_topk, dtype=torch.int32, device=device
+        )
+        self.register_buffer("slots_tk", slots_tk, persistent=False)
+
+        stage = get_pp_group()
+        self.embed_tokens: nn.Module = PPMissingLayer()
+        if stage.is_first_rank:
+            self.embed_tokens = VocabParallelEmbedding(
+                config.vocab_size,
+                config.hidden_size,
+                quant_config=vllm_config.quant_config,
+                prefix=f"{prefix}.embed_tokens",
+            )
+        self.start_layer, self.end_layer, self.layers = make_layers(
+            config.num_layers,
+            lambda prefix: DsaDecoderLayer(config, vllm_config, rope_table_pr, prefix),
+            prefix=f"{prefix}.layers",
+        )
+        if not config.selects(self.start_layer):
+            raise ConfigError(
+                "indexer_types",
+                f"a selecting layer at the start of each pipeline stage, layer {self.start_layer} for this one",
+                config.indexer_types[self.start_layer],
+                "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
+            )
+        self.norm: nn.Module = PPMissingLayer()
+        if stage.is_last_rank:
+            self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
+            ["hidden_states", "residual"], config.hidden_size
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:
+        residual_th: torch.Tensor | None
+        if get_pp_group().is_first_rank:
+            hidden_th = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            residual_th = None
+        else:
+            assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
+            hidden_th = intermediate_tensors["hidden_states"]
+            residual_th = intermediate_tensors["residual"]
+        for layer in islice(self.layers, self.start_layer, self.end_layer):
+            hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.slots_tk)
+        if not get_pp_group().is_last_rank:
+            return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
+        return self.norm(hidden_th, residual_th)[0]
+
+
+class DsaForCausalLM(nn.Module, SupportsPP):
+    """The class that vLLM runs for `DeepseekV32ForCausalLM` and `GlmMoeDsaForCausalLM` checkpoints."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
+        "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = DsaConfig.from_hf(vllm_config.model_config.hf_config)
+        config.check(get_tensor_model_parallel_world_size())
+        guard.check_options(vllm_config)
+        self.config = config
+        self.quant_config = vllm_config.quant_config
+        self.model = DsaModel(config, vllm_config, maybe_prefix(prefix, "model"))
+        self.lm_head: nn.Module = PPMissingLayer()
+        if get_pp_group().is_last_rank:
+            self.lm_head = ParallelLMHead(
+                config.vocab_size,
+                config.hidden_size,
+                quant_config=vllm_config.quant_config,
+                prefix=maybe_prefix(prefix, "lm_head"),
+            )
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+        guard.check_backend()
+        kernels = ", ".join(
+            f"{choice.operation}={choice.name}" for choice in dispatch.choices(vllm_config.device_config.device)
+        )
+        logger.info_once(
+            "dsv32: serving %s with dsv32-plugin %s; kernels: %s", config.architecture, __version__, kernels
+        )
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:
+        return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        return self.logits_processor(self.lm_head, hidden_states)
+
+    def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return weights.load(self, weights_iterator)

@@ -1,0 +1,93 @@
+"""The feed-forward blocks: a gated MLP, and the mixture of experts with its bias-corrected grouped router."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.fused_moe import FusedMoE, GateLinear
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+
+from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), cut over the tensor parallel ranks."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        vllm_config: VllmConfig,
+        prefix: str,
+        *,
+        reduce_results: bool = True,
+    ) -> None:
+        super().__init__()
+        quant = vllm_config.quant_config
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden_size, [intermediate_size] * 2, bias=False, quant_config=quant, prefix=f"{prefix}.gate_up_proj"
+        )
+        self.down_proj = RowParallelLinear(
+            intermediate_size,
+            hidden_size,
+            bias=False,
+            quant_config=quant,
+            reduce_results=reduce_results,
+            prefix=f"{prefix}.down_proj",
+        )
+        self.act = SiluAndMul()
+
+    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.gate_up_proj(x_th)[0]))[0]
+
+
+class Moe(nn.Module):
+    """sum over the chosen experts of weight * expert(x), times `routed_scaling_factor`, plus the shared experts.
+
+    Sigmoid scores; the correction bias takes part in the choice (best groups first, by the sum of their two best
+    experts) and not in the weights (DeepSeek-V3 technical report, equations 12 to 16).
+    """
+
+    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        # GLM routes in float32, DeepSeek in the model's dtype.
+        router_dtype = torch.float32 if config.architecture == GLM_MOE_DSA else None
+        self.gate = GateLinear(
+            config.hidden_size, config.n_routed_experts, out_dtype=router_dtype, prefix=f"{prefix}.gate"
+        )
+        self.gate.e_score_correction_bias = nn.Parameter(
+            torch.empty(config.n_routed_experts, dtype=torch.float32), requires_grad=False
+        )
+        self.shared_experts = Mlp(
+            config.hidden_size,
+            config.moe_intermediate_size * config.n_shared_experts,
+            vllm_config,
+            f"{prefix}.shared_experts",
+            reduce_results=False,
+        )
+        self.experts = FusedMoE(
+            shared_experts=self.shared_experts,
+            gate=self.gate,
+            num_experts=config.n_routed_experts,
+            top_k=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.moe_intermediate_size,
+            renormalize=config.norm_topk_prob,
+            quant_config=vllm_config.quant_config,
+            use_grouped_topk=True,
+            num_expert_group=config.n_group,
+            topk_group=config.topk_group,
+            prefix=f"{prefix}.experts",
+            scoring_func=config.scoring_func,
+            routed_scaling_factor=config.routed_scaling_factor,
+            apply_routed_scale_to_output=True,
+            e_score_correction_bias=self.gate.e_score_correction_bias,
+            router_logits_dtype=self.gate.out_dtype,
+        )
+
+    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        if self.experts.is_internal_router:
+            return self.experts(hidden_states=x_th, router_logits=x_th)
+        return self.experts(hidden_states=x_th, router_logits=self.gate(x_th)[0])
