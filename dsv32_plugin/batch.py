@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 MAX_GATHERED_KEYS = 1 << 18
-"""Index keys that one prefill chunk gathers at most, unless a single sequence is longer: 256 Ki keys are 33 MiB in fp8."""
+"""Index keys that one prefill chunk gathers at most, unless one sequence is longer: 256 Ki keys are 33 MiB in fp8."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ INDEX_NORM_EPS = 1e-6
 
 
 class Indexer(nn.Module):
-    """The weights that score keys (paper, equation 1) and the cache of index keys. Replicated over tensor parallel ranks.
+    """The weights that score keys (paper, equation 1) and the cache of index keys. The same on every rank.
 
     `wk` is computed together with the other projections of the hidden state, in `DsaAttention`.
     """
@@ -201,14 +201,14 @@ class DsaAttention(nn.Module):
         kv_a_tc, k_rope_tr = kv_tr.split([self.latent, self.rope], dim=-1)
         index = {}
         if self.indexer is not None:
-            index = dict(
-                index_k_weight_d=self.indexer.k_norm.weight,
-                index_k_bias_d=self.indexer.k_norm.bias,
-                index_eps=INDEX_NORM_EPS,
-                index_cache=self.indexer.k_cache.kv_cache,
-                interleaved=self.indexer.interleaved,
-                rotate=self.indexer.quantised,
-            )
+            index = {
+                "index_k_weight_d": self.indexer.k_norm.weight,
+                "index_k_bias_d": self.indexer.k_norm.bias,
+                "index_eps": INDEX_NORM_EPS,
+                "index_cache": self.indexer.k_cache.kv_cache,
+                "interleaved": self.indexer.interleaved,
+                "rotate": self.indexer.quantised,
+            }
         return kernels.norm_rope_cache(
             q_a_tl,
             kv_a_tc,

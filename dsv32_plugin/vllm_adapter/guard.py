@@ -19,16 +19,14 @@ def check_options(vllm_config: VllmConfig) -> None:
     if not model.use_mla:
         raise ValueError("VLLM_MLA_DISABLE: expected 0, got 1; sparse attention runs on MLA's latents")
     if getattr(model.hf_config, "tie_word_embeddings", False):
-        raise ValueError(
-            "config key tie_word_embeddings: expected false, got true; no released DSA checkpoint ties them"
-        )
+        raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
     backend = vllm_config.attention_config.backend
     if backend not in (None, AttentionBackendEnum.CUSTOM):
         raise ValueError(f"--attention-backend: expected CUSTOM or nothing, got {backend.name}; {IN_TREE_HINT}")
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.use_eagle():
         raise NotImplementedError(
-            f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have yet; "
+            f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have; "
             f"leave it out, or {IN_TREE_HINT}"
         )
     if vllm_config.parallel_config.enable_eplb:

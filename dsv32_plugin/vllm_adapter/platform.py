@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _MISSING_CPU_OPS = {
     "init_cpu_memory_env": "(SymInt[] nodes) -> str",
     "compute_slot_mapping_kernel_impl": (
-        "(Tensor query_start_loc, Tensor positions, Tensor block_table, Tensor(a!) slot_mapping, SymInt block_size) -> ()"
+        "(Tensor query_start_loc, Tensor positions, Tensor block_table, Tensor(a!) slot_mapping, "
+        "SymInt block_size) -> ()"
     ),
     "silu_and_mul": "(Tensor(a!) out, Tensor x) -> ()",
 }
@@ -96,7 +97,8 @@ class DsaCpuPlatform(CpuPlatform):
         cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
         if cache.user_specified_block_size and cache.block_size % PAGE_SIZE_MULTIPLE:
             raise ValueError(
-                f"--block-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {cache.block_size}; leave it out for {PAGE_SIZE}"
+                f"--block-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {cache.block_size}; "
+                f"leave it out for {PAGE_SIZE}"
             )
         chunked = scheduler.enable_chunked_prefill
         max_tokens = scheduler.max_num_batched_tokens

@@ -61,12 +61,12 @@ def load(model: DsaForCausalLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> 
 
 
 def _is_dequantised(model: DsaForCausalLM, name: str) -> bool:
-    """Whether this fp8 weight is needed in the model's dtype: `kv_b_proj` always, the others where fp8 is not computed."""
+    """Whether this fp8 weight is needed in the model's dtype: `kv_b_proj` always, all where fp8 is not computed."""
     return isinstance(model.quant_config, DequantisedFp8Config) or name.endswith(".kv_b_proj.weight")
 
 
 def _belongs_elsewhere(model: DsaForCausalLM, name: str) -> bool:
-    """Whether a tensor is rightly not loaded: another pipeline stage's, a draft layer's, an unused indexer's, or a buffer."""
+    """Whether a tensor is rightly not loaded: another stage's, a draft layer's, an unused indexer's, or a buffer."""
     inner, config = model.model, model.config
     if name.endswith("rotary_emb.inv_freq"):
         return True
