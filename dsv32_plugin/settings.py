@@ -23,3 +23,16 @@ def plugin_enabled() -> bool:
 def allow_untested_engine() -> bool:
     """`DSV32_ALLOW_UNTESTED_ENGINE` (default 0): 1 starts on an engine version outside the tested range."""
     return _flag("DSV32_ALLOW_UNTESTED_ENGINE", False)
+
+
+def allow_developer_role() -> bool:
+    """`DSV32_ALLOW_DEVELOPER` (default 1): 0 refuses messages of role developer, as DeepSeek's own API does."""
+    return _flag("DSV32_ALLOW_DEVELOPER", True)
+
+
+def variant() -> str | None:
+    """`DSV32_VARIANT` (default empty): v3.2 or speciale; empty takes it from the model's name."""
+    value = os.environ.get("DSV32_VARIANT", "").strip().lower()
+    if value not in ("", "v3.2", "speciale"):
+        raise ValueError(f"DSV32_VARIANT: expected v3.2 or speciale, got {value!r}")
+    return value or None

@@ -1,0 +1,88 @@
+"""Chat requests to prompts: DeepSeek's own encoding wherever vLLM renders a V3.2 conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TokenizersBackend
+from vllm.config import VllmConfig
+from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
+from vllm.renderers.hf import HfRenderer
+from vllm.renderers.inputs import DictPrompt
+from vllm.renderers.inputs.preprocess import parse_dec_only_prompt
+from vllm.renderers.params import ChatParams
+from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
+from vllm.utils.async_utils import make_async
+
+from dsv32_plugin import settings
+from dsv32_plugin.parsers import encode_messages
+
+SPECIALE = "speciale"
+_ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
+
+
+def thinking_requested(chat_template_kwargs: dict[str, Any] | None) -> bool:
+    """Whether a request asks for thinking: `thinking` or `enable_thinking`, off where neither is given.
+
+    vLLM sets `enable_thinking` for requests with a `reasoning_effort`. An explicit `thinking` wins.
+    """
+    kwargs = chat_template_kwargs or {}
+    thinking = kwargs.get("thinking")
+    return bool(kwargs.get("enable_thinking") if thinking is None else thinking)
+
+
+class DsaTokenizer:
+    """The checkpoint's tokenizer.json as it is; the class named in tokenizer_config.json would change its rules."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> HfTokenizer:
+        return get_cached_tokenizer(TokenizersBackend.from_pretrained(*args, **kwargs))
+
+
+class DsaRenderer(HfRenderer):
+    """Renders with `encode_messages`; a chat template, where the checkpoint or the request brings one, is obeyed.
+
+    V3.2 ships no template. V3.2-Exp ships the older V3.1 template, which is the format it was trained on.
+    """
+
+    def __init__(self, config: VllmConfig, tokenizer: HfTokenizer | None) -> None:
+        super().__init__(config, tokenizer)
+        self._encode_async = make_async(self._encode, executor=self._executor)
+        name = f"{self.model_config.model} {self.model_config.served_model_name}".lower()
+        self._variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
+
+    def render_messages(
+        self, messages: list[ChatCompletionMessageParam], params: ChatParams
+    ) -> tuple[list[ConversationMessage], DictPrompt]:
+        if self._has_template(params):
+            return super().render_messages(messages, params)
+        return _conversation(messages), parse_dec_only_prompt(self._encode(messages, params))
+
+    async def render_messages_async(
+        self, messages: list[ChatCompletionMessageParam], params: ChatParams
+    ) -> tuple[list[ConversationMessage], DictPrompt]:
+        if self._has_template(params):
+            return await super().render_messages_async(messages, params)
+        return _conversation(messages), parse_dec_only_prompt(await self._encode_async(messages, params))
+
+    def _has_template(self, params: ChatParams) -> bool:
+        return bool(params.chat_template or getattr(self.get_tokenizer(), "chat_template", None))
+
+    def _encode(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> list[int]:
+        kwargs = params.chat_template_kwargs
+        if kwargs.get("documents"):
+            raise ValueError("documents: expected none, got some; DeepSeek-V3.2 has no place for them, use a message")
+        options = {name: kwargs[name] for name in _ENCODER_OPTIONS if kwargs.get(name) is not None}
+        prompt = encode_messages(
+            messages,
+            thinking_mode="thinking" if thinking_requested(kwargs) else "chat",
+            variant=self._variant,
+            allow_developer=settings.allow_developer_role(),
+            **options,
+        )
+        return self.get_tokenizer().encode(prompt, add_special_tokens=False)
+
+
+def _conversation(messages: list[ChatCompletionMessageParam]) -> list[ConversationMessage]:
+    """What vLLM keeps of a request next to its prompt: roles, contents and calls, as they came."""
+    return [dict(message) for message in messages]  # type: ignore[misc]
