@@ -1,0 +1,178 @@
+"""Reading OpenAI-shaped messages: every accepted spelling becomes one `Turn`, everything else is refused by name."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class EncodingError(ValueError):
+    """The conversation has no faithful rendering.
+
+    Attributes:
+        reason: what is wrong and what to do about it.
+        index: the index of the message at fault in `messages` (or in `context`), None where no message is at fault.
+        where: "messages" or "context".
+    """
+
+    def __init__(self, reason: str, index: int | None = None, where: str = "messages"):
+        super().__init__(reason if index is None else f"{where}[{index}]: {reason}")
+        self.reason = reason
+        self.index = index
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool call of an assistant turn, its arguments decoded."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message, normalised. `index` and `where` say where it came from, for errors."""
+
+    role: Role
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    call_id: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    response_format: Any = None
+    prefix: bool = False
+    index: int | None = field(default=None, compare=False)
+    where: str = field(default="messages", compare=False)
+
+    def error(self, reason: str) -> EncodingError:
+        return EncodingError(reason, self.index, self.where)
+
+
+def read_turns(messages: Sequence[Mapping[str, Any]], where: str = "messages") -> list[Turn]:
+    """Normalise a list of messages; raises EncodingError naming the index of the first bad one."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise EncodingError(f"{where}: expected a list of messages, got {type(messages).__name__}")
+    turns = []
+    for index, message in enumerate(messages):
+        try:
+            turns.append(_read_turn(message, index, where))
+        except EncodingError as error:
+            raise EncodingError(error.reason, index, where) from error.__cause__
+    return turns
+
+
+def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
+    """The `function` object of each tool; takes OpenAI's wrapped tools and bare function objects."""
+    if tools is None:
+        return ()
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise EncodingError(f"tools: expected a list, got {type(tools).__name__}")
+    functions = []
+    for position, tool in enumerate(tools):
+        function = tool
+        if isinstance(tool, Mapping) and "function" in tool:
+            if tool.get("type", "function") != "function":
+                raise EncodingError(f"tools[{position}]: type must be 'function', got {tool['type']!r}")
+            function = tool["function"]
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise EncodingError(f"tools[{position}]: expected a function object with a name")
+        functions.append(function)
+    return tuple(functions)
+
+
+def _read_turn(message: Any, index: int, where: str) -> Turn:
+    if not isinstance(message, Mapping):
+        raise EncodingError(f"expected a mapping with a role, got {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise EncodingError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
+    text = _read_text(message.get("content"))
+    if role == "developer" and not text:
+        raise EncodingError("a developer message needs content")
+    if role == "user" and text is None:
+        raise EncodingError("a user message needs content, got none")
+    is_assistant = role == "assistant"
+    takes_tools = role in ("system", "developer")
+    return Turn(
+        role=role,
+        text=text or "",
+        reasoning=_read_reasoning(message) if is_assistant else "",
+        calls=_read_calls(message.get("tool_calls")) if is_assistant else (),
+        call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
+        tools=read_tools(message.get("tools")) if takes_tools else (),
+        response_format=message.get("response_format") if takes_tools else None,
+        prefix=bool(message.get("prefix")) if is_assistant else False,
+        index=index,
+        where=where,
+    )
+
+
+def _read_text(content: Any) -> str | None:
+    """Text as it is; text parts are joined with nothing between them, so that no token is invented."""
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence):
+        raise EncodingError(f"content must be text or a list of text parts, got {type(content).__name__}")
+    texts = []
+    for position, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and _is_text_part(part):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise EncodingError(f"content part {position} is {kind!r}; the model reads text only")
+    return "".join(texts)
+
+
+def _is_text_part(part: Mapping[str, Any]) -> bool:
+    return part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str)
+
+
+def _read_reasoning(message: Mapping[str, Any]) -> str:
+    for key in ("reasoning_content", "reasoning"):
+        value = message.get(key)
+        if value is not None and not isinstance(value, str):
+            raise EncodingError(f"{key} must be text, got {type(value).__name__}")
+        if value:
+            return value
+    return ""
+
+
+def _read_calls(tool_calls: Any) -> tuple[Call, ...]:
+    if tool_calls is None:
+        return ()
+    if isinstance(tool_calls, (str, bytes, Mapping)) or not isinstance(tool_calls, Sequence):
+        raise EncodingError(f"tool_calls must be a list, got {type(tool_calls).__name__}")
+    return tuple(_read_call(call, position) for position, call in enumerate(tool_calls))
+
+
+def _read_call(call: Any, position: int) -> Call:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise EncodingError(f"tool_calls[{position}]: expected a mapping with a function")
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise EncodingError(f"tool_calls[{position}]: the function needs a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise EncodingError(f"tool_calls[{position}] ({name}): arguments are not JSON: {error}") from error
+    elif arguments is None or arguments == "" or isinstance(arguments, str):
+        arguments = {}
+    if not isinstance(arguments, Mapping):
+        kind = type(arguments).__name__
+        raise EncodingError(f"tool_calls[{position}] ({name}): arguments must be a JSON object, got {kind}")
+    return Call(name, dict(arguments), _read_id(call.get("id")))
+
+
+def _read_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
