@@ -160,9 +160,8 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         guard.check_backend()
-        kernels = ", ".join(
-            f"{choice.operation}={choice.name}" for choice in dispatch.choices(vllm_config.device_config.device)
-        )
+        choices = dispatch.choices(vllm_config.device_config.device)
+        kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info_once(
             "dsv32: serving %s with dsv32-plugin %s; kernels: %s", config.architecture, __version__, kernels
         )

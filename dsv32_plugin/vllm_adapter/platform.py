@@ -4,7 +4,6 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.config import CompilationMode
 from vllm.platforms import vllm_version_matches_substr
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -94,6 +93,9 @@ class DsaCpuPlatform(CpuPlatform):
 
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        # Imported late: vllm.config itself asks for the platform.
+        from vllm.config import CompilationMode
+
         cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
         if cache.user_specified_block_size and cache.block_size % PAGE_SIZE_MULTIPLE:
             raise ValueError(
