@@ -1,7 +1,7 @@
-"""Rotary position embedding of DeepSeek: the table of angles with YaRN scaling, and the softmax scale that goes with it.
+"""Rotary position embedding of DeepSeek: the table of angles with YaRN scaling, and the softmax scale to go with it.
 
-`scaling` is the config's dict in either spelling: `rope_parameters` of Transformers 5 (`rope_type`, `rope_theta` inside)
-or `rope_scaling` of the published checkpoints (`type`, theta apart).
+`scaling` is the config's dict in either spelling: `rope_parameters` of Transformers 5 (`rope_type`, `rope_theta`
+inside) or `rope_scaling` of the published checkpoints (`type`, theta apart).
 """
 
 import math
@@ -21,8 +21,8 @@ def rope_table(
         table[p, j]       = m * cos(p * frequency[j])     0 <= j < R/2
         table[p, R/2 + j] = m * sin(p * frequency[j])
 
-    "default": frequency[j] = theta**(-2j/R), m = 1. "yarn": the frequencies that turn more than `beta_fast` times within
-    the original context stay, those that turn less than `beta_slow` times are divided by `factor`, a linear ramp over j
+    "default": frequency[j] = theta**(-2j/R), m = 1. "yarn": frequencies that turn more than `beta_fast` times in the
+    original context stay, those that turn less than `beta_slow` times are divided by `factor`, a linear ramp over j
     lies between; m = `attention_factor`, or mscale(factor, mscale) / mscale(factor, mscale_all_dim) (1 for DeepSeek).
 
     Args:
