@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -125,15 +124,6 @@ class DsaConfig:
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
-
-    @property
-    def softmax_scale(self) -> float:
-        """`qk_head_dim**-0.5`, times the square of YaRN's mscale."""
-        scale = self.qk_head_dim**-0.5
-        factor, mscale_all_dim = self.rope.get("factor", 1.0), self.rope.get("mscale_all_dim", 0.0)
-        if self.rope["rope_type"] == "yarn" and mscale_all_dim and factor > 1.0:
-            scale *= (0.1 * mscale_all_dim * math.log(factor) + 1.0) ** 2
-        return scale
 
     def selects(self, layer: int) -> bool:
         """Whether this layer has an indexer of its own; the others reuse the selection of the last one that does.

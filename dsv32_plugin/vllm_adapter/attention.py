@@ -18,7 +18,7 @@ from vllm.model_executor.layers.linear import (
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.rope import apply_rope
+from dsv32_plugin.rope import softmax_scale
 from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
 
 INDEX_NORM_EPS = 1e-6
@@ -105,7 +105,7 @@ class DsaAttention(nn.Module):
         self.num_heads = config.num_heads // get_tensor_model_parallel_world_size()
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.latent, self.topk = config.kv_lora_rank, config.index_topk
-        self.eps, self.scale = config.rms_norm_eps, config.softmax_scale
+        self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
         self.rope_table_pr = rope_table_pr
 
         selects = config.selects(layer)
@@ -170,7 +170,7 @@ class DsaAttention(nn.Module):
         out_thc = dsa.attend(
             batch,
             self.kv_up.absorb(q_nope_thd),
-            apply_rope(q_rope_thr, positions_t, self.rope_table_pr, interleaved=True),
+            kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr),
             self.latents.kv_cache,
             selected_tk,
             self.scale,

@@ -74,7 +74,7 @@ class DsaModel(nn.Module):
         super().__init__()
         model_config = vllm_config.model_config
         device = vllm_config.device_config.device
-        rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, config.rope).to(device)
+        rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, None, config.rope).to(device)
         self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
         # Written by the layers that select and read by those that share; one buffer, so that a captured graph finds it.
         slots_tk = torch.empty(

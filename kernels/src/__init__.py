@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .index_topk.api import index_topk_ragged
     from .masked_mha.api import masked_mha
     from .norm_rope_cache.api import norm_rope_cache
+    from .rope_query.api import rope_query
     from .select_topk.api import select_topk
     from .sparse_mla.api import sparse_mla
 
@@ -30,6 +31,7 @@ __all__ = [
     "index_topk_ragged",
     "masked_mha",
     "norm_rope_cache",
+    "rope_query",
     "select_topk",
     "sparse_mla",
 ]

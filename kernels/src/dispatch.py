@@ -28,6 +28,7 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "index_logits_ragged": ("reference",),
     "gather_index_keys": ("reference",),
     "gather_latents": ("reference",),
+    "rope_query": ("reference",),
     "select_topk": ("reference",),
     "index_topk_ragged": ("reference",),
     "sparse_mla": ("reference",),

@@ -1,0 +1,1 @@
+"""Rope of the attention queries."""
