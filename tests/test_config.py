@@ -158,5 +158,5 @@ def test_a_wrong_config_names_the_key(config: dict[str, Any], message: str) -> N
 def test_heads_must_divide_over_the_ranks() -> None:
     config = DsaConfig.from_hf(with_(num_attention_heads=12))
     config.check(tp_size=4)
-    with pytest.raises(ConfigError, match="num_attention_heads: expected a multiple of .* size 8, got 12"):
+    with pytest.raises(ConfigError, match=r"num_attention_heads: expected a multiple of .* size 8, got 12"):
         config.check(tp_size=8)

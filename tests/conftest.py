@@ -1,0 +1,33 @@
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: on a busy machine with few cores, OpenMP threads that spin while they wait make the many
+# small operations of a tiny model 20 times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from dsv32_plugin import tiny
+from dsv32_plugin.tiny import TinySpec
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinySpec], Path]:
+    """`checkpoint(TinySpec(...))` is the folder of that checkpoint, written once in a session."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    written: dict[TinySpec, Path] = {}
+
+    def get(spec: TinySpec) -> Path:
+        if spec not in written:
+            out = folder / f"{len(written)}"
+            tiny.write(spec, out)
+            written[spec] = out
+        return written[spec]
+
+    return get

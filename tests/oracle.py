@@ -1,0 +1,147 @@
+"""What Hugging Face's own DeepSeek-V3.2 and GLM-5 answer (float32, eager, CPU): the judge of engine tests.
+
+    greedy = hf_greedy(checkpoint, [[0, 128803, 33310, 128804, 128799]], 32)[0]
+    assert greedy.tokens == engine_tokens
+
+The oracle can be wrong on purpose, to prove that a parity test would notice: `hf_greedy(..., fault=Fault.NO_RELU)`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import load_file
+
+from dsv32_plugin.block_fp8 import dequantised
+
+
+class Fault(Enum):
+    """Mistakes that an implementation of sparse attention could make, made in the oracle."""
+
+    WRONG_TOPK = "half the selected keys"
+    WRONG_INDEX_ROPE = "the index rope interleaved where it is not, and the other way round"
+    NO_RELU = "index scores without their ReLU"
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """One greedy continuation: each token, its log-probability, and how far the second best was behind."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    gaps: list[float]
+
+
+def hf_greedy(
+    model_dir: str | Path, prompts: Sequence[Sequence[int]], steps: int, *, fault: Fault | None = None
+) -> list[Greedy]:
+    """Continue each prompt by `steps` greedy tokens (an end-of-sequence token does not stop it)."""
+    with _faulty(model_dir, fault) as model:
+        return [_greedy(model, list(prompt), steps) for prompt in prompts]
+
+
+def hf_logprobs(model_dir: str | Path, token_ids: Sequence[int], *, fault: Fault | None = None) -> list[float]:
+    """Teacher forced: the log-probability of each token but the first, given those before it."""
+    with _faulty(model_dir, fault) as model, torch.inference_mode():
+        logprobs = model(torch.tensor([list(token_ids)]), use_cache=False).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
+
+
+def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint in float32, block-fp8 ones as what they stand for."""
+    model_dir = Path(model_dir)
+    config = json.loads((model_dir / "config.json").read_text())
+    stored = chain.from_iterable(load_file(path).items() for path in sorted(model_dir.glob("*.safetensors")))
+    if block := config.get("quantization_config", {}).get("weight_block_size"):
+        stored = dequantised(stored, tuple(block), wanted=lambda name: True)
+    return {name: tensor.float() for name, tensor in stored}
+
+
+@torch.inference_mode()
+def _greedy(model: Any, prompt: list[int], steps: int) -> Greedy:
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    gaps: list[float] = []
+    cache, fresh = None, prompt
+    for _ in range(steps):
+        output = model(torch.tensor([fresh]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        (best, second), (token, _) = (x.tolist() for x in output.logits[0, -1].log_softmax(-1).topk(2))
+        tokens.append(token)
+        logprobs.append(best)
+        gaps.append(best - second)
+        cache, fresh = output.past_key_values, [token]
+    return Greedy(tokens, logprobs, gaps)
+
+
+@lru_cache(maxsize=2)
+def load(model_dir: str) -> Any:
+    """The Hugging Face model, in float32; every weight must be used and none may be missing."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model_dir)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    layers = config.num_hidden_layers
+    weights = {k: v for k, v in dequantized_weights(model_dir).items() if not k.startswith(f"model.layers.{layers}.")}
+    model, loading = getattr(transformers, config.architectures[0]).from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
+    )
+    wrong = {key: loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading[key]}
+    if wrong:
+        raise ValueError(f"{model_dir}: Hugging Face does not load it whole: {wrong}")
+    return model.eval()
+
+
+@contextmanager
+def _faulty(model_dir: str | Path, fault: Fault | None) -> Iterator[Any]:
+    model = load(str(Path(model_dir).resolve()))
+    modeling = _modeling(model)
+    with ExitStack() as stack:
+        if fault is Fault.WRONG_TOPK:
+            for layer in model.model.layers:
+                if layer.self_attn.indexer is not None:
+                    stack.enter_context(
+                        patch.object(layer.self_attn.indexer, "index_topk", model.config.index_topk // 2)
+                    )
+        elif fault is Fault.WRONG_INDEX_ROPE:
+            stack.enter_context(_other_index_rope(modeling))
+        elif fault is Fault.NO_RELU:
+            functional = SimpleNamespace(relu=lambda scores: scores, linear=modeling.F.linear)
+            stack.enter_context(patch.object(modeling, "F", functional))
+        yield model
+
+
+def _other_index_rope(modeling: ModuleType) -> Any:
+    interleaved = modeling.apply_rotary_pos_emb_interleave
+    if hasattr(modeling, "apply_rotary_pos_emb"):  # DeepSeek: only the indexer calls the half-split one
+        return patch.object(modeling, "apply_rotary_pos_emb", interleaved)
+
+    from transformers.models.deepseek_v32.modeling_deepseek_v32 import apply_rotary_pos_emb as half_split
+
+    def other(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        is_indexer = unsqueeze_dim == 2
+        return (half_split if is_indexer else interleaved)(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+    return patch.object(modeling, "apply_rotary_pos_emb_interleave", other)
+
+
+def _modeling(model: Any) -> ModuleType:
+    return sys.modules[type(model).__module__]
