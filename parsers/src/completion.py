@@ -47,4 +47,6 @@ def parse_message_from_completion_text(text: str, thinking_mode: Literal["thinki
     for token in (BOS, EOS, THINK_START, THINK_END, DSML):
         if token in message.content or token in message.reasoning:
             raise DecodingError(f"special token {token} in the text")
+    if any(f"/{DSML}parameter" in call.arguments for call in message.tool_calls):
+        raise DecodingError("a value holds the end tag of a parameter")
     return message.to_openai()

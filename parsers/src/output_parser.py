@@ -33,8 +33,8 @@ Phase = Literal["reasoning", "content", "tool_call"]
 _MAX_SPACE = 64
 """White space that may stand between two tags that are only recognised together."""
 _SPACE = re.compile(r"\s*")
-_MAX_END_TAGS = 4
-"""End tags that may close an output whose last value was never closed: parameter, invoke, wrapper, EOS."""
+_END_ORDER = {Word.PARAMETER: 1, Word.INVOKE: 2, Word.CALLS: 3}
+_EOS_ORDER = 4
 _ANY_END_MARK = re.compile(ANY_MARK.pattern.replace("</?", "</"))
 _OFFICIAL_END_MARK = re.compile(OFFICIAL_MARK.pattern.replace("</?", "</"))
 _QUOTED_STOPS = Stops(None, (THINK_END, CALLS_END))
@@ -601,20 +601,22 @@ class OutputParser:
 
     def _only_end_tags(self, text: str, i: int, final: bool) -> bool:
         """Nothing but end tags and EOS is left, or may be left once more text is there: the value was never closed."""
-        complete = 0
+        order = 0
         while i < len(text):
+            before = order
             if text.startswith(EOS, i):
+                order = _EOS_ORDER
                 i += len(EOS)
             else:
                 tag = read_tag(text, i)
                 if isinstance(tag, str) or (tag is None and EOS.startswith(text[i:])):
-                    return not final or complete > 0 or ANY_MARK.match(text, i) is not None
+                    return not final or order > 0 or ANY_MARK.match(text, i) is not None
                 if tag is None or not tag.closing or self._ends_value(tag):
                     return False
+                order = _END_ORDER[tag.word]
                 i = tag.end
-            complete += 1
             space = _SPACE.match(text, i).end()  # type: ignore[union-attr]
-            if complete > _MAX_END_TAGS or space - i > _MAX_SPACE:
+            if order <= before or space - i > _MAX_SPACE:
                 return False
             i = space
         return True
