@@ -49,10 +49,15 @@ def _copy(x: torch.Tensor, device: Device) -> torch.Tensor:
 
 
 def empty_pages(pages: int, page_size: int, width: int, dtype: torch.dtype, page_padding: int = 0) -> torch.Tensor:
-    """A cache whose rows are all NaN (every byte 255 in fp8), `page_padding` elements between one page and the next."""
+    """A cache whose rows are all NaN (every byte 255 in fp8), `page_padding` elements between one page and the next.
+
+    The padding is NaN too, but for gaps of a million elements and more, which on the CPU then cost no memory.
+    """
     stride = page_size * width + page_padding
-    cache = torch.empty(pages * stride, dtype=dtype).as_strided((pages, page_size, width), (stride, width, 1))
-    return cache.fill_(255 if dtype == torch.uint8 else NAN)
+    buffer = torch.empty(pages * stride, dtype=dtype)
+    cache = buffer.as_strided((pages, page_size, width), (stride, width, 1))
+    (buffer if page_padding < 1 << 20 else cache).fill_(255 if dtype == torch.uint8 else NAN)
+    return cache
 
 
 def empty_latent_cache(
