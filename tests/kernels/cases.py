@@ -38,14 +38,15 @@ def randn(*shape: int, g: torch.Generator, dtype: torch.dtype = torch.float32, s
 
 
 def to(inputs: Mapping[str, Any], device: Device) -> Inputs:
-    """A copy of the inputs on a device: strides are kept, and writing to it leaves the original alone."""
-    return {name: _copy(value, device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    """The inputs on a device, with their strides (and what lies between the rows)."""
+    return {name: _move(value, device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
-def _copy(x: torch.Tensor, device: Device) -> torch.Tensor:
+def _move(x: torch.Tensor, device: Device) -> torch.Tensor:
+    if x.device == torch.device(device):
+        return x
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    buffer = x.as_strided((extent,), (1,)).to(device, copy=True)
-    return buffer.as_strided(x.shape, x.stride(), 0)
+    return x.as_strided((extent,), (1,)).to(device).as_strided(x.shape, x.stride(), 0)
 
 
 def empty_pages(pages: int, page_size: int, width: int, dtype: torch.dtype, page_padding: int = 0) -> torch.Tensor:
