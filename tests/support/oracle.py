@@ -22,9 +22,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from safetensors.torch import load_file
-
 from dsv32_plugin.block_fp8 import dequantised
+from safetensors.torch import load_file
 
 
 class Fault(Enum):
