@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from dsv32_plugin import cli, doctor
 from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
 
