@@ -1,0 +1,622 @@
+"""The output parser: a state machine from the model's text to reasoning, content and tool calls.
+
+docs/parsing.md has the format, the guarantees and the table of damage. The text is read once, from left to right; what
+may be the beginning of markup is held back until it is decided, and markup is short, so little is ever held.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Literal
+
+from .arguments import ArgumentWriter
+from .events import (
+    ContentDelta,
+    Event,
+    Message,
+    Note,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    assemble,
+    merge,
+)
+from .protocol import BOS, CALLS_END, EOS, THINK_END, THINK_START
+from .scan import Prose, Stops
+from .schema import Tools
+from .tags import ANY_MARK, CUT, OFFICIAL_MARK, Tag, Word, read_tag
+
+Policy = Literal["repair", "strict"]
+Phase = Literal["reasoning", "content", "tool_call"]
+
+_MAX_SPACE = 64
+"""White space that may stand between two tags that are only recognised together."""
+_SPACE = re.compile(r"\s*")
+_END_ORDER = {Word.PARAMETER: 1, Word.INVOKE: 2, Word.CALLS: 3}
+_EOS_ORDER = 4
+_ANY_END_MARK = re.compile(ANY_MARK.pattern.replace("</?", "</"))
+_OFFICIAL_END_MARK = re.compile(OFFICIAL_MARK.pattern.replace("</?", "</"))
+_QUOTED_STOPS = Stops(None, (THINK_END, CALLS_END))
+
+
+class _State(Enum):
+    REASONING = "reasoning"
+    QUOTED = "quoted"  # inside a calls block inside the reasoning, until it is known what that is
+    CONTENT = "content"
+    BLOCK = "block"  # inside a calls block, between the calls
+    INVOKE = "invoke"  # inside a call, between the parameters
+    VALUE = "value"  # inside a parameter
+
+
+class OutputParser:
+    """Parses what the model writes after the prompt, as it arrives.
+
+    Args:
+        tools: the request's tools, wrapped or bare; empty means not known. Their schemas type the arguments whose
+            `string` attribute is missing, and tell a damaged call of a real function from a quotation.
+        thinking: the prompt ended with `<think>`, so the text begins inside the reasoning.
+        policy: "repair" recovers what is unambiguous, "strict" takes damaged markup for text; both leave a note.
+        tool_calls: False leaves all DSML in the content (no tools, tool_choice "none", or another parser follows).
+        think_tags: False leaves `<think>` and `</think>` in the content (another parser took the reasoning off).
+            Not with `thinking`.
+
+    The concatenated events of `feed` and `finish` do not depend on how the text was cut, after `merge`.
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        policy: Policy = "repair",
+        *,
+        tool_calls: bool = True,
+        think_tags: bool = True,
+    ):
+        if policy not in ("repair", "strict"):
+            raise ValueError(f"policy must be 'repair' or 'strict', got {policy!r}")
+        if thinking and not think_tags:
+            raise ValueError("thinking=True needs think_tags=True: reasoning ends at </think>")
+        self._tools = Tools(tools)
+        self._repair = policy == "repair"
+        self._tool_calls = tool_calls
+        self._think_tags = think_tags
+        mark = ANY_MARK if self._repair else OFFICIAL_MARK
+        tokens = (BOS, EOS) if self._repair else (EOS,)
+        think = (THINK_START, THINK_END) if think_tags else ()
+        self._content_stops = Stops(mark if tool_calls else None, (*think, *tokens), (0, 2))
+        self._reasoning_stops = Stops(OFFICIAL_MARK if self._repair else None, (*think, *tokens), (2, 2))
+        self._markup_stops = Stops(mark, tokens)
+        self._value_stops = Stops(_ANY_END_MARK, (EOS,), (0, 1)) if self._repair else Stops(_OFFICIAL_END_MARK, ())
+
+        self._state = _State.REASONING if thinking else _State.CONTENT
+        self._held = ""
+        self._offset = 0  # of the first held character
+        self._waiting = False
+        self._finished = False
+        self._events: list[Event] = []
+        self._notes: list[Note] = []
+
+        self._position = 0  # where the markup was seen that notes are about
+        self._prose = Prose()  # of the reasoning or content since it last began
+        self._after_eos = False
+        self._after_call = False  # only white space came since the last call
+        self._calls = 0
+        self._quoted: list[str] = []
+        self._quoted_offset = 0
+        # Inside a block or call:
+        self._stray = False  # text came since the last tag
+        self._layout = ""  # the white space since the last tag, as much of it as matters
+        self._wrapped = False  # the open call is inside a block
+        self._name = ""  # of the open call
+        self._arguments: ArgumentWriter | None = None  # of the open call
+        self._value_end = Word.PARAMETER
+        self._value_official = True
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        policy: Policy = "repair",
+        *,
+        tool_calls: bool = True,
+        think_tags: bool = True,
+    ) -> Message:
+        """Parse a complete output; same arguments as the constructor."""
+        parser = cls(tools, thinking, policy, tool_calls=tool_calls, think_tags=think_tags)
+        events = parser.feed(text)
+        events += parser.finish()
+        return assemble(events, parser.notes)
+
+    @property
+    def phase(self) -> Phase:
+        """What the text read so far ends in."""
+        if self._state in (_State.REASONING, _State.QUOTED):
+            return "reasoning"
+        return "content" if self._state is _State.CONTENT else "tool_call"
+
+    @property
+    def reasoning_ended(self) -> bool:
+        """The text is past the reasoning, or had none."""
+        return self.phase != "reasoning"
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """The departures seen so far."""
+        return tuple(self._notes)
+
+    def feed(self, delta: str) -> list[Event]:
+        """Take more text; returns what is now certain."""
+        if self._finished:
+            raise RuntimeError("feed() after finish(): use a new OutputParser for each output")
+        if not delta:
+            return []
+        return self._run(self._held + delta if self._held else delta, final=False)
+
+    def finish(self) -> list[Event]:
+        """The text is over: returns the rest, with every open call closed as valid JSON."""
+        if self._finished:
+            return []
+        self._finished = True
+        events = self._run(self._held, final=True)
+        self._close_at_end()
+        events += self._events
+        return merge(events)
+
+    def _run(self, text: str, final: bool) -> list[Event]:
+        self._waiting = False
+        i = 0
+        while i < len(text) and not self._waiting:
+            i = self._step(text, i, final)
+        self._held = text[i:]
+        self._offset += i
+        events, self._events = self._events, []
+        return merge(events) if len(events) > 1 else events
+
+    def _step(self, text: str, i: int, final: bool) -> int:
+        """Read on from `i` in the present state.
+
+        Returns where to go on: always further, or in another state, or `_waiting` is set to ask for more text (never
+        when the text is `final`).
+        """
+        state = self._state
+        if state is _State.VALUE:
+            return self._read_value(text, i, final)
+        if state is _State.CONTENT:
+            return self._read_content(text, i, final)
+        if state is _State.REASONING:
+            return self._read_reasoning(text, i, final)
+        if state is _State.QUOTED:
+            return self._read_quoted(text, i, final)
+        return self._read_markup(text, i, final)
+
+    def _wait(self, i: int) -> int:
+        self._waiting = True
+        return i
+
+    def _note(self, code: str, detail: str = "") -> None:
+        self._notes.append(Note(code, self._position, detail))
+
+    def _close_at_end(self) -> None:
+        """The text is over: close what is open."""
+        if self._state is _State.QUOTED:
+            self._unquote()
+        if self._state is _State.VALUE:
+            self._note("unclosed_parameter", self._name)
+            self._end_value(truncated=True)
+        if self._state is _State.INVOKE:
+            self._note("unclosed_invoke", self._name)
+            self._end_call()
+        if self._state is _State.BLOCK:
+            self._note("unclosed_block")
+        if self._state is _State.REASONING:
+            self._note("unclosed_reasoning")
+
+    # Reasoning and content
+
+    def _say(self, text: str) -> None:
+        """Reasoning or content, as the state says."""
+        if not text:
+            return
+        if self._state is _State.REASONING:
+            self._events.append(ReasoningDelta(text))
+        else:
+            if self._after_eos:
+                self._note("text_after_eos")
+                self._after_eos = False
+            if self._after_call and not (self._repair and text.isspace()):
+                self._note("text_after_calls")
+                self._after_call = False
+            self._events.append(ContentDelta(text))
+        self._prose.add(text)
+
+    def _begin(self, state: _State) -> None:
+        """Reasoning or content begins."""
+        self._state = state
+        self._prose = Prose()
+
+    def _read_content(self, text: str, i: int, final: bool) -> int:
+        stop = self._content_stops.search(text, i)
+        if stop is None:
+            end = len(text) if final else self._content_stops.hold(text, i)
+            self._say(text[i:end])
+            return self._wait(end)
+        start = stop.start()
+        self._say(text[i:start])
+        at = text.index("<", start)
+        if stop[0] in (THINK_START, THINK_END, BOS, EOS):
+            return self._read_special(stop[0], text, at, final)
+        tag = read_tag(text, at, official_only=not self._repair)
+        accepted = self._accept(tag, text, at - start) if isinstance(tag, Tag) else tag
+        if accepted == CUT and not final:
+            return self._wait(start)
+        self._position = self._offset + at
+        if isinstance(accepted, Tag):
+            self._enter_calls(accepted, text[at : accepted.end])
+            return accepted.end
+        if accepted == CUT and self._repair and (at - start == 2 or not self._prose.is_quotation(at - start)):
+            self._note("truncated_markup", text[at:])
+            return len(text)
+        if isinstance(tag, Tag):
+            self._note("markup_as_text", text[at : tag.end])
+        self._say(text[start : at + 1])
+        return at + 1
+
+    def _accept(self, tag: Tag, text: str, line_breaks: int) -> Tag | str | None:
+        """The tag if it is markup here in the content, CUT if what follows decides that, None if it is text.
+
+        Officially calls begin with a blank line and the wrapper. Whatever else looks like calls must also not look
+        like a quotation, and call a known function unless it stands on a line of its own and in a wrapper.
+        """
+        if tag.closing:
+            return tag if self._repair and self._after_call else None
+        if tag.word is Word.PARAMETER:
+            return None
+        official = line_breaks == 2 and tag.official and tag.word is Word.CALLS
+        if not official and (not self._repair or self._prose.is_quotation(line_breaks)):
+            return None
+        if tag.word is Word.INVOKE:
+            return tag if self._tools.may_call(tag.name) else None
+        first = self._first_in_block(text, tag.end)
+        own_line = line_breaks > 0 or self._prose.at_line_start
+        if isinstance(first, Tag):
+            return tag if own_line or self._tools.may_call(first.name) else None
+        return first
+
+    def _first_in_block(self, text: str, i: int) -> Tag | str | None:
+        """What makes a wrapper one: the call it begins with, or its end."""
+        at = _SPACE.match(text, i).end()  # type: ignore[union-attr]
+        if at - i > _MAX_SPACE:
+            return None
+        if at == len(text):
+            return CUT
+        tag = read_tag(text, at, official_only=not self._repair)
+        if not isinstance(tag, Tag):
+            return tag
+        return tag if tag.word is (Word.CALLS if tag.closing else Word.INVOKE) else None
+
+    def _enter_calls(self, tag: Tag, spelling: str) -> None:
+        if tag.closing:
+            self._note("stray_end_tag", spelling)
+            return
+        if not tag.official:
+            self._note("spelling", spelling)
+        if tag.word is Word.INVOKE:
+            self._note("bare_invoke", tag.name)
+            self._begin_call(tag, wrapped=False)
+        else:
+            self._enter(_State.BLOCK)
+
+    def _read_special(self, token: str, text: str, at: int, final: bool) -> int:
+        """A special token in reasoning or content."""
+        end = at + len(token)
+        in_reasoning = self._state is _State.REASONING
+        self._position = self._offset + at
+        if token == THINK_END and in_reasoning:
+            self._begin(_State.CONTENT)
+        elif token == EOS and (self._repair or end == len(text)):
+            if not self._repair and not final:
+                return self._wait(at)
+            self._after_eos = True
+        elif token == BOS:
+            self._note("leaked_token", token)
+        elif token in (THINK_START, THINK_END) and self._repair and self._prose.blank:
+            self._note("repeated_think_tag", token)
+            self._begin(_State.REASONING if token == THINK_START else _State.CONTENT)
+        else:
+            self._say(token)
+        return end
+
+    def _read_reasoning(self, text: str, i: int, final: bool) -> int:
+        stop = self._reasoning_stops.search(text, i)
+        if stop is None:
+            end = len(text) if final else self._reasoning_stops.hold(text, i)
+            self._say(text[i:end])
+            return self._wait(end)
+        start = stop.start()
+        self._say(text[i:start])
+        at = text.index("<", start)
+        if at == start:
+            return self._read_special(stop[0], text, at, final)
+        tag = read_tag(text, at, official_only=True)
+        if isinstance(tag, Tag):
+            is_start = tag.word is Word.CALLS and not tag.closing
+            tag = self._first_in_block(text, tag.end) if is_start else None
+        if tag == CUT and not final:
+            return self._wait(start)
+        if isinstance(tag, Tag) and not tag.closing and self._tools.may_call(tag.name):
+            self._state = _State.QUOTED
+            self._quoted_offset = self._offset + start
+            self._quoted = [text[start : tag.end]]
+            return tag.end
+        self._say(text[start : at + 1])
+        return at + 1
+
+    def _read_quoted(self, text: str, i: int, final: bool) -> int:
+        """A calls block in the reasoning: calls if the output ends right after it, else a quotation."""
+        stop = _QUOTED_STOPS.search(text, i)
+        end = stop.start() if stop else len(text) if final else _QUOTED_STOPS.hold(text, i)
+        self._quoted.append(text[i:end])
+        if stop is None:
+            return self._wait(end)
+        if stop[0] == CALLS_END:
+            if self._only_eos(text, stop.end(), final):
+                return self._replay(text, end) if final else self._wait(end)
+            self._quoted.append(CALLS_END)
+            end = stop.end()
+        self._unquote()
+        return end
+
+    def _only_eos(self, text: str, i: int, final: bool) -> bool:
+        """Nothing but white space and EOS is left, or may be left once more text is there."""
+        rest = text[i : i + _MAX_SPACE + len(EOS)]
+        if i + len(rest) < len(text):
+            return False
+        rest = rest.strip()
+        return rest in ("", EOS) or (not final and EOS.startswith(rest))
+
+    def _unquote(self) -> None:
+        """The block was a quotation: it is reasoning."""
+        self._state = _State.REASONING
+        self._say("".join(self._quoted))
+        self._quoted = []
+
+    def _replay(self, text: str, i: int) -> int:
+        """The reasoning was never closed and the output ends with a calls block: read that as calls."""
+        block = "".join(self._quoted) + text[i:]
+        self._quoted = []
+        self._offset = self._position = self._quoted_offset
+        self._note("unclosed_reasoning")
+        self._begin(_State.CONTENT)
+        position = 0
+        while position < len(block):
+            position = self._step(block, position, final=True)
+        return len(text)
+
+    # Blocks, calls and values
+
+    def _enter(self, state: _State) -> None:
+        """A tag was read: only layout is expected before the next one."""
+        self._state = state
+        self._stray = False
+        self._layout = ""
+
+    def _read_markup(self, text: str, i: int, final: bool) -> int:
+        """Between the tags of a block or call."""
+        if not self._stray:
+            end = _SPACE.match(text, i).end()  # type: ignore[union-attr]
+            if end > i:
+                self._layout = (self._layout + text[i : min(end, i + 3)])[:3]
+            if end == len(text):
+                return end
+            i = end
+            if text[i] == "{":
+                body = self._body_follows(text, i)
+                if body is None and not final:
+                    return self._wait(i)
+                if body:
+                    self._begin_body()
+                    return i
+        stop = self._markup_stops.search(text, i)
+        if stop is None or stop.start() > i:
+            end = stop.start() if stop else len(text) if final else self._markup_stops.hold(text, i)
+            self._say_stray(text[i:end])
+            return end if stop else self._wait(end)
+        if stop[0] in (BOS, EOS):
+            return self._read_special_in_markup(stop[0], text, i)
+        tag = read_tag(text, i, official_only=not self._repair)
+        if tag == CUT and not final:
+            return self._wait(i)
+        if isinstance(tag, Tag):
+            self._position = self._offset + i
+            if not self._take(tag, text[i : tag.end]):
+                self._say_stray(text[i : tag.end])
+            return tag.end
+        if tag == CUT and self._repair:
+            self._position = self._offset + i
+            self._note("truncated_markup", text[i:])
+            return len(text)
+        self._say_stray(text[i])
+        return i + 1
+
+    def _take(self, tag: Tag, spelling: str) -> bool:
+        """Act on a tag inside a block or call; False if it is not markup here."""
+        in_call = self._state is _State.INVOKE
+        if tag.word is Word.PARAMETER and not tag.closing and in_call:
+            self._check_tag(tag, spelling)
+            self._begin_value(tag)
+        elif tag.word is Word.INVOKE and tag.closing and in_call:
+            self._check_tag(tag, spelling)
+            self._end_call()
+        elif tag.word is Word.CALLS and tag.closing and not in_call:
+            self._check_tag(tag, spelling)
+            self._leave_calls()
+        elif tag.word is Word.INVOKE and not tag.closing and (not in_call or self._repair):
+            if in_call:
+                self._note("unclosed_invoke", self._name)
+                self._end_call()
+            self._check_tag(tag, spelling)
+            self._begin_call(tag, wrapped=not in_call or self._wrapped)
+        elif tag.word is Word.CALLS and tag.closing and self._repair:
+            self._note("unclosed_invoke", self._name)
+            self._end_call()
+            self._check_tag(tag, spelling)
+            self._leave_calls()
+        elif self._repair and (tag.closing or tag.word is Word.CALLS):
+            self._note("stray_end_tag" if tag.closing else "repeated_start_tag", spelling)
+            self._enter(self._state)
+        else:
+            return False
+        return True
+
+    def _check_tag(self, tag: Tag, spelling: str) -> None:
+        if not tag.official:
+            no_type = tag.word is Word.PARAMETER and not tag.closing and tag.is_string is None
+            self._note("no_string_attribute" if no_type else "spelling", spelling)
+        if not self._repair:
+            first_in_call = self._arguments is not None and self._arguments.is_empty
+            if self._layout != "\n" and not (first_in_call and self._layout == "\n\n"):
+                self._note("layout", spelling)
+
+    def _say_stray(self, text: str) -> None:
+        """Text where only tags belong: it is content."""
+        if text:
+            if not self._stray:
+                self._note("text_in_calls")
+                self._stray = True
+            self._events.append(ContentDelta(text))
+
+    def _read_special_in_markup(self, token: str, text: str, i: int) -> int:
+        self._position = self._offset + i
+        if not self._repair:
+            self._say_stray(token)
+        elif token == BOS:
+            self._note("leaked_token", token)
+        else:
+            if self._state is _State.INVOKE:
+                self._note("unclosed_invoke", self._name)
+                self._end_call()
+            if self._state is _State.BLOCK:
+                self._note("unclosed_block")
+                self._leave_calls()
+            self._after_eos = True
+        return i + len(token)
+
+    def _leave_calls(self) -> None:
+        self._begin(_State.CONTENT)
+        self._after_call = True
+
+    def _begin_call(self, tag: Tag, wrapped: bool) -> None:
+        self._name = tag.name
+        self._wrapped = wrapped
+        self._arguments = ArgumentWriter(tag.name, self._tools, self._repair, self._note)
+        self._events.append(ToolCallStart(self._calls, tag.name))
+        if not self._tools.may_call(tag.name):
+            self._note("unknown_function", tag.name)
+        self._enter(_State.INVOKE)
+        if tag.empty:
+            self._end_call()
+
+    def _end_call(self) -> None:
+        assert self._arguments is not None
+        self._emit(self._arguments.finish())
+        self._arguments = None
+        self._events.append(ToolCallEnd(self._calls))
+        self._calls += 1
+        if self._wrapped:
+            self._enter(_State.BLOCK)
+        else:
+            self._leave_calls()
+
+    def _emit(self, fragment: str) -> None:
+        if fragment:
+            self._events.append(ToolCallArguments(self._calls, fragment))
+
+    def _begin_value(self, tag: Tag) -> None:
+        assert self._arguments is not None
+        self._emit(self._arguments.begin(tag.name, tag.is_string))
+        self._value_end = Word.PARAMETER
+        self._value_official = tag.official_mark
+        self._state = _State.VALUE
+        if tag.empty:
+            self._end_value()
+
+    def _body_follows(self, text: str, i: int) -> bool | None:
+        """The call's arguments follow as one JSON object, without parameter tags; None if that's not decided."""
+        if not self._repair or self._arguments is None or not self._arguments.is_empty:
+            return False
+        at = _SPACE.match(text, i + 1).end()  # type: ignore[union-attr]
+        if at == len(text):
+            return None if at - i <= _MAX_SPACE else False
+        return at - i <= _MAX_SPACE and text[at] in '"}'
+
+    def _begin_body(self) -> None:
+        assert self._arguments is not None
+        self._emit(self._arguments.begin_body())
+        self._value_end = Word.INVOKE
+        self._value_official = True
+        self._state = _State.VALUE
+
+    def _end_value(self, truncated: bool = False) -> None:
+        assert self._arguments is not None
+        self._emit(self._arguments.end(truncated))
+        self._enter(_State.INVOKE)
+
+    def _read_value(self, text: str, i: int, final: bool) -> int:
+        assert self._arguments is not None
+        stop = self._value_stops.search(text, i)
+        if stop is None:
+            end = len(text) if final else self._value_stops.hold(text, i)
+            if end > i:
+                self._emit(self._arguments.write(text[i:end]))
+            return self._wait(end)
+        at = text.index("<", stop.start())
+        tag = read_tag(text, at, official_only=not self._repair)
+        if isinstance(tag, Tag) and self._ends_value(tag):
+            self._emit(self._arguments.write(text[i:at]))
+            self._position = self._offset + at
+            if tag.word is Word.INVOKE:
+                self._end_value()
+                return at  # the end tag of the call is read there
+            if not tag.official:
+                self._note("spelling", text[at : tag.end])
+            self._end_value()
+            return tag.end
+        closes = self._repair and self._only_end_tags(text, at, final)
+        if not final and (closes or tag == CUT):
+            self._emit(self._arguments.write(text[i : stop.start()]))
+            return self._wait(stop.start())
+        if closes:
+            self._emit(self._arguments.write(text[i : stop.start()]))
+            self._position = self._offset + at
+            return len(text)
+        self._emit(self._arguments.write(text[i : at + 1]))
+        return at + 1
+
+    def _ends_value(self, tag: Tag) -> bool:
+        """A value ends at its end tag, in the mark it was opened with; one with an unofficial mark at any."""
+        return tag.closing and tag.word is self._value_end and (tag.official_mark or not self._value_official)
+
+    def _only_end_tags(self, text: str, i: int, final: bool) -> bool:
+        """Nothing but end tags and EOS is left, or may be left once more text is there: the value was never closed."""
+        order = 0
+        while i < len(text):
+            before = order
+            if text.startswith(EOS, i):
+                order = _EOS_ORDER
+                i += len(EOS)
+            else:
+                tag = read_tag(text, i)
+                if isinstance(tag, str) or (tag is None and EOS.startswith(text[i:])):
+                    return not final or order > 0 or ANY_MARK.match(text, i) is not None
+                if tag is None or not tag.closing or self._ends_value(tag):
+                    return False
+                order = _END_ORDER[tag.word]
+                i = tag.end
+            space = _SPACE.match(text, i).end()  # type: ignore[union-attr]
+            if order <= before or space - i > _MAX_SPACE:
+                return False
+            i = space
+        return True

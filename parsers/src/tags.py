@@ -1,0 +1,137 @@
+"""The grammar of one DSML tag, in its official spelling and in the spellings seen in the wild.
+
+A tag is short and holds no other tag, so a reader never looks further than `MAX_TAG` characters ahead.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from .protocol import DSML
+
+MAX_TAG: Final = 512
+"""Longest tag, in characters. A longer one is text."""
+
+CUT: Final = "cut"
+"""Answer of `read_tag`: what is there may be the beginning of a tag."""
+
+# What every tag begins with, and what a text that stops inside that beginning looks like.
+OFFICIAL_MARK: Final = re.compile(f"</?{DSML}")
+ANY_MARK: Final = re.compile(r"</?[|｜]{1,2}DSML[|｜]{1,2}")
+MARK_PREFIX: Final = re.compile(r"</?(?:[|｜]{1,2}(?:D(?:S(?:M(?:L[|｜]{0,2})?)?)?)?)?")
+
+_WORD = re.compile(r"[A-Za-z_]*")
+
+
+class Word(Enum):
+    """What a tag is about."""
+
+    CALLS = "function_calls"
+    INVOKE = "invoke"
+    PARAMETER = "parameter"
+
+
+_WORDS = {word.value: word for word in Word}
+_WORDS |= dict.fromkeys(("tool_calls", "toolcalls", "functioncalls", "function_call", "tool_call"), Word.CALLS)
+_WORD_PREFIXES = frozenset(word[:length] for word in _WORDS for length in range(len(word) + 1))
+
+_OFFICIAL_TAG = re.compile(
+    f"</{DSML}(?P<closing>function_calls|invoke|parameter)>"
+    f"|<{DSML}(?P<calls>function_calls)>"
+    f'|<{DSML}invoke name="(?P<function>[^"<>\n]+)">'
+    f'|<{DSML}parameter name="(?P<parameter>.*?)" string="(?P<string>true|false)">',
+    re.DOTALL,
+)
+_OPEN_NAME = re.compile(f'<{DSML}parameter name="')
+_CLOSE_NAME = re.compile('" string="(?:true|false)">')
+_BARE_MARK = re.compile(r"[|｜]DSML[|｜]")
+_VALUE = r"""(?:"([^"]*)"|'([^']*)'|[“”„‟«]([^“”„‟«»]*)[“”„‟»]|([^\s"'“”<>/=]+))"""
+_ATTRIBUTE = re.compile(rf"\s*([A-Za-z_]+)\s*=\s*{_VALUE}")
+_TAG_END = re.compile(r"\s*(/?)>")
+_FUNCTION_NAME = re.compile(r"[^\s<>|｜\"“”][^<>|｜\"“”\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One complete tag.
+
+    Attributes:
+        word: what it is about.
+        end: index of the character after it.
+        closing: it is an end tag.
+        name: function or parameter name of a start tag.
+        is_string: the `string` attribute, None where it is missing or makes no sense.
+        empty: it closes itself (`/>`).
+        official: it is spelled exactly as the model was trained on.
+        official_mark: at least its mark is.
+    """
+
+    word: Word
+    end: int
+    closing: bool = False
+    name: str = ""
+    is_string: bool | None = None
+    empty: bool = False
+    official: bool = True
+    official_mark: bool = True
+
+
+def read_tag(text: str, start: int, *, official_only: bool = False) -> Tag | str | None:
+    """The tag at `start`; CUT if the text ends before that is decided; None if there is none."""
+    mark = ANY_MARK.match(text, start)
+    if mark is None:
+        return CUT if MARK_PREFIX.fullmatch(text, start) else None
+    word_end = _WORD.match(text, mark.end()).end()  # type: ignore[union-attr]
+    spelling = text[mark.end() : word_end]
+    if word_end == len(text):
+        return CUT if spelling in _WORD_PREFIXES else None
+    word = _WORDS.get(spelling)
+    if word is None or (official_only and not OFFICIAL_MARK.match(text, start)):
+        return None
+    limit = start + MAX_TAG
+    end = text.find(">", word_end, limit)
+    if end >= 0 and (tag := _parse(text, start, word, word_end, end + 1, official_only)):
+        return tag
+    open_name = _OPEN_NAME.match(text, start)
+    if open_name is None:
+        if end >= 0 or text.find("<", word_end, limit) >= 0:
+            return None
+    else:  # the name of an official parameter may hold > and <
+        rest = _CLOSE_NAME.search(text, open_name.end(), limit)
+        if rest:
+            return _parse(text, start, word, word_end, rest.end(), True)
+        if _BARE_MARK.search(text, open_name.end(), limit):
+            return None
+    return None if len(text) >= limit else CUT
+
+
+def _parse(text: str, start: int, word: Word, word_end: int, end: int, official_only: bool) -> Tag | None:
+    official = _OFFICIAL_TAG.fullmatch(text, start, end)
+    if official:
+        name = official["function"] or official["parameter"] or ""
+        if _BARE_MARK.search(name):
+            return None
+        is_string = None if official["string"] is None else official["string"] == "true"
+        return Tag(word, end, closing=bool(official["closing"]), name=name, is_string=is_string)
+    if official_only:
+        return None
+    official_mark = OFFICIAL_MARK.match(text, start) is not None
+    if text[start + 1] == "/":
+        closed = text[word_end : end - 1].strip() == ""
+        return Tag(word, end, True, official=False, official_mark=official_mark) if closed else None
+    attributes: dict[str, str] = {}
+    position = word_end
+    while match := _ATTRIBUTE.match(text, position, end):
+        attributes.setdefault(match[1].lower(), next(value for value in match.groups()[1:] if value is not None))
+        position = match.end()
+    tag_end = _TAG_END.fullmatch(text, position, end)
+    name = attributes.get("name", "")
+    if tag_end is None or (word is not Word.CALLS and not _is_name(name, word)):
+        return None
+    is_string = {"true": True, "false": False}.get(attributes.get("string", "").strip().lower())
+    return Tag(word, end, False, name, is_string, bool(tag_end[1]), False, official_mark)
+
+
+def _is_name(name: str, word: Word) -> bool:
+    return bool(_FUNCTION_NAME.fullmatch(name)) if word is Word.INVOKE else bool(name) and not _BARE_MARK.search(name)
