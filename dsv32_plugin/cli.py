@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dsv32_plugin import __version__, tiny
+from dsv32_plugin import __version__, demo, doctor, tiny
 from dsv32_plugin.config import ConfigError
 from dsv32_plugin.console import CommandError
 
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsv32", description="Serve DeepSeek-V3.2 with stock vLLM and SGLang.")
     parser.add_argument("--version", action="version", version=f"dsv32-plugin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (tiny,):
+    for module in (demo, doctor, tiny):
         module.add_command(subparsers)
     return parser
 

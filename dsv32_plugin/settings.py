@@ -36,3 +36,30 @@ def variant() -> str | None:
     if value not in ("", "v3.2", "speciale"):
         raise ValueError(f"DSV32_VARIANT: expected v3.2 or speciale, got {value!r}")
     return value or None
+
+
+_READERS = {
+    "DSV32_PLUGIN": plugin_enabled,
+    "DSV32_ALLOW_UNTESTED_ENGINE": allow_untested_engine,
+    "DSV32_ALLOW_DEVELOPER": allow_developer_role,
+    "DSV32_VARIANT": variant,
+}
+_READ_ELSEWHERE = {"DSV32_KERNELS"}  # by kernels.dispatch, which knows nothing of engines
+
+
+def chosen() -> dict[str, str]:
+    """Every DSV32_* variable of this environment."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("DSV32_")}
+
+
+def problem(name: str) -> str | None:
+    """Say what is wrong with a variable of `chosen`, or None."""
+    if name in _READ_ELSEWHERE:
+        return None
+    if name not in _READERS:
+        return f"{name}: expected one of {', '.join(sorted([*_READERS, *_READ_ELSEWHERE]))}; it has no effect"
+    try:
+        _READERS[name]()
+    except ValueError as error:
+        return str(error)
+    return None

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from dsv32_plugin.config import ConfigError, DsaConfig
 
 V32: dict[str, Any] = {

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
 from dsv32_plugin import cli, tiny
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.tiny import BLOCK, TinySpec
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 pytest.importorskip("transformers")
 from oracle import Fault, dequantized_weights, hf_greedy, hf_logprobs, load

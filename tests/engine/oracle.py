@@ -22,8 +22,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from dsv32_plugin.block_fp8 import dequantised
 from safetensors.torch import load_file
+
+from dsv32_plugin.block_fp8 import dequantised
 
 
 class Fault(Enum):

@@ -13,9 +13,10 @@ pytest.importorskip("vllm")
 
 import client
 from client import Completion, random_prompt
+from oracle import Fault, Greedy, hf_greedy
+
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
-from oracle import Fault, Greedy, hf_greedy
 
 pytestmark = pytest.mark.engine
 

@@ -1,0 +1,233 @@
+"""`dsv32 doctor`: what will really serve a DeepSeek-V3.2 checkpoint here, and what stands in the way.
+
+Exit status 0 means that the engine will use this plugin, 1 that it will not (wrong, or switched off on purpose).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dsv32_plugin import __version__, settings
+from dsv32_plugin.console import stderr, stdout
+from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS, compat
+
+PROBE_SECONDS = 180
+DISTRIBUTION = "dsv32-plugin"
+VLLM_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins")
+MARKS = {"ok": "[green]✓[/]", "note": "[dim]·[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, what was found, how it is, and, where it is not well, what to do."""
+
+    section: str
+    name: str
+    found: str
+    level: str = "note"
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything the doctor knows to look at."""
+    return [*_versions(), *_devices(), *_settings(), *_vllm()]
+
+
+def is_well(findings: list[Finding]) -> bool:
+    return all(finding.level != "wrong" for finding in findings)
+
+
+def _versions() -> Iterator[Finding]:
+    section = "versions"
+    yield Finding(section, DISTRIBUTION, __version__)
+    yield Finding(section, "Python", platform.python_version())
+    vllm = _version("vllm")
+    if vllm is None:
+        yield Finding(section, "vllm", "not installed", "wrong", "pip install 'dsv32-plugin[vllm]'")
+    else:
+        problem = compat.engine_version_problem(vllm)
+        level = "ok" if problem is None else "warning" if settings.allow_untested_engine() else "wrong"
+        yield Finding(section, "vllm", vllm, level, problem or "tested")
+    for name in ("torch", "triton", "transformers"):
+        yield Finding(section, name, _version(name) or "not installed")
+    yield Finding(section, "NVIDIA driver", _driver() or "none")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+
+        from dsv32_plugin.kernels import dispatch
+    except ImportError as error:
+        yield Finding("devices", "torch", f"cannot be imported: {error}", "wrong", "pip install 'dsv32-plugin[vllm]'")
+        return
+    kinds: dict[str, torch.device] = {}
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(device)
+        kind = getattr(properties, "gcnArchName", None) or f"sm{properties.major}{properties.minor}"
+        kinds.setdefault(kind, device)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        yield Finding("devices", str(device), f"{properties.name}, {kind}, {memory}")
+    if not kinds:
+        kinds["cpu"] = torch.device("cpu")
+        yield Finding("devices", "cpu", f"{os.cpu_count()} cores, no GPU", advice="good for trying out, not for speed")
+    for kind, device in kinds.items():
+        try:
+            for operation, choice in dispatch.choices(device).items():
+                yield Finding(f"kernels on {kind}", operation, choice.name, "ok", choice.reason)
+        except (ValueError, NotImplementedError) as error:
+            yield Finding(f"kernels on {kind}", dispatch.VARIABLE, "refused", "wrong", str(error))
+
+
+def _settings() -> Iterator[Finding]:
+    chosen = settings.chosen()
+    for name, value in chosen.items():
+        problem = settings.problem(name)
+        level = "note" if problem is None else "warning" if "no effect" in problem else "wrong"
+        yield Finding("settings", name, value, level, problem or "")
+    if not chosen:
+        yield Finding("settings", "DSV32_*", "all defaults")
+
+
+def _vllm() -> Iterator[Finding]:
+    section = "vLLM"
+    if _version("vllm") is None:
+        return
+    yield from _other_plugins(section)
+    try:
+        enabled = settings.plugin_enabled()
+    except ValueError:
+        return  # already a finding among the settings
+    if not enabled:
+        advice = "unset it to use the plugin"
+        yield Finding(section, "switch", "DSV32_PLUGIN=0: vLLM runs its own code", "wrong", advice)
+    else:
+        yield Finding(section, "switch", "on", "ok", "DSV32_PLUGIN=0 gives vLLM's own code back")
+    seen = _probe()
+    if isinstance(seen, str):
+        yield Finding(section, "plugin loading", "failed", "wrong", seen)
+        return
+    yield _platform(section, seen)
+    for architecture, path in MODELS.items():
+        yield _compare(section, architecture, seen["models"][architecture], path)
+    yield _compare(section, "attention backend CUSTOM", seen["backend"], BACKEND_PATH)
+
+
+def _other_plugins(section: str) -> Iterator[Finding]:
+    """Neighbours in vLLM's entry-point groups, and whether vLLM is told to load us."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    for group in VLLM_GROUPS:
+        points = list(entry_points(group=group))
+        if not any(_owner(point) == DISTRIBUTION for point in points):
+            advice = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
+            yield Finding(section, group, "the plugin is not installed", "wrong", advice)
+        for point in points:
+            if _owner(point) == DISTRIBUTION and allowed is not None and point.name not in allowed.split(","):
+                advice = f"add {point.name} to it"
+                yield Finding(section, group, f"VLLM_PLUGINS={allowed} leaves the plugin out", "wrong", advice)
+            elif _owner(point) not in (DISTRIBUTION, "vllm"):
+                found = f"{point.name} of {_owner(point)} is here too"
+                yield Finding(
+                    section, group, found, "warning", "it may replace our code; VLLM_PLUGINS=dsv32 leaves it out"
+                )
+
+
+def _owner(point: Any) -> str:
+    return str(point.dist.name) if point.dist else ""
+
+
+def _platform(section: str, seen: dict[str, Any]) -> Finding:
+    path, device = seen["platform"], seen["device_type"]
+    if not device:
+        advice = "vllm serve cannot start: no GPU, and no CPU platform without the plugin"
+        return Finding(section, "platform", path, "wrong", advice)
+    if device == "cpu":
+        return _compare(section, "platform", path, CPU_PLATFORM_PATH)
+    if path.startswith("vllm."):
+        return Finding(section, "platform", path, "ok", "vLLM's own, for this device")
+    return Finding(section, "platform", path, "warning", "another plugin's; not tested")
+
+
+def _compare(section: str, name: str, found: str | None, ours: str) -> Finding:
+    if found == ours:
+        return Finding(section, name, found, "ok", "ours")
+    if found is None:
+        return Finding(section, name, "nothing registered", "wrong", f"expected {ours}")
+    whose = "vLLM's own code" if found.startswith("vllm.") else "another plugin's code"
+    return Finding(section, name, found, "wrong", f"{whose} would run, not ours")
+
+
+def _probe() -> dict[str, Any] | str:
+    """What is registered in a fresh vLLM process, or, in words, why that cannot be said."""
+    command = [sys.executable, "-m", "dsv32_plugin.vllm_adapter.probe"]
+    with stderr.status("asking vLLM what it has loaded"):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {PROBE_SECONDS} s from: {' '.join(command)}"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    match = re.search(r"\s(\d+\.\d+[.\d]*)\s", path.read_text()) if path.exists() else None
+    return match.group(1) if match else None
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table(title="dsv32 doctor", title_justify="left", header_style="bold")
+    for heading in ("", "what", "found", "remark"):
+        table.add_column(heading, overflow="fold")
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            table.add_section()
+            table.add_row("", Text(section, style="bold"), "", "")
+        table.add_row(MARKS[finding.level], Text(finding.name), Text(finding.found), Text(finding.advice))
+    return table
+
+
+def add_command(subparsers: Any) -> None:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "doctor", help="say what will serve here, and what is wrong", description=__doc__
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.set_defaults(handler=_handle)
+
+
+def _handle(arguments: argparse.Namespace) -> int:
+    findings = examine()
+    well = is_well(findings)
+    if arguments.json:
+        print(json.dumps({"well": well, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return 0 if well else 1
+    stdout.print(_table(findings))
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    stdout.print("vLLM will serve through the plugin" if well else f"{wrong} found wrong: see ✗", style="bold")
+    return 0 if well else 1

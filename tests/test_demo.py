@@ -1,0 +1,167 @@
+"""`dsv32 demo` against a stand-in for vLLM: what it asks, what it prints, and that it always stops the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsv32_plugin import cli, demo, serving
+
+FAKE = Path(__file__).parent / "fake_vllm"
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_VLLM_PIDS", str(tmp_path / "pids"))
+    monkeypatch.setenv("FAKE_VLLM_REQUEST", str(tmp_path / "request.json"))
+    monkeypatch.delenv("DSV32_PLUGIN", raising=False)
+    monkeypatch.setattr(demo, "find_spec", lambda name: name)
+    monkeypatch.setattr(serving, "_STOP_SECONDS", 1.0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return str(tmp_path / "model")
+
+
+def running(tmp_path: Path) -> list[int]:
+    """Which processes of the stand-in are still there."""
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    deadline = time.monotonic() + 5  # an orphan's death is reported by init, a moment later
+    while pids and time.monotonic() < deadline:
+        pids = [pid for pid in pids if Path(f"/proc/{pid}").exists() and " Z " not in _stat(pid)]
+        time.sleep(0.02)
+    return pids
+
+
+def _stat(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return " Z "
+
+
+def test_the_whole_story(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--model", model, "--max-tokens", "7", "--", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "--dtype float32" in printed
+    assert "--seed 3" in printed
+    assert "hmrain\N{REPLACEMENT CHARACTER}[31mget_weather{}" in printed, "all parts, no control characters"
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    assert "5 prompt tokens, first token after" in printed
+    assert "3 tokens in" in printed
+    assert "vllm serve deepseek-ai/DeepSeek-V3.2" in printed
+    assert running(tmp_path) == []
+
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert request["chat_template_kwargs"] == {"thinking": True}
+    assert request["tools"][0]["function"]["name"] == "get_weather"
+    assert request["max_tokens"] == 7
+    assert request["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        pytest.param("dies", "Device string must not be empty", id="the-server-ends"),
+        pytest.param("never-ready", "was not ready after", id="the-server-never-answers"),
+        pytest.param("refuses", "the server refused the chat", id="the-chat-is-refused"),
+        pytest.param("no-token", "ended its answer without a token", id="an-empty-answer"),
+        pytest.param("in-tree", "not through the plugin", id="vllm-runs-its-own-code"),
+    ],
+)
+def test_what_can_go_wrong(
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", mode)
+    monkeypatch.setattr(demo, "START_SECONDS", 2 if mode == "never-ready" else 30)
+    assert cli.main(["demo", "--model", model]) == 2
+    assert message in capsys.readouterr().err
+    assert running(tmp_path) == []
+
+
+def test_switched_off_is_said(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "dies")
+    monkeypatch.setenv("DSV32_PLUGIN", "0")
+    assert cli.main(["demo", "--model", model]) == 2
+    assert "DSV32_PLUGIN=0 switches the plugin off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGTERM, 143, id="sigterm")],
+)
+@pytest.mark.parametrize("mode", ["never-ready", "ignores-sigterm"])
+def test_an_interrupted_demo_leaves_nothing_behind(
+    tmp_path: Path, model: str, number: signal.Signals, status: int, mode: str
+) -> None:
+    code = (
+        "import sys; from dsv32_plugin import cli, demo, serving; serving._STOP_SECONDS = 1.0\n"
+        "demo.find_spec = str; demo._chat = lambda *args: __import__('time').sleep(600)\n"
+        f"sys.exit(cli.main(['demo', '--model', {model!r}]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FAKE_VLLM": mode},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(number)
+    assert process.wait(20) == status
+    assert running(tmp_path) == []
+
+
+def test_the_tiny_checkpoint_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(spec: object, out: Path) -> None:
+        written.append(out)
+        out.mkdir(parents=True)
+
+    monkeypatch.setattr(demo.tiny, "write", write)
+    assert demo._checkpoint() == demo._checkpoint()
+    assert len(written) == 1
+    assert written[0].parent == tmp_path / "cache" / "dsv32"
+
+
+def test_vllm_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert cli.main(["demo"]) == 2
+    assert "pip install 'dsv32-plugin[vllm]'" in capsys.readouterr().err
+
+
+def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--model", "/nowhere"]) == 2
+    assert "--model: expected a checkpoint folder with a config.json, got /nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.engine
+def test_with_the_real_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.delenv("PYTHONPATH")
+    assert cli.main(["demo", "--max-tokens", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    assert "8 tokens in" in printed

@@ -1,0 +1,208 @@
+"""`dsv32 doctor`: it says what is registered, and each way in which that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dsv32_plugin import cli, doctor
+from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
+
+HEALTHY: dict[str, Any] = {
+    "platform": CPU_PLATFORM_PATH,
+    "device_type": "cpu",
+    "models": MODELS,
+    "backend": BACKEND_PATH,
+}
+OURS = SimpleNamespace(name="dsv32", dist=SimpleNamespace(name="dsv32-plugin"))
+THEIRS = SimpleNamespace(name="rival", dist=SimpleNamespace(name="rival-plugin"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which all is well, without starting vLLM."""
+    for name in ("DSV32_PLUGIN", "DSV32_KERNELS", "DSV32_ALLOW_UNTESTED_ENGINE", "VLLM_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+    versions = {"vllm": "0.26.0", "torch": "2.11.0", "triton": "3.6.0", "transformers": "5.0.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(doctor, "entry_points", lambda group: [OURS])
+    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY)
+
+
+def found(level: str) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine() if finding.level == level}
+
+
+def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not found("wrong")
+    assert not found("warning")
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "sparse_mla" in printed, "which kernel serves each operation"
+    assert "vLLM will serve through the plugin" in printed
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["well"] is True
+    assert {"section": "versions", "name": "vllm", "found": "0.26.0", "level": "ok", "advice": "tested"} in report[
+        "findings"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "text"),
+    [
+        pytest.param(
+            {"models": dict.fromkeys(MODELS, "vllm.models:DeepseekV3")},
+            "DeepseekV32ForCausalLM",
+            "vLLM's own code",
+            id="in-tree-model",
+        ),
+        pytest.param({"models": dict.fromkeys(MODELS)}, "GlmMoeDsaForCausalLM", "expected dsv32_plugin", id="no-model"),
+        pytest.param(
+            {"backend": "rival.Backend"}, "attention backend CUSTOM", "another plugin's code", id="backend-taken"
+        ),
+        pytest.param({"backend": None}, "attention backend CUSTOM", "expected dsv32_plugin", id="no-backend"),
+        pytest.param({"platform": "vllm.None", "device_type": ""}, "platform", "cannot start", id="nothing-to-run-on"),
+        pytest.param({"platform": "vllm.platforms.cpu.CpuPlatform"}, "platform", "vLLM's own code", id="cpu-platform"),
+    ],
+)
+def test_what_is_registered_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], name: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | change)
+    assert text in found("wrong")[name].advice
+    assert cli.main(["doctor"]) == 1
+
+
+def test_a_gpu_keeps_the_platform_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {"platform": "vllm.platforms.cuda.NvmlCudaPlatform", "device_type": "cuda"}
+    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | gpu)
+    assert not found("wrong")
+    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | gpu | {"platform": "rival.Platform"})
+    assert "another plugin's" in found("warning")["platform"].advice
+
+
+def test_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_probe", lambda: "RuntimeError: no")
+    assert found("wrong")["plugin loading"].advice == "RuntimeError: no"
+
+
+def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: two platforms\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **keywords: failed)
+    assert doctor._probe() == "RuntimeError: two platforms"
+
+
+@pytest.mark.parametrize(
+    ("installed", "level"),
+    [
+        pytest.param("0.32.0", "wrong", id="newer"),
+        pytest.param("0.25.1", "wrong", id="older"),
+        pytest.param(None, "wrong", id="missing"),
+    ],
+)
+def test_the_engine_version(monkeypatch: pytest.MonkeyPatch, installed: str | None, level: str) -> None:
+    monkeypatch.setattr(doctor, "_version", {"vllm": installed}.get)
+    finding = found(level)["vllm"]
+    assert "install" in finding.advice
+    assert "0.26.0" in finding.advice or installed is None
+
+
+def test_an_untested_engine_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {"vllm": "0.32.0"}.get)
+    monkeypatch.setenv("DSV32_ALLOW_UNTESTED_ENGINE", "1")
+    assert "vllm" in found("warning")
+
+
+def test_another_plugin_in_our_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "entry_points", lambda group: [OURS, THEIRS])
+    warnings = found("warning")
+    assert "rival of rival-plugin" in warnings["vllm.general_plugins"].found
+    assert "rival of rival-plugin" in warnings["vllm.platform_plugins"].found
+    assert not found("wrong"), "it is no harm as long as what is registered is ours"
+
+
+def test_the_package_is_there_but_its_entry_points_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "entry_points", lambda group: [])
+    assert "pip install" in found("wrong")["vllm.general_plugins"].advice
+
+
+def test_vllm_is_told_not_to_load_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "rival,other")
+    assert found("wrong")["vllm.general_plugins"].advice == "add dsv32 to it"
+    monkeypatch.setenv("VLLM_PLUGINS", "rival,dsv32")
+    assert not found("wrong")
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV32_PLUGIN", "0")
+    assert "vLLM runs its own code" in found("wrong")["switch"].found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "level"),
+    [
+        pytest.param("DSV32_PLUGIN", "perhaps", "wrong", id="malformed"),
+        pytest.param("DSV32_KERNEL", "triton", "warning", id="misspelt"),
+    ],
+)
+def test_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: str, level: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert name in found(level)
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install another plugin, with this body, beside ours."""
+
+    def install(body: str) -> None:
+        site = tmp_path / "site"
+        metadata = site / "rival_plugin-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (site / "rival.py").write_text(f"def register():\n    {body}\n")
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rival-plugin\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nrival = rival:register\n")
+        # Behind everything else on the path, so that it registers last.
+        (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.path.append({str(site)!r})\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+
+    return install
+
+
+@pytest.mark.engine
+class TestWithVllm:
+    """The same questions to the real vLLM."""
+
+    @pytest.fixture(autouse=True)
+    def real(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("vllm")
+        monkeypatch.undo()
+
+    def test_it_has_loaded_us(self) -> None:
+        assert not found("wrong")
+
+    def test_switched_off_it_runs_its_own_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DSV32_PLUGIN", "0")
+        wrong = found("wrong")
+        assert wrong["DeepseekV32ForCausalLM"].advice.startswith("vLLM's own code")
+        assert wrong["attention backend CUSTOM"].found == "nothing registered"
+
+    def test_a_neighbour_that_takes_our_backend_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, neighbour: Callable[[str], None]
+    ) -> None:
+        registry = "vllm.v1.attention.backends.registry"
+        neighbour(f"import {registry} as r; r.register_backend(r.AttentionBackendEnum.CUSTOM, 'rival.Backend')")
+        assert "rival of rival-plugin" in found("warning")["vllm.general_plugins"].found
+        assert found("wrong")["attention backend CUSTOM"].found == "rival.Backend"
