@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +46,31 @@ def add_commands(subparsers: Any) -> None:
 
 def render_command(args: argparse.Namespace) -> int:
     """Handler of `dsv32 render`."""
-    return _reporting(_render, args)
+    return _reporting("render", _render, args)
 
 
 def parse_command(args: argparse.Namespace) -> int:
     """Handler of `dsv32 parse`."""
-    return _reporting(_parse, args)
+    return _reporting("parse", _parse, args)
 
 
-def _reporting(command: Any, args: argparse.Namespace) -> int:
+def _reporting(name: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     try:
         command(args)
     except _Problem as problem:
-        print(
-            f"dsv32 {args.command if hasattr(args, 'command') else ''}: {problem}".replace(" :", ":"), file=sys.stderr
-        )
+        print(f"dsv32 {name}: {problem}", file=sys.stderr)
         return 2
     return 0
 
 
-_OPTIONS = ("tools", "response_format", "thinking_mode", "drop_thinking", "add_default_bos_token", "context")
-_OPTIONS += ("add_generation_prompt", "continue_final_message", "variant", "allow_developer")
+_OPTIONS = frozenset(inspect.signature(encode_messages).parameters) - {"messages"}
 
 
 def _render(args: argparse.Namespace) -> None:
     chat = _read_json(args.file)
     options: dict[str, Any] = {}
     if isinstance(chat, dict):
-        options = {name: chat[name] for name in _OPTIONS if name in chat}
+        options = {name: value for name, value in chat.items() if name in _OPTIONS}
         if "messages" not in chat:
             raise _Problem(f"{args.file}: expected a list of messages or an object with messages")
         chat = chat["messages"]
@@ -85,9 +84,10 @@ def _render(args: argparse.Namespace) -> None:
         prompt = encode_messages(chat, **options)
     except EncodingError as error:
         raise _Problem(f"{args.file}: {error}") from error
+    ids = _token_ids(args.tokenizer, prompt) if args.tokenizer else None
     print(prompt)
-    if args.tokenizer:
-        print(json.dumps(_token_ids(args.tokenizer, prompt)))
+    if ids is not None:
+        print(json.dumps(ids))
 
 
 def _parse(args: argparse.Namespace) -> None:
