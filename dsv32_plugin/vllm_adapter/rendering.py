@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import TokenizersBackend
@@ -47,19 +48,21 @@ class DsaRenderer(HfRenderer):
     ) -> tuple[list[ConversationMessage], DictPrompt]:
         if self._has_template(params):
             return super().render_messages(messages, params)
-        return _conversation(messages), parse_dec_only_prompt(self._encode(messages, params))
+        conversation = _plain(messages)
+        return conversation, parse_dec_only_prompt(self._encode(conversation, params))
 
     async def render_messages_async(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
     ) -> tuple[list[ConversationMessage], DictPrompt]:
         if self._has_template(params):
             return await super().render_messages_async(messages, params)
-        return _conversation(messages), parse_dec_only_prompt(await self._encode_async(messages, params))
+        conversation = _plain(messages)
+        return conversation, parse_dec_only_prompt(await self._encode_async(conversation, params))
 
     def _has_template(self, params: ChatParams) -> bool:
         return bool(params.chat_template or getattr(self.get_tokenizer(), "chat_template", None))
 
-    def _encode(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> list[int]:
+    def _encode(self, messages: list[ConversationMessage], params: ChatParams) -> list[int]:
         kwargs = params.chat_template_kwargs
         if kwargs.get("documents"):
             raise ValueError("documents: expected none, got some; DeepSeek-V3.2 has no place for them, use a message")
@@ -74,6 +77,10 @@ class DsaRenderer(HfRenderer):
         return self.get_tokenizer().encode(prompt, add_special_tokens=False)
 
 
-def _conversation(messages: list[ChatCompletionMessageParam]) -> list[ConversationMessage]:
-    """What vLLM keeps of a request next to its prompt: roles, contents and calls, as they came."""
-    return [dict(message) for message in messages]  # type: ignore[misc]
+def _plain(value: Any) -> Any:
+    """Dicts and lists where pydantic left lazy iterators, which can be read only once."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
