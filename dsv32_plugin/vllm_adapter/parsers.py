@@ -24,6 +24,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.reasoning import ReasoningParser
 from vllm.tokenizers import TokenizerLike
 from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
+from xgrammar import StructuralTag
 
 from dsv32_plugin.parsers import (
     ContentDelta,
@@ -33,6 +34,7 @@ from dsv32_plugin.parsers import (
     ToolCallArguments,
     ToolCallStart,
 )
+from dsv32_plugin.parsers.constraint import forced_calls, optional_calls
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
@@ -115,8 +117,9 @@ class DsaToolParser(ToolParser):
     """DSML calls in what follows the reasoning. With `tool_choice` none everything stays content."""
 
     engine_based_streaming = True
-    # A forced call is constrained to DSML, the format that the model was trained on, instead of bare JSON.
-    structural_tag_model = "deepseek_v3_2"
+    # A forced call is constrained to DSML, the format that the model was trained on, and not to bare JSON: see
+    # get_structural_tag, which vLLM asks where structural_tag_model is set.
+    structural_tag_model = "dsv32"
     supports_required_and_named = False
 
     def __init__(self, tokenizer: TokenizerLike, tools: list[Tool] | None = None) -> None:
@@ -125,6 +128,22 @@ class DsaToolParser(ToolParser):
 
     def get_remaining_unstreamed_args(self) -> str:
         return ""
+
+    def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> StructuralTag | None:
+        """The grammar of the answer: calls only where one is forced, well-formed calls where a tool is `strict`."""
+        tools, choice = self._dumped_tools(), request.tool_choice
+        parallel = request.parallel_tool_calls is not False
+        if not tools or choice == "none":
+            return None
+        if choice in (None, "auto"):
+            strict = any((tool.get("function") or tool).get("strict") for tool in tools)
+            return StructuralTag(**optional_calls(tools, parallel=parallel)) if strict else None
+        if choice != "required":
+            name = getattr(choice, "name", None) or choice.function.name
+            tools = [tool for tool in tools if (tool.get("function") or tool)["name"] == name]
+            if not tools:
+                raise ValueError(f"tool_choice: expected one of the request's tools, got {name}")
+        return StructuralTag(**forced_calls(tools, parallel=parallel))
 
     def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
         parser = self._new_parser(request)
@@ -159,8 +178,11 @@ class DsaToolParser(ToolParser):
         """The stream is over: close what the model left open."""
         return None if self._parser is None else _delta_message(self._parser.finish())
 
+    def _dumped_tools(self) -> list[dict[str, Any]]:
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
     def _new_parser(self, request: Request) -> OutputParser:
-        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        tools = self._dumped_tools()
         return OutputParser(tools, tool_calls=bool(tools) and request.tool_choice != "none", think_tags=False)
 
 

@@ -33,6 +33,8 @@ OPTIONS = [
     "--enable-auto-tool-choice",
     "--tool-call-parser", "dsv32",
     "--reasoning-parser", "dsv32",
+    # Its default lets the first request choose a backend that then refuses another request's kind of grammar.
+    "--structured-outputs-config.backend", "xgrammar",
     # The grammar below spells the reasoning too.
     "--structured-outputs-config.enable_in_reasoning", "true",
 ]  # fmt: skip
