@@ -79,8 +79,6 @@ class OutputParser:
             raise ValueError("thinking=True needs think_tags=True: reasoning ends at </think>")
         self._tools = Tools(tools)
         self._repair = policy == "repair"
-        self._tool_calls = tool_calls
-        self._think_tags = think_tags
         mark = ANY_MARK if self._repair else OFFICIAL_MARK
         tokens = (BOS, EOS) if self._repair else (EOS,)
         think = (THINK_START, THINK_END) if think_tags else ()
