@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from dsv32_plugin.rope import rope_table, softmax_scale
 from transformers import DeepseekV32Config
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32RotaryEmbedding, yarn_apply_mscale
+
+from dsv32_plugin.rope import rope_table, softmax_scale
 
 YARN = {
     "rope_type": "yarn",

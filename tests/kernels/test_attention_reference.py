@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dsv32_plugin.kernels import dense_mla, gather_latents, masked_mha, sparse_mla
 
 import cases
 import oracles
+from dsv32_plugin.kernels import dense_mla, gather_latents, masked_mha, sparse_mla
 
 U8 = torch.uint8
 REAL, SMALL = {}, {"rank": 32, "rope_dim": 8, "page_size": 16}

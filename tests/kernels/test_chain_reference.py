@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DeepseekV32Config, DynamicCache
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
+
+import cases
 from dsv32_plugin.kernels import (
     dense_mla,
     gather_index_keys,
@@ -19,10 +23,6 @@ from dsv32_plugin.kernels import (
 )
 from dsv32_plugin.kernels.formulas import rope
 from dsv32_plugin.rope import rope_table, softmax_scale
-from transformers import DeepseekV32Config, DynamicCache
-from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
-
-import cases
 
 YARN = {
     "rope_type": "yarn",

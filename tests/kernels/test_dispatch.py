@@ -3,12 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dsv32_plugin.kernels as kernels
 import pytest
 import torch
-from dsv32_plugin.kernels import dispatch
 
 import cases
+import dsv32_plugin.kernels as kernels
+from dsv32_plugin.kernels import dispatch
 
 OPERATIONS = sorted(dispatch.SUPPORT)
 GPU = torch.device("cuda", 0)

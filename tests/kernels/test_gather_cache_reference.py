@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from dsv32_plugin.kernels import gather_index_keys, gather_latents
 
 import cases
 import oracles
+from dsv32_plugin.kernels import gather_index_keys, gather_latents
 
 U8 = torch.uint8
 DTYPES = [torch.float32, torch.bfloat16, U8]

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from dsv32_plugin.kernels import gather_index_keys, index_logits_paged, index_logits_ragged
 
 import cases
 import oracles
+from dsv32_plugin.kernels import gather_index_keys, index_logits_paged, index_logits_ragged
 
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
 LENGTH = 128 + 64

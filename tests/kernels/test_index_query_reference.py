@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from dsv32_plugin.kernels import index_logits_ragged, index_query, select_topk
-from dsv32_plugin.kernels.formulas import hadamard, power_of_two_scale, quantize, rotate
 
 import cases
 import oracles
+from dsv32_plugin.kernels import index_logits_ragged, index_query, select_topk
+from dsv32_plugin.kernels.formulas import hadamard, power_of_two_scale, quantize, rotate
 
 
 @pytest.mark.parametrize("rotated", [False, True], ids=["plain", "rotated"])

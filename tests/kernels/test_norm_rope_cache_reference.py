@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from dsv32_plugin.kernels import norm_rope_cache
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import (
     DeepseekV32RMSNorm,
     apply_rotary_pos_emb,
@@ -10,6 +9,7 @@ from transformers.models.deepseek_v32.modeling_deepseek_v32 import (
 
 import cases
 import oracles
+from dsv32_plugin.kernels import norm_rope_cache
 
 U8 = torch.uint8
 SMALL = {"q_rank": 48, "rank": 32, "rope_dim": 8, "index_dim": 16, "page_size": 16}

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from dsv32_plugin.kernels import index_logits_ragged, index_topk_ragged, select_topk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
+from dsv32_plugin.kernels import index_logits_ragged, index_topk_ragged, select_topk
 
 
 @pytest.mark.parametrize("ranges", cases.RANGES)

@@ -1,0 +1,47 @@
+# Needs python3 (3.10 or newer) with venv, make, and a C compiler. Everything else comes into .venv and .tools.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := .tools/bin/uv
+READY := $(VENV)/.ready
+TYPED := build/typed
+PYTEST_OPTIONS ?=
+
+# Threads that wait do not take a core from those that work.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    serve a tiny checkpoint with vLLM and chat with it"
+	@echo "make test    lint, types and tests, those with the real engine included"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove what these made, the environments included"
+
+demo: $(READY)
+	$(BIN)/dsv32 demo
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# The folders of the checkout map into one package, so types are checked as installed.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build
+	@$(UV) pip install --quiet --no-deps --reinstall-package dsv32-plugin --python $(BIN)/python --target $(TYPED) .
+	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+clean:
+	rm -rf .venv .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(BIN)/python -e ".[vllm,dev]"
+	@touch $@
+
+$(UV):
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks venv; on Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet uv
