@@ -8,6 +8,10 @@ from dsv32_plugin import settings
 
 BACKEND_PATH = "dsv32_plugin.vllm_adapter.backend.DsaBackend"
 CPU_PLATFORM_PATH = "dsv32_plugin.vllm_adapter.platform.DsaCpuPlatform"
+TOKENIZER_MODE = "deepseek_v32"
+PARSER_NAME = "dsv32"
+RENDERING_MODULE = "dsv32_plugin.vllm_adapter.rendering"
+PARSERS_MODULE = "dsv32_plugin.vllm_adapter.parsers"
 MODELS = {
     "DeepseekV32ForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
     "GlmMoeDsaForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
@@ -23,11 +27,20 @@ def register() -> None:
     compat.check_engine_version()
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
+    from vllm.tool_parsers import ToolParserManager
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     for architecture, path in MODELS.items():
         ModelRegistry.register_model(architecture, path)
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND_PATH)
+    # The mode that vLLM chooses for DeepseekV32ForCausalLM. Assigned, since `register` warns where it replaces.
+    TokenizerRegistry.tokenizers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaTokenizer")
+    RENDERER_REGISTRY.renderers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaRenderer")
+    ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
+    ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
     if current_platform.is_cpu():
         import dsv32_plugin.vllm_adapter.quantisation  # noqa: F401  registers itself
 

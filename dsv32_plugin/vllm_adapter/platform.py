@@ -113,3 +113,8 @@ class DsaCpuPlatform(CpuPlatform):
         # Tracing costs 20 s of warm-up and gains nothing on reference kernels. Workers inherit the environment.
         vllm_config.compilation_config.mode = CompilationMode.NONE
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        workers = vllm_config.parallel_config.local_world_size
+        if workers > 1:
+            # By default vLLM binds every worker to a NUMA node of its own, which a small machine does not have.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))

@@ -16,19 +16,10 @@ from vllm.utils.async_utils import make_async
 
 from dsv32_plugin import settings
 from dsv32_plugin.parsers import encode_messages
+from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
 SPECIALE = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
-
-
-def thinking_requested(chat_template_kwargs: dict[str, Any] | None) -> bool:
-    """Whether a request asks for thinking: `thinking` or `enable_thinking`, off where neither is given.
-
-    vLLM sets `enable_thinking` for requests with a `reasoning_effort`. An explicit `thinking` wins.
-    """
-    kwargs = chat_template_kwargs or {}
-    thinking = kwargs.get("thinking")
-    return bool(kwargs.get("enable_thinking") if thinking is None else thinking)
 
 
 class DsaTokenizer:

@@ -129,7 +129,8 @@ class JsonStream:
     def _read_structure(self, text: str, i: int, out: list[str]) -> int:
         end = _SPACE.match(text, i).end()  # type: ignore[union-attr]
         if end > i:
-            (self._held if self._held else out).append(text[i:end])
+            if not (self._hidden and self._expect is _Expect.END):
+                (self._held if self._held else out).append(text[i:end])
             return end
         char = text[i]
         expect = self._expect

@@ -99,6 +99,7 @@ class OutputParser:
 
         self._position = 0  # where the markup was seen that notes are about
         self._prose = Prose()  # of the reasoning or content since it last began
+        self._quoting = False  # a wrapper was taken for text, and its end has not come
         self._after_eos = False
         self._after_call = False  # only white space came since the last call
         self._calls = 0
@@ -236,6 +237,7 @@ class OutputParser:
         """Reasoning or content begins."""
         self._state = state
         self._prose = Prose()
+        self._quoting = False
 
     def _read_content(self, text: str, i: int, final: bool) -> int:
         stop = self._content_stops.search(text, i)
@@ -261,31 +263,33 @@ class OutputParser:
             return len(text)
         if isinstance(tag, Tag):
             self._note("markup_as_text", text[at : tag.end])
+            if tag.word is Word.CALLS:
+                self._quoting = not tag.closing
         self._say(text[start : at + 1])
         return at + 1
 
     def _accept(self, tag: Tag, text: str, line_breaks: int) -> Tag | str | None:
         """The tag if it is markup here in the content, CUT if what follows decides that, None if it is text.
 
-        Officially calls begin with a blank line and the wrapper. Whatever else looks like calls must also not look
-        like a quotation, and call a known function unless it stands on a line of its own and in a wrapper.
+        Officially calls begin with a blank line and the wrapper. Whatever else looks like calls must not look like a
+        quotation, and must call a known function unless it stands in a wrapper on a line of its own.
         """
         if tag.closing:
             return tag if self._repair and self._after_call else None
         if tag.word is Word.PARAMETER:
             return None
         official = line_breaks == 2 and tag.official and tag.word is Word.CALLS
-        if not official and (not self._repair or self._prose.is_quotation(line_breaks)):
+        if not official and (not self._repair or self._quoting or self._prose.is_quotation(line_breaks)):
             return None
         if tag.word is Word.INVOKE:
             return tag if self._tools.may_call(tag.name) else None
-        first = self._first_in_block(text, tag.end)
+        first = self._first_in_block(text, tag.end, may_repeat=self._repair)
         own_line = line_breaks > 0 or self._prose.at_line_start
         if isinstance(first, Tag):
             return tag if own_line or self._tools.may_call(first.name) else None
         return first
 
-    def _first_in_block(self, text: str, i: int) -> Tag | str | None:
+    def _first_in_block(self, text: str, i: int, *, may_repeat: bool = False) -> Tag | str | None:
         """What makes a wrapper one: the call it begins with, or its end."""
         at = _SPACE.match(text, i).end()  # type: ignore[union-attr]
         if at - i > _MAX_SPACE:
@@ -295,6 +299,8 @@ class OutputParser:
         tag = read_tag(text, at, official_only=not self._repair)
         if not isinstance(tag, Tag):
             return tag
+        if tag.word is Word.CALLS and not tag.closing and may_repeat:
+            return self._first_in_block(text, tag.end, may_repeat=False)
         return tag if tag.word is (Word.CALLS if tag.closing else Word.INVOKE) else None
 
     def _enter_calls(self, tag: Tag, spelling: str) -> None:

@@ -78,8 +78,8 @@ class _Resolver:
         if isinstance(schema.get("allOf"), list):
             known = [types for part in schema["allOf"] if (types := self.types(part, depth + 1)) is not None]
             return frozenset.intersection(*known) or None if known else None
-        values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] * ("const" in schema)
-        if values:
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if isinstance(values, list) and values:
             return _union(frozenset({_PYTHON_TYPES[type(v)]}) if type(v) in _PYTHON_TYPES else None for v in values)
         if "properties" in schema:
             return frozenset({"object"})

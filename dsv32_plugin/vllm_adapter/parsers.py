@@ -1,0 +1,200 @@
+"""`--reasoning-parser dsv32` and `--tool-call-parser dsv32`: vLLM's two parser hooks over one state machine.
+
+vLLM hands the stream to the reasoning parser until the reasoning ends, and what follows to the tool parser. Both are
+"engine based" in vLLM's words: they keep their own state and are given each delta once, so that time stays linear.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllm.entrypoints.chat_utils import make_tool_call_id
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.engine.protocol import (
+    DeltaFunctionCall,
+    DeltaMessage,
+    DeltaToolCall,
+    ExtractedToolCallInformation,
+    FunctionCall,
+    ToolCall,
+)
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.reasoning import ReasoningParser
+from vllm.tokenizers import TokenizerLike
+from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
+
+from dsv32_plugin.parsers import (
+    ContentDelta,
+    Event,
+    OutputParser,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
+from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
+from dsv32_plugin.vllm_adapter.thinking import thinking_requested
+
+Request = ChatCompletionRequest | ResponsesRequest
+
+_UP_TO_TAG_END = re.compile(r"[^>]*>?")
+
+
+class DsaReasoningParser(ReasoningParser):
+    """Everything before `</think>` in answers to prompts that end with `<think>`."""
+
+    engine_based_streaming = True
+
+    def __init__(self, tokenizer: TokenizerLike, *args: Any, **kwargs: Any) -> None:
+        super().__init__(tokenizer, *args, **kwargs)
+        try:
+            self._start_id, self._end_id = self.vocab[THINK_START], self.vocab[THINK_END]
+        except KeyError as error:
+            raise ValueError(f"--reasoning-parser dsv32: the tokenizer has no token {error}") from error
+        self._thinking = thinking_requested(kwargs.get("chat_template_kwargs"))
+        self._parser = OutputParser(thinking=True, tool_calls=False)
+
+    @property
+    def reasoning_start_str(self) -> str:
+        return THINK_START
+
+    @property
+    def reasoning_end_str(self) -> str:
+        return THINK_END
+
+    def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
+        for token in reversed(input_ids):
+            if token in (self._start_id, self._end_id):
+                return token == self._end_id
+        return not self._thinking
+
+    def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
+        return self._end_id in delta_ids
+
+    def has_engine_confirmed_reasoning_end(self) -> bool:
+        return self._parser.reasoning_ended
+
+    def extract_content_ids(self, input_ids: list[int]) -> list[int]:
+        if self._end_id not in input_ids:
+            return [] if self._thinking else input_ids
+        return input_ids[input_ids.index(self._end_id) + 1 :]
+
+    def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
+        if not self._thinking:
+            return 0
+        return token_ids.index(self._end_id) if self._end_id in token_ids else len(token_ids)
+
+    def extract_reasoning(self, model_output: str, request: Request) -> tuple[str | None, str | None]:
+        if not self._thinking:
+            return None, model_output
+        parser = OutputParser(thinking=True, tool_calls=False)
+        events, rest = _reason(parser, model_output)
+        if not parser.reasoning_ended:
+            events += parser.finish()
+        return _text(events, ReasoningDelta), rest or None
+
+    def extract_reasoning_streaming(
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+    ) -> DeltaMessage | None:
+        events, rest = _reason(self._parser, delta_text)
+        return _delta_message([*events, ContentDelta(rest)] if rest else events)
+
+    def finish_streaming(self) -> DeltaMessage | None:
+        """The stream is over, or the reasoning is: give out what was held back as a possible piece of `</think>`."""
+        return None if self._parser.reasoning_ended else _delta_message(self._parser.finish())
+
+
+class DsaToolParser(ToolParser):
+    """DSML calls in what follows the reasoning. With `tool_choice` none everything stays content."""
+
+    engine_based_streaming = True
+    # A forced call is constrained to DSML, the format that the model was trained on, instead of bare JSON.
+    structural_tag_model = "deepseek_v3_2"
+    supports_required_and_named = False
+
+    def __init__(self, tokenizer: TokenizerLike, tools: list[Tool] | None = None) -> None:
+        super().__init__(tokenizer, tools)
+        self._parser: OutputParser | None = None
+
+    def get_remaining_unstreamed_args(self) -> str:
+        return ""
+
+    def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
+        parser = self._new_parser(request)
+        events = parser.feed(model_output) + parser.finish()
+        calls: list[FunctionCall] = []
+        for event in events:
+            if isinstance(event, ToolCallStart):
+                calls.append(FunctionCall(name=event.name, arguments=""))
+            elif isinstance(event, ToolCallArguments):
+                calls[event.index].arguments += event.fragment
+        return ExtractedToolCallInformation(
+            tools_called=bool(calls),
+            tool_calls=[ToolCall(function=call) for call in calls],
+            content=_text(events, ContentDelta),
+        )
+
+    def extract_tool_calls_streaming(
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+        request: Request,
+    ) -> DeltaMessage | None:
+        if self._parser is None:
+            self._parser = self._new_parser(request)
+        return _delta_message(self._parser.feed(delta_text))
+
+    def finish_streaming(self) -> DeltaMessage | None:
+        """The stream is over: close what the model left open."""
+        return None if self._parser is None else _delta_message(self._parser.finish())
+
+    def _new_parser(self, request: Request) -> OutputParser:
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return OutputParser(tools, tool_calls=bool(tools) and request.tool_choice != "none", think_tags=False)
+
+
+def _reason(parser: OutputParser, text: str) -> tuple[list[Event], str]:
+    """Feed text until the reasoning ends; returns its events, and the text after the end untouched."""
+    events: list[Event] = []
+    # The reasoning ends with a tag: fed tag by tag, the parser never reads past the end.
+    position = 0
+    while position < len(text) and not parser.reasoning_ended:
+        match = _UP_TO_TAG_END.match(text, position)
+        assert match is not None
+        events += parser.feed(match[0])
+        position = match.end()
+    return events, text[position:]
+
+
+def _text(events: Iterable[Event], kind: type[ReasoningDelta] | type[ContentDelta]) -> str | None:
+    return "".join(event.text for event in events if isinstance(event, kind)) or None
+
+
+def _delta_message(events: list[Event]) -> DeltaMessage | None:
+    """One chunk of the response; None where nothing is certain yet."""
+    calls: list[DeltaToolCall] = []
+    for event in events:
+        if isinstance(event, ToolCallStart):
+            function = DeltaFunctionCall(name=event.name, arguments="")
+            calls.append(DeltaToolCall(index=event.index, id=make_tool_call_id(), type="function", function=function))
+        elif isinstance(event, ToolCallArguments):
+            if calls and calls[-1].index == event.index and calls[-1].function is not None:
+                calls[-1].function.arguments = (calls[-1].function.arguments or "") + event.fragment
+            else:
+                calls.append(DeltaToolCall(index=event.index, function=DeltaFunctionCall(arguments=event.fragment)))
+    fields: dict[str, Any] = {"reasoning": _text(events, ReasoningDelta), "content": _text(events, ContentDelta)}
+    fields = {name: value for name, value in fields.items() if value}
+    if calls:
+        fields["tool_calls"] = calls
+    return DeltaMessage(**fields) if fields else None

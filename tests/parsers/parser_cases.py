@@ -1,0 +1,609 @@
+"""The named cases: an output, and what it means. Also read by `benchmarks/parsers.py`."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+D = "｜DSML｜"
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+START = f"<{D}function_calls>"
+END = f"</{D}function_calls>"
+
+
+def open_invoke(name: str) -> str:
+    return f'<{D}invoke name="{name}">\n'
+
+
+def invoke(name: str, *parameters: str) -> str:
+    return open_invoke(name) + "\n".join(parameters) + f"\n</{D}invoke>"
+
+
+def block(*invokes: str) -> str:
+    return f"\n\n{START}\n" + "\n".join(invokes) + f"\n{END}"
+
+
+def text(name: str, value: str) -> str:
+    return f'<{D}parameter name="{name}" string="true">{value}</{D}parameter>'
+
+
+def data(name: str, value: str) -> str:
+    return f'<{D}parameter name="{name}" string="false">{value}</{D}parameter>'
+
+
+def untyped(name: str, value: str, attributes: str = "") -> str:
+    return f'<{D}parameter name="{name}"{attributes}>{value}</{D}parameter>'
+
+
+def tool(name: str, properties: dict[str, Any] | None = None, **schema: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties or {}, **schema}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+STRING = {"type": "string"}
+TOOLS = [
+    tool("get_weather", {"location": STRING, "date": STRING}),
+    tool("search", {"query": STRING, "topn": {"type": "integer"}, "exact": {"type": "boolean"}}),
+    tool("run", {"code": STRING, "env": {"type": "object"}, "args": {"type": "array", "items": STRING}}),
+    tool(
+        "edit",
+        {
+            "path": {"$ref": "#/$defs/Path"},
+            "change": {"$ref": "#/$defs/Change"},
+            "label": {"type": ["string", "null"]},
+            "line": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "target": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+            "anything": {},
+        },
+        **{"$defs": {"Path": STRING, "Change": {"type": "object", "properties": {"next": {"$ref": "#/$defs/Change"}}}}},
+    ),
+    tool("now"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`calls` holds (name, arguments); arguments as a mapping are compared as JSON, as text exactly."""
+
+    id: str
+    text: str
+    content: str = ""
+    calls: tuple[tuple[str, Any], ...] = ()
+    reasoning: str = ""
+    notes: tuple[str, ...] = ()
+    thinking: bool = False
+    policy: str = "repair"
+    tools: tuple[Any, ...] = tuple(TOOLS)
+    options: tuple[tuple[str, bool], ...] = ()
+
+    @property
+    def official(self) -> bool:
+        """Well-formed: what DeepSeek's own parser reads, and reads as we do."""
+        return not self.notes and self.policy == "repair" and not self.options
+
+
+CASES: list[Case] = []
+
+
+def case(id: str, text: str, content: str = "", *calls: tuple[str, Any], notes: str = "", **options: Any) -> None:
+    CASES.append(Case(id, text, content, calls, notes=tuple(notes.split()), **options))
+
+
+def value_case(id: str, value: str, notes: str = "", **options: Any) -> None:
+    """The text `value` is one string argument, exactly."""
+    call = ("run", json.dumps({"code": value}, ensure_ascii=False))
+    case(id, block(invoke("run", text("code", value))), "", call, notes=notes, **options)
+
+
+HZ = ("get_weather", {"location": "Hangzhou"})
+BJ = ("get_weather", {"location": "Beijing"})
+NOW = ("now", "{}")
+CALL_HZ = invoke("get_weather", text("location", "Hangzhou"))
+CALL_BJ = invoke("get_weather", text("location", "Beijing"))
+
+# -- prose without calls
+case("prose/plain", "Hello! I am DeepSeek.", "Hello! I am DeepSeek.")
+case("prose/empty", "")
+case("prose/eos", f"Hello!{EOS}", "Hello!")
+case("prose/less-than", "if a < b and c <d or e<f", "if a < b and c <d or e<f")
+case("prose/html", "<div>\n<p class='x'>hi</p></div>", "<div>\n<p class='x'>hi</p></div>")
+case("prose/ends-in-less-than", "a <", "a <")
+case("prose/ends-in-slash", "a </", "a </")
+case("prose/ends-in-bar", "a <｜", "a <｜")
+case("prose/ends-in-line-breaks", "a\n\n\n", "a\n\n\n")
+case("prose/pipes-and-tables", "| a | b |\n|<|>|", "| a | b |\n|<|>|")
+case("prose/chatml-token", "<|im_end|>", "<|im_end|>")
+case("prose/xml-function-calls", "<function_calls>\n<invoke name='f'>", "<function_calls>\n<invoke name='f'>")
+case("prose/mark-alone", f"The mark is {D}.", f"The mark is {D}.")
+case("prose/line-breaks-only", "\n\n", "\n\n")
+
+# -- well-formed calls
+case("call/one", block(CALL_HZ), "", HZ)
+case("call/eos", block(CALL_HZ) + EOS, "", HZ)
+case("call/after-prose", "Let me look." + block(CALL_HZ), "Let me look.", HZ)
+case("call/prose-keeps-its-own-line-break", "Look:\n" + block(CALL_HZ), "Look:\n", HZ)
+case("call/parallel", block(CALL_HZ, CALL_BJ), "", HZ, BJ)
+case("call/same-call-twice", block(CALL_HZ, CALL_HZ), "", HZ, HZ)
+case("call/no-parameters", block(invoke("now")), "", NOW)
+case("call/no-parameters-one-line-break", block(f"{open_invoke('now')}</{D}invoke>"), "", NOW)
+case("call/several-without-parameters", block(invoke("now"), CALL_HZ, invoke("now")), "", NOW, HZ, NOW)
+case(
+    "call/two-parameters-official-layout",
+    block(invoke("get_weather", text("location", "Hangzhou"), text("date", "2024-01-16"))),
+    "",
+    ("get_weather", '{"location": "Hangzhou", "date": "2024-01-16"}'),
+)
+case(
+    "call/mixed-types",
+    block(invoke("search", text("query", "x"), data("topn", "10"), data("exact", "false"))),
+    "",
+    ("search", '{"query": "x", "topn": 10, "exact": false}'),
+)
+case("call/without-tools", block(invoke("anything", text("k", "v"))), "", ("anything", {"k": "v"}), tools=())
+case("call/name-with-dots", block(invoke("mcp.files-v2/read")), "", ("mcp.files-v2/read", "{}"), tools=())
+case("call/chinese-names", block(invoke("查天气", text("城市", "杭州"))), "", ("查天气", '{"城市": "杭州"}'), tools=())
+case(
+    "call/key-with-quotes-and-brackets",
+    block(invoke("f", text('a"b', "1"), text("<c>", "2"), text("d>e\n", "3"))),
+    "",
+    ("f", '{"a\\"b": "1", "<c>": "2", "d>e\\n": "3"}'),
+    tools=(),
+)
+case("call/empty-key", block(invoke("f", text("", "v"))), "", ("f", {"": "v"}), tools=())
+
+# -- string values
+value_case("string/plain", "Hangzhou")
+value_case("string/empty", "")
+value_case("string/leading-and-trailing-space", "  x \t")
+value_case("string/line-breaks-around", "\n\nx\n\n")
+value_case("string/one-line-break", "\n")
+value_case("string/raw-line-breaks-and-quotes", 'print("a")\n\'b\' \\n \\" \\')
+value_case("string/redirect", "make 2>&1")
+value_case("string/ends-in-less-than", "a <")
+value_case("string/ends-in-less-than-slash", "a </")
+value_case("string/ends-in-bar", "a <｜")
+value_case("string/ends-in-letters-of-parameter", "the para")
+value_case("string/ends-in-parameter", "the parameter")
+value_case("string/ends-in-slash-parameter", "</parameter")
+value_case("string/ends-in-greater-than", "a -> b>")
+value_case("string/html", "<div><p>x</p></div>")
+value_case("string/xml-invoke-end", "</invoke></function_calls>")
+value_case("string/invoke-end-inside", f"a</{D}invoke>b")
+value_case("string/whole-call-inside", f'<{D}function_calls>\n<{D}invoke name="x">\n</{D}invoke>\n</{D}function_calls>')
+value_case("string/ends-in-invoke-end", f"a</{D}invoke>")
+value_case("string/ends-in-all-end-tags", f"a\n</{D}invoke>\n</{D}function_calls>")
+value_case("string/parameter-start-inside", f'<{D}parameter name="y" string="true">v')
+value_case("string/other-mark-inside", "</|DSML|parameter>")
+value_case("string/doubled-bar-inside", "</｜｜DSML｜｜parameter> x")
+value_case("string/parameters-is-not-parameter", f"</{D}parameters>")
+value_case("string/cut-end-tag-inside", f"</{D}param </{D} </")
+value_case("string/think-tags", "<think>a</think>")
+value_case("string/special-tokens", f"{BOS}a{EOS}b")
+value_case("string/diff", "--- a\n+++ b\n@@ -1 +1 @@\n-<a>\n+</a>\n")
+value_case("string/looks-like-a-number", "007")
+value_case("string/looks-like-true", "true")
+value_case("string/looks-like-an-object", '{"a": [1, 2]}')
+value_case("string/looks-like-a-json-string", '"quoted"')
+value_case("string/control-characters", "\x00\x01\x1b[0m\r\n\x7f")
+value_case("string/astral-and-combining", "📅 e\u0301 \u2028 ￼")
+value_case("string/code-fence", "```\nx\n```")
+value_case("string/many-less-than", "<" * 50 + "</" * 20)
+
+# -- JSON values
+for name, value in {
+    "integer": "5",
+    "negative": "-3",
+    "big-number-verbatim": "12345678901234567890123",
+    "decimal-verbatim": "1.50",
+    "exponent-verbatim": "1E+5",
+    "true": "true",
+    "null": "null",
+    "string": '"a\\u00e9\\n"',
+    "array": "[1, 2]",
+    "compact-array-verbatim": '[1,2,{"a":[]}]',
+    "object": '{"a": {"b": "c"}}',
+    "empty-object": "{}",
+    "empty-array": "[]",
+    "space-around": " [1] ",
+    "line-breaks-inside": "[\n  1,\n  2\n]",
+    "markup-in-a-string": f'["</{D}invoke>", "<{D}parameter name=\\"x\\""]',
+    "escaped-quotes": '["a \\"b\\" \\\\"]',
+}.items():
+    case(f"json/{name}", block(invoke("f", data("v", value))), "", ("f", f'{{"v": {value}}}'), tools=())
+
+# -- JSON that isn't
+for name, value in {
+    "code": "def f(x): return x < 3",
+    "cyrillic": "привет, мир",
+    "code-in-braces": "{ foo: 1 }",
+    "comprehension": "[x for x in y]",
+    "number-and-unit": "12 apples",
+    "bare-word": "hello",
+    "leading-zero": "007",
+    "nan": "NaN",
+    "extra-bracket": "7]",
+    "empty": "",
+    "space": "  ",
+}.items():
+    call = ("f", json.dumps({"v": value}, ensure_ascii=False))
+    case(f"not-json/{name}", block(invoke("f", data("v", value))), "", call, notes="not_json", tools=())
+for name, value, meaning, note in (
+    ("missing-brackets", '{"a": [1, 2', {"a": [1, 2]}, "unbalanced_json"),
+    ("missing-quote", '["a', ["a"], "unbalanced_json"),
+    ("wrong-bracket", '{"a": [1, 2}', '{"a": [1, 2}', "not_json"),
+    ("extra-brackets", "[1, 2]]", "[1, 2]]", "not_json"),
+    ("text-after", '{"a": 1} and more', '{"a": 1} and more', "not_json"),
+    ("unescaped-quotes", '{"a": "he said "hi""}', '{"a": "he said "hi""}', "not_json"),
+    ("dangling-key", '{"a": ', '{"a": ', "not_json"),
+    ("raw-line-break-in-string", '["a\nb"]', ["a\nb"], "raw_control_character"),
+    ("stray-backslash", '["\\d+"]', ["\\d+"], "stray_backslash"),
+    ("trailing-comma", '{"a": [1, 2, ], }', {"a": [1, 2]}, "trailing_comma"),
+    ("python-literals", "[True, False, None]", [True, False, None], "python_literal"),
+):
+    case(f"damaged-json/{name}", block(invoke("f", data("v", value))), "", ("f", {"v": meaning}), notes=note, tools=())
+
+# -- the attribute decides, the schema settles the rest
+for name, parameter, value, notes in (
+    ("string", untyped("path", "007"), {"path": "007"}, "no_string_attribute"),
+    ("reference-to-object", untyped("change", '{"next": {}}'), {"change": {"next": {}}}, "no_string_attribute"),
+    ("nullable-string-text", untyped("label", "no"), {"label": "no"}, "no_string_attribute"),
+    ("nullable-string-null", untyped("label", "null"), {"label": None}, "no_string_attribute"),
+    ("nullable-string-number", untyped("label", "5"), {"label": "5"}, "no_string_attribute"),
+    ("nullable-integer", untyped("line", "12"), {"line": 12}, "no_string_attribute"),
+    ("any-of-integer", untyped("target", "12"), {"target": 12}, "no_string_attribute"),
+    ("any-of-string", untyped("target", "12b"), {"target": "12b"}, "no_string_attribute"),
+    ("untyped-object", untyped("anything", '{"a": 1}'), {"anything": {"a": 1}}, "no_string_attribute"),
+    ("untyped-text", untyped("anything", "[link](url)"), {"anything": "[link](url)"}, "no_string_attribute"),
+    ("unknown-number", untyped("unknown", "5"), {"unknown": 5}, "no_string_attribute"),
+    ("malformed-attribute", untyped("line", "12", ' string="maybe"'), {"line": 12}, "no_string_attribute"),
+    ("attribute-wins-string", text("line", "12"), {"line": "12"}, "type_conflict"),
+    ("attribute-wins-number", data("path", "12"), {"path": 12}, "type_conflict"),
+    ("double-encoded-object", text("change", "{}"), {"change": "{}"}, "type_conflict"),
+    ("json-string-for-object", data("change", '"{}"'), {"change": "{}"}, "type_conflict"),
+    ("not-json-for-object", data("change", "a < b"), {"change": "a < b"}, "not_json"),
+):
+    case(f"schema/{name}", block(invoke("edit", parameter)), "", ("edit", value), notes=notes)
+case(
+    "wrapped/arguments",
+    block(invoke("search", data("arguments", '{"query": "x", "topn": 5}'))),
+    "",
+    ("search", '{"query": "x", "topn": 5}'),
+    notes="wrapped_arguments",
+)
+case(
+    "wrapped/then-another-parameter",
+    block(invoke("search", data("input", '{"query": "x"}'), data("topn", "5"))),
+    "",
+    ("search", '{"query": "x", "topn": 5}'),
+    notes="wrapped_arguments",
+)
+case("wrapped/empty", block(invoke("search", data("args", "{}"))), "", ("search", "{}"), notes="wrapped_arguments")
+case(
+    "wrapped/other-keys-stay",
+    block(invoke("search", data("arguments", '{"other": 1}'))),
+    "",
+    ("search", {"arguments": {"other": 1}}),
+)
+case(
+    "wrapped/no-schema-stays",
+    block(invoke("f", data("arguments", '{"query": "x"}'))),
+    "",
+    ("f", {"arguments": {"query": "x"}}),
+    tools=(),
+)
+case("wrapped/declared-stays", block(invoke("run", data("args", '["a"]'))), "", ("run", {"args": ["a"]}))
+case(
+    "wrapped/object-as-body",
+    block(open_invoke("search") + '{"query": "x", "topn": 5}\n' + f"</{D}invoke>"),
+    "",
+    ("search", '{"query": "x", "topn": 5}'),
+    notes="wrapped_arguments",
+)
+case(
+    "wrapped/code-as-body-is-content",
+    block(open_invoke("run") + "{ print(1) }\n" + f"</{D}invoke>"),
+    "{ print(1) }\n",
+    ("run", "{}"),
+    notes="text_in_calls",
+)
+
+# -- reasoning
+case("think/answer", "I see.</think>Yes.", "Yes.", reasoning="I see.", thinking=True)
+case("think/call", f"Look.</think>{block(CALL_HZ)}{EOS}", "", HZ, reasoning="Look.", thinking=True)
+case("think/prose-and-call", f"Look.</think>Hm.{block(CALL_HZ)}", "Hm.", HZ, reasoning="Look.", thinking=True)
+case("think/empty", "</think>Yes.", "Yes.", thinking=True)
+case("think/line-breaks-kept", "a\n\n</think>\n\nb", "\n\nb", reasoning="a\n\n", thinking=True)
+case("think/after-results-no-thinking", "The weather is fine.", "The weather is fine.")
+case("think/markup-quoted", f"I use {START} here.</think>ok", "ok", reasoning=f"I use {START} here.", thinking=True)
+case("think/less-than", "a <b </thin</think>c", "c", reasoning="a <b </thin", thinking=True)
+case("think/xml", "<a></a></think>c", "c", reasoning="<a></a>", thinking=True)
+QUOTED = block(CALL_HZ)
+case("think/call-before-end-stays", f"So{QUOTED}</think>ok", "ok", reasoning=f"So{QUOTED}", thinking=True)
+case(
+    "think/call-before-end-then-prose",
+    f"So{QUOTED} or so.\n</think>ok{block(CALL_BJ)}",
+    "ok",
+    BJ,
+    reasoning=f"So{QUOTED} or so.\n",
+    thinking=True,
+)
+case(
+    "think/never-closed-then-call",
+    f"So{QUOTED}{EOS}",
+    "",
+    HZ,
+    reasoning="So",
+    thinking=True,
+    notes="unclosed_reasoning",
+)
+case(
+    "think/never-closed-unfinished-call-stays",
+    f"So{QUOTED[:-5]}",
+    reasoning=f"So{QUOTED[:-5]}",
+    thinking=True,
+    notes="unclosed_reasoning",
+)
+case(
+    "think/never-closed-unknown-function-stays",
+    f"So{block(invoke('nope'))}",
+    reasoning=f"So{block(invoke('nope'))}",
+    thinking=True,
+    notes="unclosed_reasoning",
+)
+case("think/never-closed", "Hm, so", reasoning="Hm, so", thinking=True, notes="unclosed_reasoning")
+case("think/opened-again", "<think>a</think>b", "b", reasoning="a", thinking=True, notes="repeated_think_tag")
+case("think/opened-though-off", "<think>a</think>b", "b", reasoning="a", notes="repeated_think_tag")
+case("think/closed-though-off", "</think>b", "b", notes="repeated_think_tag")
+case("think/closed-twice", "a</think></think>b", "b", reasoning="a", thinking=True, notes="repeated_think_tag")
+case("think/again-after-a-call", f"{block(CALL_HZ)}<think>x</think>", "", HZ, reasoning="x", notes="repeated_think_tag")
+case("think/in-prose-stays", "Use <think> and </think>.", "Use <think> and </think>.")
+case("think/in-reasoning-stays", "a <think> b</think>c", "c", reasoning="a <think> b", thinking=True)
+
+# -- spelling
+SPELLINGS = {
+    "ascii-bars": (D, "|DSML|"),
+    "doubled-bars": (D, "｜｜DSML｜｜"),
+    "doubled-ascii-bars": (D, "||DSML||"),
+    "mixed-bars": (D, "｜DSML|"),
+    "tool_calls": ("function_calls", "tool_calls"),
+    "toolcalls": ("function_calls", "toolcalls"),
+    "single-quotes": ('"', "'"),
+    "smart-quotes": ('="([^"]*)"', "=“\\1”"),
+    "space-before-end": (">", " >"),
+    "space-around-equals": ("=", " = "),
+}
+for name, (old, new) in SPELLINGS.items():
+    damaged = re.sub(old, new, block(CALL_HZ, CALL_BJ)) if "\\" in new else block(CALL_HZ, CALL_BJ).replace(old, new)
+    times = {"tool_calls": 2, "toolcalls": 2, "space-before-end": 10, "single-quotes": 4, "smart-quotes": 4}
+    count = times.get(name, 4 if "=" in old else 10)
+    case(f"spelling/{name}", damaged, "", HZ, BJ, notes=" ".join(["spelling"] * count))
+case(
+    "spelling/attributes-reordered",
+    block(invoke("get_weather", f'<{D}parameter string="true" name="location">Hangzhou</{D}parameter>')),
+    "",
+    HZ,
+    notes="spelling",
+)
+case(
+    "spelling/attribute-capitals",
+    block(invoke("search", untyped("topn", "5", ' string="False"'))),
+    "",
+    ("search", {"topn": 5}),
+    notes="spelling",
+)
+case(
+    "spelling/extra-attribute",
+    block(invoke("get_weather", untyped("location", "Hangzhou", ' string="true" type="str"'))),
+    "",
+    HZ,
+    notes="spelling",
+)
+case("spelling/unquoted", block(invoke("now")).replace('"now"', "now"), "", NOW, notes="spelling")
+case("spelling/self-closing-call", block(f'<{D}invoke name="now"/>', CALL_HZ), "", NOW, HZ, notes="spelling")
+case(
+    "spelling/self-closing-parameter",
+    block(invoke("get_weather", f'<{D}parameter name="location" string="true"/>', text("date", "x"))),
+    "",
+    ("get_weather", {"location": "", "date": "x"}),
+    notes="spelling",
+)
+case("spelling/one-line", block(CALL_HZ).replace("\n", ""), "", HZ)
+case("spelling/indented", block(CALL_HZ).replace("\n<", "\n   <").replace("\n   <", "\n\n<", 1), "\n", HZ)
+case("spelling/wide-layout", block(CALL_HZ).replace(">\n<", ">\n\n\t \n<"), "", HZ)
+case("spelling/no-blank-line", "a\n" + block(CALL_HZ).strip(), "a", HZ)
+case("spelling/at-the-very-start", block(CALL_HZ).strip(), "", HZ)
+case("spelling/in-mid-line", "Sure!" + block(CALL_HZ).strip(), "Sure!", HZ)
+
+# -- structure
+case("structure/bare-invoke", "Ok\n\n" + CALL_HZ, "Ok", HZ, notes="bare_invoke")
+case("structure/bare-invokes", f"{CALL_HZ}\n{CALL_BJ}", "", HZ, BJ, notes="bare_invoke bare_invoke")
+case(
+    "structure/bare-invoke-then-wrapper-end",
+    f"{CALL_HZ}\n{END}",
+    "",
+    HZ,
+    notes="bare_invoke stray_end_tag",
+)
+BARE_UNKNOWN = invoke("nope", text("a", "b"))
+case(
+    "structure/bare-unknown-function-stays",
+    BARE_UNKNOWN,
+    BARE_UNKNOWN,
+    notes="markup_as_text markup_as_text markup_as_text markup_as_text",
+)
+case("structure/bare-parameter-stays", text("a", "b"), text("a", "b"), notes="markup_as_text markup_as_text")
+case(
+    "structure/unknown-function-in-block",
+    block(invoke("nope", text("a", "b"))),
+    "",
+    ("nope", {"a": "b"}),
+    notes="unknown_function",
+)
+HALF = f"\n\n{START}\n" + open_invoke("get_weather") + f'<{D}parameter name="location" string="true">Hangzhou'
+case(
+    "structure/unclosed-parameter",
+    HALF + f"\n</{D}invoke>\n{END}",
+    "",
+    HZ,
+    notes="unclosed_parameter unclosed_invoke unclosed_block",
+)
+case(
+    "structure/unclosed-parameter-eos",
+    HALF + f"</{D}invoke>{EOS}",
+    "",
+    HZ,
+    notes="unclosed_parameter unclosed_invoke unclosed_block",
+)
+case(
+    "structure/unclosed-parameter-swallows-the-next",
+    HALF + f"\n</{D}invoke>\n{CALL_BJ}\n{END}",
+    "",
+    ("get_weather", {"location": f"Hangzhou\n</{D}invoke>\n{CALL_BJ[: CALL_BJ.index(f'</{D}parameter')]}"}),
+)
+case(
+    "structure/unclosed-invoke",
+    HALF + f"</{D}parameter>\n{END}",
+    "",
+    HZ,
+    notes="unclosed_invoke",
+)
+case(
+    "structure/unclosed-invoke-then-another",
+    HALF + f"</{D}parameter>\n{CALL_BJ}\n{END}",
+    "",
+    HZ,
+    BJ,
+    notes="unclosed_invoke",
+)
+case("structure/unclosed-block", f"\n\n{START}\n{CALL_HZ}", "", HZ, notes="unclosed_block")
+case("structure/unclosed-block-eos", f"\n\n{START}\n{CALL_HZ}{EOS}", "", HZ, notes="unclosed_block")
+case(
+    "structure/nested-invoke",
+    block(open_invoke("now") + CALL_HZ + f"\n</{D}invoke>"),
+    "",
+    NOW,
+    HZ,
+    notes="unclosed_invoke stray_end_tag",
+)
+case(
+    "structure/duplicate-parameter",
+    block(invoke("get_weather", text("location", "Beijing"), text("location", "Hangzhou"))),
+    "",
+    ("get_weather", '{"location": "Beijing", "location": "Hangzhou"}'),
+    notes="duplicate_parameter",
+)
+case(
+    "structure/two-blocks",
+    block(CALL_HZ) + block(CALL_BJ),
+    "",
+    HZ,
+    BJ,
+)
+case(
+    "structure/prose-around-and-between",
+    f"A{block(CALL_HZ)}\nB{block(CALL_BJ)}\nC",
+    "A\nB\nC",
+    HZ,
+    BJ,
+    notes="text_after_calls text_after_calls",
+)
+case(
+    "structure/prose-between-calls",
+    block(CALL_HZ, "and then", CALL_BJ),
+    "and then\n",
+    HZ,
+    BJ,
+    notes="text_in_calls",
+)
+case("structure/wrapper-twice", f"\n\n{START}\n{START}\n{CALL_HZ}\n{END}", "", HZ, notes="repeated_start_tag")
+case(
+    "structure/wrapper-end-twice",
+    f"{block(CALL_HZ)}\n{END}",
+    "",
+    HZ,
+    notes="stray_end_tag",
+)
+case("structure/empty-block", f"a\n\n{START}\n{END}", "a")
+case("structure/text-after-eos", f"a{EOS}b", "ab", notes="text_after_eos")
+case("structure/call-then-text-after-eos", f"{block(CALL_HZ)}{EOS}b", "b", HZ, notes="text_after_eos text_after_calls")
+case("structure/leaked-bos-at-start", BOS + "Hello", "Hello", notes="leaked_token")
+case("structure/leaked-bos-at-end", "Hello" + BOS, "Hello", notes="leaked_token")
+case(
+    "structure/leaked-bos-in-calls",
+    block(CALL_HZ + BOS, BOS + CALL_BJ),
+    "",
+    HZ,
+    BJ,
+    notes="leaked_token leaked_token",
+)
+
+# -- quotations
+EXAMPLE = block(CALL_HZ).strip()
+for name, quotation, notes in (
+    ("wrapper-in-backticks", f"Write `{START}` first.", 1),
+    ("wrapper-in-prose", f"Write {START} first.", 1),
+    ("wrapper-line-alone", f"Begin with\n\n{START}\n\nand go on.", 1),
+    ("tag-in-backticks", f'Use `<{D}invoke name="now">`.', 1),
+    ("call-in-quotes", f"Like “{EXAMPLE}”", 6),
+    ("call-in-a-code-fence", f"Like this:\n```xml\n{EXAMPLE}\n```\n", 6),
+):
+    case(f"quoted/{name}", quotation, quotation, notes=" ".join(["markup_as_text"] * notes))
+case(
+    "quoted/after-a-code-fence-it-is-a-call",
+    f"```\nx\n```\n{EXAMPLE}",
+    "```\nx\n```",
+    HZ,
+)
+
+# -- truncation
+case("cut/in-wrapper", f"a\n\n<{D}function_ca", "a", notes="truncated_markup")
+case("cut/after-wrapper", f"a\n\n{START}\n", "a", notes="truncated_markup")
+case("cut/in-name", f'a\n\n{START}\n<{D}invoke name="get_wea', "a", notes="truncated_markup")
+case("cut/after-name", f"\n\n{START}\n{open_invoke('now')}", "", NOW, notes="unclosed_invoke unclosed_block")
+case("cut/in-value", HALF, "", HZ, notes="unclosed_parameter unclosed_invoke unclosed_block")
+case("cut/in-end-tag", HALF + f"</{D}para", "", HZ, notes="unclosed_parameter unclosed_invoke unclosed_block")
+case(
+    "cut/in-json-key",
+    f'{HALF[: HALF.rindex("<")]}<{D}parameter name="v" string="false">{{"a": 1, "b',
+    "",
+    ("get_weather", {"v": {"a": 1, "b": None}}),
+    notes="unclosed_parameter unbalanced_json unclosed_invoke unclosed_block",
+)
+case(
+    "cut/in-json-literal",
+    f'{HALF[: HALF.rindex("<")]}<{D}parameter name="v" string="false">[1, tru',
+    "",
+    ("get_weather", {"v": [1, "tru"]}),
+    notes="unclosed_parameter unbalanced_json unclosed_invoke unclosed_block",
+)
+
+# -- strict: damaged markup stays content
+for id in ("spelling/ascii-bars", "spelling/tool_calls", "spelling/in-mid-line", "structure/bare-invoke"):
+    damaged = next(c.text for c in CASES if c.id == id)
+    count = {"spelling/ascii-bars": 0, "spelling/tool_calls": 8, "spelling/in-mid-line": 6, "structure/bare-invoke": 4}[
+        id
+    ]
+    case(f"strict/{id.split('/')[1]}", damaged, damaged, notes=" ".join(["markup_as_text"] * count), policy="strict")
+case("strict/well-formed", f"a{block(CALL_HZ, CALL_BJ)}{EOS}", "a", HZ, BJ, policy="strict")
+case("strict/text-after-calls", block(CALL_HZ) + "\n", "\n", HZ, notes="text_after_calls", policy="strict")
+case("strict/cut-tag-stays", f"a\n\n<{D}function_ca", f"a\n\n<{D}function_ca", policy="strict")
+case(
+    "strict/missing-attribute-stays",
+    block(invoke("get_weather", untyped("location", "Hangzhou"))),
+    f'<{D}parameter name="location">Hangzhou</{D}parameter>\n',
+    ("get_weather", "{}"),
+    notes="text_in_calls",
+    policy="strict",
+)
+
+# -- phases apart
+case(
+    "phases/no-calls",
+    f"r</think>a{QUOTED}",
+    f"a{QUOTED}",
+    reasoning="r",
+    thinking=True,
+    options=(("tool_calls", False),),
+)
+case("phases/no-think-tags", f"<think>a{QUOTED}", "<think>a", HZ, options=(("think_tags", False),))
