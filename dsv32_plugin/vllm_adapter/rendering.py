@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TokenizersBackend
 from vllm.config import VllmConfig
@@ -16,9 +16,10 @@ from vllm.utils.async_utils import make_async
 
 from dsv32_plugin import settings
 from dsv32_plugin.parsers import encode_messages
+from dsv32_plugin.parsers.encoding import Variant
 from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
-SPECIALE = "speciale"
+SPECIALE: Literal["speciale"] = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
 
 
@@ -40,7 +41,7 @@ class DsaRenderer(HfRenderer):
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
         name = f"{self.model_config.model} {self.model_config.served_model_name}".lower()
-        self._variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
+        self._variant: Variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
 
     def render_messages(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -76,4 +77,4 @@ class DsaRenderer(HfRenderer):
 
 def _conversation(messages: list[ChatCompletionMessageParam]) -> list[ConversationMessage]:
     """What vLLM keeps of a request next to its prompt: roles, contents and calls, as they came."""
-    return [dict(message) for message in messages]  # type: ignore[misc]
+    return [dict(message) for message in messages]

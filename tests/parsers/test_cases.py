@@ -4,8 +4,9 @@ import json
 import random
 
 import pytest
-from dsv32_plugin.parsers import Event, Note, OutputParser, ToolCall, assemble, merge
 from parser_cases import CASES, Case
+
+from dsv32_plugin.parsers import Event, Note, OutputParser, ToolCall, assemble, merge
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from dsv32_plugin.parsers import DecodingError, parse_message_from_completion_text
 from parser_cases import CALL_HZ, CASES, EOS, Case, D, block, data, invoke, text
+
+from dsv32_plugin.parsers import DecodingError, parse_message_from_completion_text
 
 CALL = block(CALL_HZ)
 OTHER_LAYOUT = ("spelling/", "quoted/", "structure/", "think/", "wrapped/")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dsv32_plugin.parsers import EncodingError, encode_messages, parse_message_from_completion_text
 
 BOS = "<｜begin▁of▁sentence｜>"

@@ -8,6 +8,10 @@ import time
 import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parser_cases import BOS, END, EOS, HALF, START, TOOLS, D, block, invoke, open_invoke, text, untyped
+
 from dsv32_plugin.parsers import (
     Event,
     Message,
@@ -19,9 +23,6 @@ from dsv32_plugin.parsers import (
     merge,
     parse_message_from_completion_text,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from parser_cases import BOS, END, EOS, HALF, START, TOOLS, D, block, invoke, open_invoke, text, untyped
 
 PIECES = [
     "<",
