@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dsv32_plugin import __version__, demo, doctor, tiny
+from dsv32_plugin import __version__, demo, doctor, tiny, tools_cli
 from dsv32_plugin.config import ConfigError
 from dsv32_plugin.console import CommandError
 
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (demo, doctor, tiny):
         module.add_command(subparsers)
+    tools_cli.add_commands(subparsers)
     return parser
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "dsv32-demo"
 START_SECONDS = 600
-PARSERS = ["--enable-auto-tool-choice", "--tool-call-parser", "deepseek_v32", "--reasoning-parser", "deepseek_v3"]
+PARSERS = ["--enable-auto-tool-choice", "--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
 OPTIONS = [
     *("--served-model-name", NAME),
     *("--dtype", "float32"),

@@ -1,9 +1,12 @@
 """Every environment variable of the plugin, read in one place."""
 
 import os
+from typing import Literal
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+Variant = Literal["v3.2", "speciale"]
+_VARIANTS: dict[str, Variant | None] = {"": None, "v3.2": "v3.2", "speciale": "speciale"}
 
 
 def _flag(name: str, default: bool) -> bool:
@@ -30,12 +33,12 @@ def allow_developer_role() -> bool:
     return _flag("DSV32_ALLOW_DEVELOPER", True)
 
 
-def variant() -> str | None:
+def variant() -> Variant | None:
     """`DSV32_VARIANT` (default empty): v3.2 or speciale; empty takes it from the model's name."""
     value = os.environ.get("DSV32_VARIANT", "").strip().lower()
-    if value not in ("", "v3.2", "speciale"):
+    if value not in _VARIANTS:
         raise ValueError(f"DSV32_VARIANT: expected v3.2 or speciale, got {value!r}")
-    return value or None
+    return _VARIANTS[value]
 
 
 _READERS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -199,7 +201,7 @@ class DsaAttention(nn.Module):
         batch: DsaBatch,
     ) -> torch.Tensor:
         kv_a_tc, k_rope_tr = kv_tr.split([self.latent, self.rope], dim=-1)
-        index = {}
+        index: dict[str, Any] = {}
         if self.indexer is not None:
             index = {
                 "index_k_weight_d": self.indexer.k_norm.weight,

@@ -111,9 +111,9 @@ class DsaBackend(AttentionBackend):
 class IndexKeyMetadataBuilder(DsaMetadataBuilder):
     """The index keys live in the pages of the latents, so only the page table is kept, to verify exactly that."""
 
-    def build(
+    def build(  # type: ignore[override]
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> torch.Tensor:  # type: ignore[override]
+    ) -> torch.Tensor:
         return common_attn_metadata.block_table_tensor
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from vllm.entrypoints.chat_utils import make_tool_call_id
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -38,7 +38,7 @@ from dsv32_plugin.parsers.constraint import forced_calls, optional_calls
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
-Request = ChatCompletionRequest | ResponsesRequest
+Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 
 _UP_TO_TAG_END = re.compile(r"[^>]*>?")
 

@@ -1,6 +1,7 @@
 """vLLM on a machine without a GPU: the stock CUDA wheel, made to serve DSA checkpoints through torch on the CPU."""
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +56,7 @@ def _silu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None:
 
 def define_missing_ops() -> None:
     """Define the operators of `torch.ops._C` that vLLM's CPU worker needs and this build of vLLM lacks."""
-    implementations = {
+    implementations: dict[str, Callable[..., object]] = {
         "init_cpu_memory_env": _init_cpu_memory_env,
         "compute_slot_mapping_kernel_impl": _compute_slot_mapping_kernel_impl,
         "silu_and_mul": _silu_and_mul,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
 from typing import Any
+=======
+from typing import Any, Literal
+>>>>>>> refs/heads/tooling
 
 from transformers import TokenizersBackend
 from vllm.config import VllmConfig
@@ -17,9 +21,10 @@ from vllm.utils.async_utils import make_async
 
 from dsv32_plugin import settings
 from dsv32_plugin.parsers import encode_messages
+from dsv32_plugin.parsers.encoding import Variant
 from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
-SPECIALE = "speciale"
+SPECIALE: Literal["speciale"] = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
 
 
@@ -41,7 +46,7 @@ class DsaRenderer(HfRenderer):
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
         name = f"{self.model_config.model} {self.model_config.served_model_name}".lower()
-        self._variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
+        self._variant: Variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
 
     def render_messages(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -77,6 +82,7 @@ class DsaRenderer(HfRenderer):
         return self.get_tokenizer().encode(prompt, add_special_tokens=False)
 
 
+<<<<<<< HEAD
 def _plain(value: Any) -> Any:
     """Dicts and lists where pydantic left lazy iterators, which can be read only once."""
     if isinstance(value, Mapping):
@@ -84,3 +90,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
+=======
+def _conversation(messages: list[ChatCompletionMessageParam]) -> list[ConversationMessage]:
+    """What vLLM keeps of a request next to its prompt: roles, contents and calls, as they came."""
+    return [dict(message) for message in messages]
+>>>>>>> refs/heads/tooling

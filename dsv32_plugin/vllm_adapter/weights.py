@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
@@ -99,7 +98,7 @@ def _targets(model: DsaForCausalLM) -> Iterator[tuple[str, Load]]:
                 yield f"{prefix}.{name}", partial(loader, parameter)
 
 
-def _load_shard(parameter: nn.Parameter, shard: int, tensor: torch.Tensor) -> None:
+def _load_shard(parameter: Any, shard: int, tensor: torch.Tensor) -> None:
     parameter.weight_loader(parameter, tensor, shard)
 
 
@@ -114,6 +113,6 @@ def _expert_targets(prefix: str, experts: RoutedExperts) -> Iterator[tuple[str, 
                     )
 
 
-def _load_expert(parameter: nn.Parameter, name: str, shard: str, expert: int, tensor: torch.Tensor) -> None:
+def _load_expert(parameter: Any, name: str, shard: str, expert: int, tensor: torch.Tensor) -> None:
     # With expert parallelism the loader skips the experts of other ranks.
     parameter.weight_loader(parameter, tensor, name, shard_id=shard, expert_id=expert)

@@ -55,6 +55,11 @@ USER = [{"role": "user", "content": "Weather in Hangzhou?"}]
 CITY = "Hangzhou, by the lake with the three pools that mirror the moon"
 
 
+def exactly(text: str) -> dict[str, str]:
+    """The option that makes the model write this text."""
+    return {"grammar": f"root ::= {json.dumps(text, ensure_ascii=False)}"}
+
+
 def dsml(*calls: tuple[str, int]) -> str:
     invokes = "".join(
         f'<｜DSML｜invoke name="get_weather">\n'
@@ -82,7 +87,7 @@ def chat(url: str) -> Callable[..., Any]:
     def create(says: str | None = None, thinking: bool = False, **options: Any) -> Any:
         extra: dict[str, Any] = {"chat_template_kwargs": {"thinking": thinking}}
         if says is not None:
-            extra["structured_outputs"] = {"choice": [says]}
+            extra["structured_outputs"] = exactly(says)
         body = {"model": "tiny", "messages": USER, "temperature": 0, "max_tokens": 400, "extra_body": extra, **options}
         return client.chat.completions.create(**body)
 
@@ -264,7 +269,7 @@ def test_the_responses_endpoint_returns_the_call(url: str) -> None:
         "tools": [tool],
         "max_output_tokens": 400,
         "temperature": 0,
-        "structured_outputs": {"choice": [dsml(("Paris", 2))]},
+        "structured_outputs": exactly(dsml(("Paris", 2))),
     }
     response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
     assert response.status_code == httpx.codes.OK, response.text
