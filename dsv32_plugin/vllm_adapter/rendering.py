@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
-from typing import Any
-=======
 from typing import Any, Literal
->>>>>>> refs/heads/tooling
 
 from transformers import TokenizersBackend
 from vllm.config import VllmConfig
@@ -82,7 +78,6 @@ class DsaRenderer(HfRenderer):
         return self.get_tokenizer().encode(prompt, add_special_tokens=False)
 
 
-<<<<<<< HEAD
 def _plain(value: Any) -> Any:
     """Dicts and lists where pydantic left lazy iterators, which can be read only once."""
     if isinstance(value, Mapping):
@@ -90,8 +85,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
-=======
-def _conversation(messages: list[ChatCompletionMessageParam]) -> list[ConversationMessage]:
-    """What vLLM keeps of a request next to its prompt: roles, contents and calls, as they came."""
-    return [dict(message) for message in messages]
->>>>>>> refs/heads/tooling

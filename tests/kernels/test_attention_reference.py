@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-<<<<<<< HEAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
-=======
->>>>>>> refs/heads/tooling
 
 import cases
 import oracles

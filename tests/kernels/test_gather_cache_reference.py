@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
-=======
->>>>>>> refs/heads/tooling
 
 import cases
 import oracles

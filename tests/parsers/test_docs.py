@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from dsv32_plugin.parsers import OutputParser, encode_messages
 from parser_cases import CASES, TOOLS
+
+from dsv32_plugin.parsers import OutputParser, encode_messages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "parsing.md").read_text(encoding="utf-8")
