@@ -1,7 +1,8 @@
 """Ahead-of-time compilation: every kernel configuration that can be chosen on a chip, compiled without the chip.
 
-Each operation's `triton.py` (and `hopper.py`) has `aot_cases(target) -> list[AotCase]`. The same list serves the tests,
-the compile matrix of the documentation, and a server that fills Triton's disk cache in parallel before its first launch.
+Each operation's `triton.py` (and `hopper.py`) has `aot_cases(target) -> list[AotCase]`. The same list serves the
+tests, the compile matrix of the documentation, and a server that fills Triton's disk cache in parallel before its
+first launch.
 
     python -m dsv32_plugin.kernels.aot --target sm90 --operation select_topk
 """
