@@ -85,7 +85,7 @@ def target_of_device(index: int) -> Target:
     known = TARGETS.get(f"sm{capability}")
     if known is not None:
         return known
-    shared = properties.shared_memory_per_block_optin
+    shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     return Target(f"sm{capability}", "cuda", capability, 32, shared, e4m3=capability >= 89)
 
 
