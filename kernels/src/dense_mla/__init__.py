@@ -1,0 +1,1 @@
+"""Absorbed attention over every visible row of the latent cache."""

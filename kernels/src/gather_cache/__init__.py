@@ -1,0 +1,1 @@
+"""Rows of the paged caches, collected sequence after sequence."""

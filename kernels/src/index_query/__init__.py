@@ -1,0 +1,1 @@
+"""The index query: rope, rotation, fp8, and the head weights with every scale folded in."""

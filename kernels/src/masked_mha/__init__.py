@@ -1,0 +1,1 @@
+"""Expanded multi-head attention over ragged keys, optionally restricted to a selection."""

@@ -1,0 +1,1 @@
+"""The exact top K of every row of scores, in ascending position."""

@@ -1,0 +1,1 @@
+"""Absorbed attention over the selected rows of the latent cache."""
