@@ -13,7 +13,16 @@ from ..primitives import e4m3_from_float32, hadamard_rotate, power_of_two_scale,
 HEADS = 8
 """Heads a program: 64 heads of one token still spread over 8 multiprocessors."""
 WARPS = 4
-RUNTIME = ("q_token_stride", "q_head_stride", "weights_token_stride", "rope_row_stride", "num_heads")
+RUNTIME = (
+    "q_token_stride",
+    "q_head_stride",
+    "weights_token_stride",
+    "rope_row_stride",
+    "out_token_stride",
+    "out_head_stride",
+    "weights_out_token_stride",
+    "num_heads",
+)
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=("weights_ptr", "weights_out_ptr"))
@@ -28,6 +37,9 @@ def _index_query_kernel(
     q_head_stride: tl.int64,
     weights_token_stride: tl.int64,
     rope_row_stride: tl.int64,
+    out_token_stride: tl.int64,
+    out_head_stride: tl.int64,
+    weights_out_token_stride: tl.int64,
     num_heads: tl.int32,
     weight_factor,
     ROPE: tl.constexpr,
@@ -42,6 +54,8 @@ def _index_query_kernel(
     q_token_stride = tl.multiple_of(q_token_stride, 16)
     q_head_stride = tl.multiple_of(q_head_stride, 16)
     rope_row_stride = tl.multiple_of(rope_row_stride, 16)
+    out_token_stride = tl.multiple_of(out_token_stride, 16)
+    out_head_stride = tl.multiple_of(out_head_stride, 16)
     # [HEADS, INDEX]
     offs_h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     mask_h = offs_h < num_heads
@@ -60,14 +74,14 @@ def _index_query_kernel(
 
     weights = tl.load(weights_ptr + token * weights_token_stride + offs_h, mask=mask_h, other=0.0)
     weights = weights.to(tl.float32) * weight_factor
-    out_ptrs = q_out_ptr + (token * num_heads + offs_h[:, None]) * INDEX + offs_d[None, :]
+    out_ptrs = q_out_ptr + token * out_token_stride + offs_h[:, None] * out_head_stride + offs_d[None, :]
     if QUANTIZE:
         scale, inverse = power_of_two_scale(tl.max(tl.abs(q), axis=1))
         weights = weights * scale
         tl.store(out_ptrs, e4m3_from_float32(q * inverse[:, None]), mask=mask)
     else:
         tl.store(out_ptrs, q.to(q_out_ptr.dtype.element_ty), mask=mask)
-    tl.store(weights_out_ptr + token * num_heads + offs_h, weights, mask=mask_h)
+    tl.store(weights_out_ptr + token * weights_out_token_stride + offs_h, weights, mask=mask_h)
 
 
 def index_query(
@@ -93,19 +107,21 @@ def index_query(
         return out, weights_out
     require_aligned("out", out)
     q = aligned_rows(q_tid)
-    weights = weights_ti if weights_ti.stride(1) == 1 else weights_ti.contiguous()
     rope_table = aligned_rows(rope_table_pr)
     _index_query_kernel[(tokens, triton.cdiv(heads, HEADS))](
         q,
-        weights,
-        aligned_rows(positions_t),
+        weights_ti,
+        aligned_rows(positions_t.long()),
         rope_table,
         out.view(torch.uint8) if quantize else out,
         weights_out,
         q.stride(0),
         q.stride(1),
-        weights.stride(0),
+        weights_ti.stride(0),
         rope_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        weights_out.stride(0),
         heads,
         (index * heads) ** -0.5,
         ROPE=rope_table.shape[1],

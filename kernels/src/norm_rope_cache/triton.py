@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 
 from ...cache_layout import LATENT_ROPE_OFFSET, LATENT_SCALES_OFFSET, LATENT_TILE
 from ..aot import AotCase, Target
-from ..launch import aligned_rows, require_aligned, require_power_of_two
+from ..launch import aligned_rows, require_aligned, require_aligned_pages, require_power_of_two
 from ..primitives import e4m3_from_float32, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
 
 WARPS = 4
@@ -254,15 +256,16 @@ def norm_rope_cache(
     index = 0 if index_k_td is None or index_cache is None else index_k_td.shape[1]
     require_power_of_two("kv_a_tc", latent)
     require_power_of_two("k_pe_tr", rope)
-    require_aligned("latent_cache", latent_cache)
+    require_aligned_pages("latent_cache", latent_cache)
     require_aligned("out", out)
     q, kv, k_pe = aligned_rows(q_a_tl), aligned_rows(kv_a_tc), aligned_rows(k_pe_tr)
+    rope_table = aligned_rows(rope_table_pr)
     key = index_k_td
     if index:
         assert key is not None
         assert index_cache is not None
         require_power_of_two("index_k_td", index)
-        require_aligned("index_cache", index_cache)
+        require_aligned_pages("index_cache", index_cache)
         key = aligned_rows(key)
     else:
         key = index_cache = index_k_weight_d = index_k_bias_d = None
@@ -277,9 +280,9 @@ def norm_rope_cache(
         key,
         None if index_k_weight_d is None else aligned_rows(index_k_weight_d),
         None if index_k_bias_d is None else aligned_rows(index_k_bias_d),
-        aligned_rows(positions_t),
+        aligned_rows(positions_t.long()),
         aligned_rows(slots_t),
-        aligned_rows(rope_table_pr),
+        rope_table,
         latent_cache,
         index_cache,
         q.stride(0),
@@ -287,7 +290,7 @@ def norm_rope_cache(
         kv.stride(0),
         k_pe.stride(0),
         0 if key is None else key.stride(0),
-        rope_table_pr.stride(0),
+        rope_table.stride(0),
         latent_cache.stride(0),
         0 if index_cache is None else index_cache.stride(0),
         latent_cache.shape[0] * latent_cache.shape[1],
@@ -313,9 +316,11 @@ def norm_rope_cache(
 def aot_cases(target: Target) -> list[AotCase]:
     """bfloat16 models with q_a of 1025 to 2048 elements: DeepSeek-V3.2 (1536) and GLM-5 (2048)."""
     cases = []
-    for latent_type in ("u8", "bf16"):
-        for index_type, interleaved in (("u8", False), ("u8", True), ("bf16", False), ("bf16", True), ("", False)):
-            present = bool(index_type)
+    for latent_type, index_type, weight_type, interleaved in itertools.product(
+        ("u8", "bf16"), ("u8", "bf16", ""), ("fp32", "bf16"), (False, True)
+    ):
+        present = bool(index_type)
+        if present or (weight_type == "fp32" and not interleaved):
             pointers = {
                 "q_ptr": "bf16",
                 "q_out_ptr": "bf16",
@@ -324,8 +329,8 @@ def aot_cases(target: Target) -> list[AotCase]:
                 "kv_weight_ptr": "bf16",
                 "k_pe_ptr": "bf16",
                 "index_k_ptr": "bf16" if present else "",
-                "index_weight_ptr": "fp32" if present else "",
-                "index_bias_ptr": "fp32" if present else "",
+                "index_weight_ptr": weight_type if present else "",
+                "index_bias_ptr": weight_type if present else "",
                 "positions_ptr": "i64",
                 "slots_ptr": "i64",
                 "rope_ptr": "fp32",
@@ -350,6 +355,7 @@ def aot_cases(target: Target) -> list[AotCase]:
                 "ROTATE": index_type == "u8",
             }
             layout = {"u8": "fp8", "bf16": "bf16", "": "none"}
-            name = f"latent-{layout[latent_type]}-index-{layout[index_type]}" + ("-interleaved" if interleaved else "")
+            name = f"latent-{layout[latent_type]}-index-{layout[index_type]}"
+            name += (f"-weights-{weight_type}" if present else "") + ("-interleaved" if interleaved else "")
             cases.append(AotCase(name, _norm_rope_cache_kernel, signature, constants, num_warps=WARPS))
     return cases
