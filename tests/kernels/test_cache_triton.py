@@ -13,9 +13,12 @@ import torch
 pytest.importorskip("triton")
 
 from dsv32_plugin import cache_layout as layout
-from dsv32_plugin.kernels.gather_cache import reference as gather_reference, triton as gather_triton
-from dsv32_plugin.kernels.index_query import reference as query_reference, triton as query_triton
-from dsv32_plugin.kernels.norm_rope_cache import reference as norm_reference, triton as norm_triton
+from dsv32_plugin.kernels.gather_cache import reference as gather_reference
+from dsv32_plugin.kernels.gather_cache import triton as gather_triton
+from dsv32_plugin.kernels.index_query import reference as query_reference
+from dsv32_plugin.kernels.index_query import triton as query_triton
+from dsv32_plugin.kernels.norm_rope_cache import reference as norm_reference
+from dsv32_plugin.kernels.norm_rope_cache import triton as norm_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()

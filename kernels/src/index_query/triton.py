@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -137,32 +139,32 @@ def index_query(
 
 
 def aot_cases(target: Target) -> list[AotCase]:
-    """bfloat16 queries of 128 elements, head weights in bfloat16 or float32, as the engines call it."""
+    """bfloat16 queries of 128 elements with head weights in bfloat16 or float32; and 64 elements, all of them rope."""
     cases = []
-    for quantize in (True, False):
-        for interleaved in (False, True):
-            for weights_type in ("bf16", "fp32"):
-                signature = {
-                    "q_ptr": "*bf16:16",
-                    "weights_ptr": f"*{weights_type}",
-                    "positions_ptr": "*i64:16",
-                    "rope_ptr": "*fp32:16",
-                    "q_out_ptr": "*u8:16" if quantize else "*bf16:16",
-                    "weights_out_ptr": "*fp32",
-                    **dict.fromkeys(RUNTIME[:-1], "i64"),
-                    "num_heads": "i32",
-                    "weight_factor": "fp32",
-                }
-                constants = {
-                    "ROPE": 64,
-                    "INDEX": 128,
-                    "INDEX_STEPS": 7,
-                    "HEADS": HEADS,
-                    "INTERLEAVED": interleaved,
-                    "ROTATE": quantize,
-                    "QUANTIZE": quantize,
-                }
-                name = ("fp8" if quantize else "bf16") + f"-weights-{weights_type}"
-                name += "-interleaved" if interleaved else ""
-                cases.append(AotCase(name, _index_query_kernel, signature, constants, num_warps=WARPS))
+    for (quantize, index), interleaved, weights_type in itertools.product(
+        ((True, 128), (False, 128), (False, 64)), (False, True), ("bf16", "fp32")
+    ):
+        signature = {
+            "q_ptr": "*bf16:16",
+            "weights_ptr": f"*{weights_type}",
+            "positions_ptr": "*i64:16",
+            "rope_ptr": "*fp32:16",
+            "q_out_ptr": "*u8:16" if quantize else "*bf16:16",
+            "weights_out_ptr": "*fp32",
+            **dict.fromkeys(RUNTIME[:-1], "i64"),
+            "num_heads": "i32",
+            "weight_factor": "fp32",
+        }
+        constants = {
+            "ROPE": 64,
+            "INDEX": index,
+            "INDEX_STEPS": index.bit_length() - 1,
+            "HEADS": HEADS,
+            "INTERLEAVED": interleaved,
+            "ROTATE": quantize,
+            "QUANTIZE": quantize,
+        }
+        name = f"{'fp8' if quantize else 'bf16'}-{index}-weights-{weights_type}"
+        name += "-interleaved" if interleaved else ""
+        cases.append(AotCase(name, _index_query_kernel, signature, constants, num_warps=WARPS))
     return cases
