@@ -54,7 +54,7 @@ def norm_rope_cache(tokens: int) -> Work:
                     ours()
             results.append((out.clone(), latent.clone(), index.clone()))
         got, expected = results
-        torch.testing.assert_close(got[0], expected[0], rtol=2**-7, atol=1e-6)
+        torch.testing.assert_close(got[0], expected[0], rtol=2**-6, atol=1e-6)
         for mine, theirs in zip(got[1:], expected[1:], strict=True):
             # The two round in float32 at different places: a code in many goes to its neighbour.
             assert (mine != theirs).float().mean() < 0.002, "cache bytes differ"

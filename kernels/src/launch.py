@@ -2,6 +2,8 @@
 
 import torch
 
+from .aot import Target, target_of_device
+
 ALIGNMENT = 16
 
 
@@ -45,3 +47,14 @@ def require_power_of_two(name: str, width: int) -> None:
             f"{name}: the Triton kernels need a last dim that is a power of two from 16, got {width}; "
             "set DSV32_KERNELS=reference for a model of this size"
         )
+
+
+def native_e4m3(device: torch.device) -> bool:
+    """The device rounds float32 to e4m3fn itself, to nearest even and saturating."""
+    if device.type != "cuda":
+        return False
+    return native_e4m3_on(target_of_device(torch.cuda.current_device() if device.index is None else device.index))
+
+
+def native_e4m3_on(target: Target) -> bool:
+    return target.is_cuda and target.e4m3

@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, Target
-from ..launch import aligned_rows, require_aligned, require_power_of_two
-from ..primitives import e4m3_from_float32, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
+from ..launch import aligned_rows, native_e4m3, native_e4m3_on, require_aligned, require_power_of_two
+from ..primitives import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
 
-HEADS = 8
-"""Heads a program: 64 heads of one token still spread over 8 multiprocessors."""
-WARPS = 4
+HEADS = 4
+WARPS = 1
+"""One warp a program: the butterflies of the rotation are then shuffles, without a barrier."""
 RUNTIME = (
     "q_token_stride",
     "q_head_stride",
@@ -51,6 +51,7 @@ def _index_query_kernel(
     INTERLEAVED: tl.constexpr,
     ROTATE: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     q_token_stride = tl.multiple_of(q_token_stride, 16)
@@ -80,7 +81,7 @@ def _index_query_kernel(
     if QUANTIZE:
         scale, inverse = power_of_two_scale(tl.max(tl.abs(q), axis=1))
         weights = weights * scale
-        tl.store(out_ptrs, e4m3_from_float32(q * inverse[:, None]), mask=mask)
+        tl.store(out_ptrs, e4m3_code(q * inverse[:, None], NATIVE), mask=mask)
     else:
         tl.store(out_ptrs, q.to(q_out_ptr.dtype.element_ty), mask=mask)
     tl.store(weights_out_ptr + token * weights_out_token_stride + offs_h, weights, mask=mask_h)
@@ -133,6 +134,7 @@ def index_query(
         INTERLEAVED=interleaved,
         ROTATE=rotate,
         QUANTIZE=quantize,
+        NATIVE=quantize and native_e4m3(q.device),
         num_warps=WARPS,
     )
     return out, weights_out
@@ -163,6 +165,7 @@ def aot_cases(target: Target) -> list[AotCase]:
             "INTERLEAVED": interleaved,
             "ROTATE": quantize,
             "QUANTIZE": quantize,
+            "NATIVE": quantize and native_e4m3_on(target),
         }
         name = f"{'fp8' if quantize else 'bf16'}-{index}-weights-{weights_type}"
         name += "-interleaved" if interleaved else ""
