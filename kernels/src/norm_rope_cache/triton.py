@@ -20,8 +20,8 @@ from ..launch import (
 )
 from ..primitives import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
 
-WARPS = 4
-"""One row of 512 to 2048 elements a program: more warps only wait for one another."""
+WARPS = 1
+"""One warp has no barriers. H100, L2 cold: 3.6, 3.8, 4.3, 28 us for 1, 16, 128, 4096 tokens; 4 warps 3.7, 4.1, 4.6, 32."""
 RUNTIME = (
     "q_row_stride",
     "q_out_row_stride",
