@@ -65,7 +65,7 @@ def at_least(name: str, value: int, least: int) -> None:
 def one_of(name: str, value: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> None:
     """Check a dtype argument."""
     if value not in dtypes:
-        raise TypeError(_message(name, f"must be {_names(dtypes)}", str(value)))
+        raise TypeError(_message(name, f"must be {_names(dtypes)}", _names((value,))))
 
 
 def together(arguments: Mapping[str, object]) -> None:

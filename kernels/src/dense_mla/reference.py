@@ -26,7 +26,7 @@ def dense_mla(
     query_thd = torch.cat((q_latent_thc, q_rope_thr), dim=-1).float()
     for seq in seq_t.unique():
         tokens_of_seq = (seq_t == seq).nonzero().squeeze(1)
-        longest = min(max_visible, int(visible_t[tokens_of_seq].max()))
+        longest = int(visible_t[tokens_of_seq].clamp(0, max_visible).max())
         position_s = torch.arange(longest, device=seq_t.device)
         slots_s = slots_of(block_table_bp, seq.long(), position_s, latent_cache.shape[1])
         rows_sd, present_s = latent_rows(latent_cache, slots_s)
