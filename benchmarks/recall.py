@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
 from dsv32_plugin import kernels
 from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 

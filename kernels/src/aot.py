@@ -99,6 +99,7 @@ class AotCase:
         guarantees divisibility by 16 (pointers: alignment), e.g. {"x_ptr": "*bf16:16", "num_rows": "i32"}.
         Integers whose value varies belong in `do_not_specialize`, or the launch may ask for a variant not listed here.
     constexprs: value of every tl.constexpr argument; an optional pointer that is None belongs here too.
+    num_stages: None where the launch does not name it and the backend's default holds.
     spill_bytes: spills that were looked at and accepted on this target; `spill_reason` says why.
     """
 
@@ -107,7 +108,7 @@ class AotCase:
     signature: dict[str, str]
     constexprs: dict[str, Any]
     num_warps: int = 4
-    num_stages: int = 3
+    num_stages: int | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     spill_bytes: int = 0
     spill_reason: str = ""
@@ -125,9 +126,13 @@ class AotCase:
             raise ValueError(f"{self.name}: arguments given twice {both}, missing {missing}, unknown {unknown}")
         types = {n: self.signature[n].split(":")[0] if n in self.signature else "constexpr" for n in names}
         constants = {(names.index(n),): value for n, value in self.constexprs.items()}
-        attributes = {
-            (names.index(n),): [["tt.divisibility", 16]] for n in names if self.signature.get(n, "").endswith(":16")
-        }
+        attributes = {}
+        for i, (name, parameter) in enumerate(zip(names, self.kernel.params, strict=True)):
+            kind = self.signature.get(name, "")
+            if kind.endswith(":16"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+            elif kind.startswith(("*", "i", "u")) and not parameter.do_not_specialize:
+                attributes[(i,)] = []
         source_class = ASTSource
         if type(self.kernel) is not JITFunction:
             from triton.experimental.gluon._runtime import GluonASTSource
@@ -185,14 +190,16 @@ def compile_case(operation: str, implementation: str, case: AotCase, target: Tar
         case=case.name,
         kernel=case.kernel.__name__,
         num_warps=case.num_warps,
-        num_stages=case.num_stages,
         spill_reason=case.spill_reason,
     )
     start = time.perf_counter()
     try:
-        options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+        options = {"num_warps": case.num_warps, **case.options}
+        if case.num_stages is not None:
+            options["num_stages"] = case.num_stages
         gpu = GPUTarget(target.backend, target.arch, target.warp_size)
         compiled = triton.compile(case.source(), target=gpu, options=options)
+        record.num_stages = compiled.metadata.num_stages
         record.shared_bytes = compiled.metadata.shared
         if target.is_cuda:
             record.registers, record.spill_bytes = _cuda_resources(compiled.asm["cubin"])

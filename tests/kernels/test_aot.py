@@ -4,6 +4,9 @@ DSV32_AOT_TARGETS=sm90,gfx942 and DSV32_AOT_OPERATIONS=select_topk narrow a run.
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +46,12 @@ def test_names_are_unique(target):
 def test_accepted_spills_have_a_reason(target):
     for operation, _, case in aot.cases(aot.TARGETS[target], OPERATIONS):
         assert not case.spill_bytes or case.spill_reason, f"{operation} {case.name}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_launched_is_listed(target):
+    """A launch that no list foresees would compile in the middle of serving, and nothing would have tested it."""
+    command = [sys.executable, str(Path(__file__).parent / "launches.py"), target, *OPERATIONS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines() == []

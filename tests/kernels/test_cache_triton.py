@@ -24,7 +24,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU and not INTERPRETED else "cpu"
 either = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="needs a GPU or the interpreter")
-gpu = pytest.mark.gpu
+
+
+def gpu(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")(test))
+
 
 EPS = 1e-6
 # Half a unit in the last place, relative; the interpreter of Triton 3.6 truncates when it casts to bfloat16.

@@ -14,8 +14,8 @@ from ..primitives import e4m3_code, hadamard_rotate, power_of_two_scale, rope_pa
 
 HEADS = 4
 WARPS = 1
-"""Heads and warps a program. One warp rotates by shuffles, without a barrier. H100, L2 cold: 3.5, 3.8, 6.5, 80 us for 1,
-16, 128, 4096 tokens; 8 heads in 4 warps 3.7, 4.2, 8.1, 150."""
+"""Heads and warps a program. One warp rotates by shuffles, without a barrier. H100, L2 cold: 3.5, 3.8, 6.5, 80 us for
+1, 16, 128, 4096 tokens; 8 heads in 4 warps 3.7, 4.2, 8.1, 150."""
 RUNTIME = (
     "q_token_stride",
     "q_head_stride",

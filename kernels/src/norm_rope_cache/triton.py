@@ -21,7 +21,8 @@ from ..launch import (
 from ..primitives import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
 
 WARPS = 1
-"""One warp has no barriers. H100, L2 cold: 3.6, 3.8, 4.3, 28 us for 1, 16, 128, 4096 tokens; 4 warps 3.7, 4.1, 4.6, 32."""
+"""One warp has no barriers. H100, L2 cold: 3.6, 3.8, 4.3, 28 us for 1, 16, 128, 4096 tokens; 4 warps 3.7, 4.1, 4.6,
+32."""
 RUNTIME = (
     "q_row_stride",
     "q_out_row_stride",
