@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ RANK, ROPE = 512, 64
 @functools.cache
 def load() -> tuple[Vllm | None, str]:
     """(the kernels, "") or (None, why not)."""
+    # The kernels alone are wanted: vLLM must not load the plugins installed beside it, ours among them.
+    os.environ.setdefault("VLLM_PLUGINS", "")
     try:
         return Vllm(), ""
     except Exception as error:
