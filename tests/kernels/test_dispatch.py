@@ -72,6 +72,14 @@ def test_the_best_implementation_for_the_capability(gpu):
         assert dispatch.implementation_for("sparse_mla", GPU) == ("triton", "forced")
 
 
+def test_hip_is_never_hopper(gpu, monkeypatch):
+    """A Radeon or Instinct may report capability 9.0 too."""
+    gpu((9, 0), hip="6.4")
+    properties = type("Properties", (), {"gcnArchName": "gfx90a"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert dispatch.implementation_for("sparse_mla", GPU) == ("triton", "best implementation for gfx90a")
+
+
 def test_a_forced_implementation_that_does_not_exist_is_an_error(gpu):
     gpu((9, 0))
     with dispatch.force("triton"), pytest.raises(ValueError, match="dense_mla: has no triton implementation, only ref"):
