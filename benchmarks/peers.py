@@ -15,6 +15,8 @@ import torch
 
 Launch = Callable[[], Any]
 RANK, ROPE = 512, 64
+MIXED_BATCH_BELOW_HEADS = 32
+"""Below it FlashMLASparseImpl runs all tokens as one sequence, from it on a sequence each."""
 
 
 @functools.cache
@@ -111,11 +113,17 @@ class Vllm:
 
         return launch
 
-    def slots(self, sequence: torch.Tensor, table: torch.Tensor, topk: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Positions to slots of the cache."""
-        return lambda positions: self.sparse_utils.triton_convert_req_index_to_global_index(
-            sequence, table, positions, BLOCK_SIZE=64, NUM_TOPK_TOKENS=topk
-        )
+    def slots(self, sequence: torch.Tensor, table: torch.Tensor, heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Positions to slots of the cache; with many heads its backend also counts the valid ones."""
+        count = heads >= MIXED_BATCH_BELOW_HEADS
+
+        def launch(positions: torch.Tensor) -> torch.Tensor:
+            found = self.sparse_utils.triton_convert_req_index_to_global_index(
+                sequence, table, positions, NUM_TOPK_TOKENS=positions.shape[1], return_valid_counts=count
+            )
+            return found[0] if count else found
+
+        return launch
 
     def sparse_decode(self, heads: int, scale: float) -> Callable[..., torch.Tensor]:
         """Concatenation and padding of the query, then FlashMLA over an fp8 cache."""
@@ -126,17 +134,18 @@ class Vllm:
             q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor
         ) -> torch.Tensor:
             tokens = len(q_latent)
+            batch = 1 if heads < MIXED_BATCH_BELOW_HEADS else tokens
             q = torch.empty(tokens, heads, RANK + ROPE, dtype=q_latent.dtype, device=q_latent.device)
             self.ops.concat_mla_q(q_latent, q_rope, q)
-            q = q.unsqueeze(0)
+            q = q.view(batch, -1, heads, RANK + ROPE)
             if heads < padded:
-                wide = q.new_zeros(1, tokens, padded, RANK + ROPE)
+                wide = q.new_zeros(batch, q.shape[1], padded, RANK + ROPE)
                 wide[:, :, :heads] = q
                 q = wide
             out, _ = self.flashmla.flash_mla_with_kvcache(
                 q, cache.unsqueeze(2), None, None, RANK, metadata, softmax_scale=scale, is_fp8_kvcache=True,
-                indices=slots.unsqueeze(0),
+                indices=slots.view(batch, -1, slots.shape[1]),
             )  # fmt: skip
-            return out[0, :, :heads]
+            return out.flatten(0, 1)[:, :heads]
 
         return launch
