@@ -248,12 +248,19 @@ def _hip_resources(assembly: str) -> tuple[int, int]:
     return int(registers[1]), int(scratch[1])
 
 
-def compile_target(target: Target, operations: Iterable[str] = OPERATIONS) -> Iterator[Record]:
-    """Compile a target's list in a subprocess. An abort of the compiler costs one case, not the run."""
-    todo = cases(target, operations)
+def compile_target(
+    target: Target, operations: Iterable[str] = OPERATIONS, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Record]:
+    """Compile every n-th case of a target from the i-th, for shard (i, n), in a subprocess.
+
+    An abort of the compiler costs one case, not the run.
+    """
+    first, step = shard
+    todo = cases(target, operations)[first::step]
     done = 0
     while done < len(todo):
-        command = [sys.executable, "-m", __name__, "--target", target.name, "--skip", str(done), "--json"]
+        command = [sys.executable, "-m", __name__, "--json", "--target", target.name]
+        command += ["--shard", str(first), str(step), "--skip", str(done)]
         for operation in operations:
             command += ["--operation", operation]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -267,6 +274,14 @@ def compile_target(target: Target, operations: Iterable[str] = OPERATIONS) -> It
             error = f"the compiler ended with {process.returncode}"
             yield Record(target.name, operation, implementation, case.name, error=error)
             done += 1
+
+
+def precompile(target: Target, operations: Iterable[str] = OPERATIONS, jobs: int | None = None) -> list[Record]:
+    """Fill Triton's disk cache for one chip with `jobs` processes (default: up to 16), before a server starts."""
+    chosen, step = tuple(operations), jobs or min(16, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(step) as pool:
+        shards = [(i, step) for i in range(step)]
+        return [r for rows in pool.map(lambda s: list(compile_target(target, chosen, s)), shards) for r in rows]
 
 
 def compile_all(
@@ -283,12 +298,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--operation", choices=OPERATIONS, action="append", help="may be repeated; default: all")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th case from I")
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON record a line")
     args = parser.parse_args(argv)
     target = TARGETS[args.target]
     failures = 0
-    for operation, implementation, case in cases(target, args.operation or OPERATIONS)[args.skip :]:
+    first, step = args.shard
+    for operation, implementation, case in cases(target, args.operation or OPERATIONS)[first::step][args.skip :]:
         if args.case not in case.name:
             continue
         record = compile_case(operation, implementation, case, target)

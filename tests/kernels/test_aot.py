@@ -55,3 +55,9 @@ def test_what_is_launched_is_listed(target):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines() == []
+
+
+def test_tables_of_the_documentation_are_current():
+    script = Path(__file__).parents[2] / "benchmarks" / "document.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
