@@ -285,12 +285,21 @@ def precompile(target: Target, operations: Iterable[str] = OPERATIONS, jobs: int
 
 
 def compile_all(
-    targets: Iterable[Target], operations: Iterable[str] = OPERATIONS, jobs: int | None = None
+    targets: Iterable[Target], operations: Iterable[str] = OPERATIONS, *, jobs: int | None = None, share: int = 1
 ) -> list[Record]:
-    """Compile every configuration of every target, one subprocess a target, `jobs` at a time."""
+    """Compile the lists of several targets, one subprocess a target, `jobs` at a time.
+
+    With `share` n each target compiles every n-th configuration, starting at another one than the target before it, so
+    that n targets together compile every configuration.
+    """
     chosen = tuple(operations)
+
+    def compile_one(numbered: tuple[int, Target]) -> list[Record]:
+        number, target = numbered
+        return list(compile_target(target, chosen, (number % share, share)))
+
     with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        return [r for rows in pool.map(lambda t: list(compile_target(t, chosen)), targets) for r in rows]
+        return [record for records in pool.map(compile_one, enumerate(targets)) for record in records]
 
 
 def main(argv: list[str] | None = None) -> int:
