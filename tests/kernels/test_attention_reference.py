@@ -3,6 +3,8 @@
 import pytest
 import torch
 from dsv32_plugin.kernels import dense_mla, gather_latents, masked_mha, sparse_mla
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cases
 import oracles
@@ -71,6 +73,24 @@ def test_dense_is_sparse_with_every_slot():
         slots[t, :visible] = cases.slots_of(inputs["block_table_bp"], seq, visible, 64).int()
     query = (inputs["q_latent_thc"], inputs["q_rope_thr"], inputs["latent_cache"])
     torch.testing.assert_close(dense_mla(**inputs), sparse_mla(*query, slots, inputs["scale"]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 4),
+    heads=st.integers(1, 5),
+    slots=st.lists(
+        st.one_of(st.integers(-70, 70), st.sampled_from([cases.INT32_MIN, cases.INT32_MAX])),
+        max_size=12,
+        unique=True,
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_sparse_with_any_slots(tokens, heads, slots, seed):
+    inputs = cases.sparse_mla_inputs(tokens, heads, 1, pages=4, seed=seed, **SMALL)
+    cases.fill_latents(inputs["latent_cache"], torch.arange(64), cases.rng(seed))
+    inputs["slots_tk"] = torch.tensor([slots] * tokens, dtype=torch.int32).view(tokens, len(slots))
+    judge(sparse_mla(**inputs), oracles.sparse_mla(**inputs))
 
 
 def test_masked_is_sparse_over_one_key_head():

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 from dsv32_plugin.kernels import gather_index_keys, gather_latents
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cases
 import oracles
@@ -46,6 +48,24 @@ def test_latents(lengths, cache_dtype, dtype):
     expected = [oracles.latent_row(inputs["latent_cache"], s) for s in slots(inputs, inputs["latent_cache"], lengths)]
     expected = torch.from_numpy(np.array([*expected, *[np.zeros(576)] * 3]))
     assert torch.equal(rows, expected.to(dtype))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 70), min_size=1, max_size=5),
+    page_size=st.sampled_from([16, 48, 64]),
+    fp8=st.booleans(),
+    page_padding=st.sampled_from([0, 4, 400]),
+    seed=st.integers(0, 1000),
+)
+def test_any_lengths(lengths, page_size, fp8, page_padding, seed):
+    dtype = U8 if fp8 else torch.bfloat16
+    paging = {"page_size": page_size, "page_padding": page_padding, "seed": seed}
+    inputs = cases.gather_inputs(lengths, which="index", cache_dtype=dtype, **paging)
+    keys, scale = gather_index_keys(**inputs)
+    rows = [oracles.index_row(inputs["index_cache"], s) for s in slots(inputs, inputs["index_cache"], lengths)]
+    assert (keys.double().numpy() == np.array([key for key, _ in rows]).reshape(-1, 128)).all()
+    assert scale is None or scale.tolist() == [s for _, s in rows]
 
 
 @pytest.mark.parametrize("page", [-1, cases.INT32_MIN, cases.INT32_MAX, 4])

@@ -3,6 +3,8 @@ import pytest
 import torch
 from dsv32_plugin.kernels import index_logits_ragged, index_query, select_topk
 from dsv32_plugin.kernels.formulas import hadamard, power_of_two_scale, quantize, rotate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cases
 import oracles
@@ -89,6 +91,16 @@ def test_scales_are_the_smallest_powers_of_two():
     amax[:3] = torch.tensor([0.0, 1e-45, 1e-4])
     assert power_of_two_scale(amax).tolist() == [oracles.scale_of(value) for value in amax.tolist()]
     assert power_of_two_scale(torch.zeros(1)).item() == 2.0**-22
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=8))
+def test_quantisation_of_any_row(row):
+    x = torch.tensor([row])
+    values, scale = quantize(x, len(row))
+    expected = oracles.scale_of(float(x.abs().max()))
+    assert scale.item() == expected
+    assert (values.view(torch.uint8).numpy() == oracles.e4m3_codes(x.double().numpy() / expected)).all()
 
 
 def test_values_round_to_nearest_even():
