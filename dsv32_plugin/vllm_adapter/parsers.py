@@ -56,6 +56,7 @@ class DsaReasoningParser(ReasoningParser):
             raise ValueError(f"--reasoning-parser dsv32: the tokenizer has no token {error}") from error
         self._thinking = thinking_requested(kwargs.get("chat_template_kwargs"))
         self._parser = OutputParser(thinking=True, tool_calls=False)
+        self._request: Request | None = None
 
     @property
     def reasoning_start_str(self) -> str:
@@ -94,7 +95,7 @@ class DsaReasoningParser(ReasoningParser):
         events, rest = _reason(parser, model_output)
         if not parser.reasoning_ended:
             events += parser.finish()
-        return _text(events, ReasoningDelta), rest or None
+        return _text(events, ReasoningDelta), (_text(events, ContentDelta) or "") + rest or None
 
     def extract_reasoning_streaming(
         self,
@@ -108,9 +109,23 @@ class DsaReasoningParser(ReasoningParser):
         events, rest = _reason(self._parser, delta_text)
         return _delta_message([*events, ContentDelta(rest)] if rest else events)
 
+    def get_streaming_fallback_content(self, previous_text: str, request: Request) -> None:
+        """Keep the request: vLLM names it here, when a stream ends inside the reasoning, just before the flush."""
+        self._request = request
+
     def finish_streaming(self) -> DeltaMessage | None:
-        """The stream is over, or the reasoning is: give out what was held back as a possible piece of `</think>`."""
-        return None if self._parser.reasoning_ended else _delta_message(self._parser.finish())
+        """The stream is over, or the reasoning is: give out what was held back.
+
+        Reasoning that was never closed may end with a whole block of calls, which no tool parser will be given.
+        """
+        if self._parser.reasoning_ended:
+            return None
+        events = self._parser.finish()
+        if self._request is not None and (rest := _text(events, ContentDelta)):
+            calls = _calls_parser(self._request)
+            events = [event for event in events if isinstance(event, ReasoningDelta)]
+            events += calls.feed(rest) + calls.finish()
+        return _delta_message(events)
 
 
 class DsaToolParser(ToolParser):
@@ -131,7 +146,7 @@ class DsaToolParser(ToolParser):
 
     def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> StructuralTag | None:
         """The grammar of the answer: calls only where one is forced, well-formed calls where a tool is `strict`."""
-        tools, choice = self._dumped_tools(), request.tool_choice
+        tools, choice = _functions(request), request.tool_choice
         parallel = request.parallel_tool_calls is not False
         if not tools or choice == "none":
             return None
@@ -146,7 +161,7 @@ class DsaToolParser(ToolParser):
         return StructuralTag(**forced_calls(tools, parallel=parallel))
 
     def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
-        parser = self._new_parser(request)
+        parser = _calls_parser(request)
         events = parser.feed(model_output) + parser.finish()
         calls: list[FunctionCall] = []
         for event in events:
@@ -171,19 +186,24 @@ class DsaToolParser(ToolParser):
         request: Request,
     ) -> DeltaMessage | None:
         if self._parser is None:
-            self._parser = self._new_parser(request)
+            self._parser = _calls_parser(request)
         return _delta_message(self._parser.feed(delta_text))
 
     def finish_streaming(self) -> DeltaMessage | None:
         """The stream is over: close what the model left open."""
         return None if self._parser is None else _delta_message(self._parser.finish())
 
-    def _dumped_tools(self) -> list[dict[str, Any]]:
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
-    def _new_parser(self, request: Request) -> OutputParser:
-        tools = self._dumped_tools()
-        return OutputParser(tools, tool_calls=bool(tools) and request.tool_choice != "none", think_tags=False)
+def _functions(request: Request) -> list[dict[str, Any]]:
+    """The request's tools that are functions; the Responses endpoint knows others, which vLLM runs itself."""
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []]
+    return [tool for tool in tools if tool["type"] == "function"]
+
+
+def _calls_parser(request: Request) -> OutputParser:
+    """A parser of what follows the reasoning."""
+    tools = _functions(request)
+    return OutputParser(tools, tool_calls=bool(tools) and request.tool_choice != "none", think_tags=False)
 
 
 def _reason(parser: OutputParser, text: str) -> tuple[list[Event], str]:

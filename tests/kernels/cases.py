@@ -243,6 +243,25 @@ def index_query_inputs(
     return to(inputs, device)
 
 
+def rope_query_inputs(
+    tokens: int,
+    heads: int = 16,
+    *,
+    dtype: torch.dtype = torch.float32,
+    rope_dim: int = 64,
+    strided: bool = False,
+    seed: int = 0,
+    device: Device = "cpu",
+) -> Inputs:
+    g = rng(seed)
+    inputs = {
+        "q_pe_thr": randn(tokens, heads, rope_dim, g=g, dtype=dtype, strided=strided),
+        "positions_t": torch.randint(0, 4096, (tokens,), generator=g),
+        "rope_table_pr": rope_angles(4096, rope_dim),
+    }
+    return to(inputs, device)
+
+
 def index_logits_paged_inputs(
     lengths: Sequence[int],
     tokens: int = 1,

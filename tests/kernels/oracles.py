@@ -178,6 +178,12 @@ def index_query(
     return _rotate(turned) if rotate else turned, array(weights_ti) / np.sqrt(dim * heads)
 
 
+def rope_query(q_pe_thr: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor) -> Array:
+    """[T, H, R], not rounded."""
+    angles = array(rope_table_pr)[array(positions_t)]
+    return np.array([rope(row, angle, True) for row, angle in zip(array(q_pe_thr), angles, strict=True)])
+
+
 def fp8_or_float(x: torch.Tensor) -> Array:
     return E4M3[x.detach().cpu().numpy()] if x.dtype == torch.uint8 else array(x)
 
