@@ -209,13 +209,13 @@ def measure(name: str) -> dict[str, Any]:
         return {"missing": f"{type(error).__name__}: {error}"}
     cases = [_as_served(case) for case in CASES if case.policy == "repair" and not case.options]
     cases = [case for case in cases if not case.thinking and not case.reasoning]
-    well_formed = [case for case in cases if case.official]
+    undamaged = [case for case in cases if case.official]
     damaged = [case for case in cases if not case.official]
     wrong = [case.id for case in cases if not _is_right(_attempt(parser.whole, case), case)]
     unsteady = [case.id for case in cases if not _is_steady(parser, case)]
     return {
         "version": metadata.version(parser.package),
-        "well_formed": [len(well_formed) - sum(case.id in wrong for case in well_formed), len(well_formed)],
+        "undamaged": [len(undamaged) - sum(case.id in wrong for case in undamaged), len(undamaged)],
         "damaged": [len(damaged) - sum(case.id in wrong for case in damaged), len(damaged)],
         "steady": [len(cases) - len(unsteady), len(cases)],
         "seconds": {str(size): _seconds(parser, size) for size in (1 << 16, 1 << 20)},
@@ -291,16 +291,14 @@ def _seconds(parser: Any, size: int) -> float | None:
 
 
 def table(results: dict[str, Any]) -> str:
-    columns = ["parser", "well-formed cases right", "damaged cases as in the table above", "stream equals whole"]
+    columns = ["parser", "undamaged cases right", "damaged cases as in the table above", "stream equals whole"]
     columns += ["64 KiB argument", "1 MiB argument"]
     rows = [columns, ["---"] * len(columns)]
     for name, result in results["parsers"].items():
         if "missing" in result:
             rows.append([NAMES[name], "not installed", *[""] * (len(columns) - 2)])
             continue
-        counts = [
-            f"{right} of {total}" for right, total in (result["well_formed"], result["damaged"], result["steady"])
-        ]
+        counts = [f"{right} of {total}" for right, total in (result["undamaged"], result["damaged"], result["steady"])]
         times = [
             f"more than {LIMIT_SECONDS} s (stopped)" if value is None else f"{value:.2f} s"
             for value in result["seconds"].values()

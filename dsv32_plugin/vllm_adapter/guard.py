@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from vllm.config import VllmConfig
+from transformers import PretrainedConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.vllm_adapter import BACKEND_PATH
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for vLLM's own code"
+
+
+def read_config(model_config: ModelConfig) -> DsaConfig:
+    """The checkpoint's config as vLLM has it, with `--hf-overrides` applied.
+
+    Raises:
+        ConfigError: for a key that is missing in config.json, too, where Transformers would put a default of its own.
+    """
+    if not model_config.hf_overrides:
+        stored, _ = PretrainedConfig.get_config_dict(
+            model_config.hf_config_path or model_config.model, revision=model_config.revision
+        )
+        DsaConfig.from_hf(stored)
+    return DsaConfig.from_hf(model_config.hf_config)
 
 
 def check_options(vllm_config: VllmConfig) -> None:

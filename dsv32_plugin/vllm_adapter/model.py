@@ -143,7 +143,7 @@ class DsaForCausalLM(nn.Module, SupportsPP):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = DsaConfig.from_hf(vllm_config.model_config.hf_config)
+        config = guard.read_config(vllm_config.model_config)
         config.check(get_tensor_model_parallel_world_size())
         guard.check_options(vllm_config)
         self.config = config

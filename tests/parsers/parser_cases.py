@@ -79,7 +79,7 @@ class Case:
 
     @property
     def official(self) -> bool:
-        """Well-formed: what DeepSeek's own parser reads, and reads as we do."""
+        """Undamaged: nothing to note. Most of these DeepSeek's own parser reads too, with the same values."""
         return not self.notes and self.policy == "repair" and not self.options
 
 
