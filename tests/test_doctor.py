@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin import cli, doctor
+from dsv32_plugin import cli, doctor, settings
 from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
 
 HEALTHY: dict[str, Any] = {
@@ -28,7 +28,7 @@ THEIRS = SimpleNamespace(name="rival", dist=SimpleNamespace(name="rival-plugin")
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which all is well, without starting vLLM."""
-    for name in ("DSV32_PLUGIN", "DSV32_KERNELS", "DSV32_ALLOW_UNTESTED_ENGINE", "VLLM_PLUGINS"):
+    for name in (*settings.chosen(), "VLLM_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
     versions = {"vllm": "0.26.0", "torch": "2.11.0", "triton": "3.6.0", "transformers": "5.0.0"}
     monkeypatch.setattr(doctor, "_version", versions.get)

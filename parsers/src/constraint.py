@@ -65,7 +65,8 @@ def _parameter(name: str, schema: Mapping[str, Any], types: frozenset[str] | Non
     end = f"{PARAMETER_END}\n"
     if types is None or "string" in types:
         allowed = [value for value in schema.get("enum", [schema.get("const")]) if isinstance(value, str)]
-        value = {"type": "or", "elements": [_text(text) for text in allowed]} if allowed else {"type": "any_text"}
+        any_text: Format = {"type": "any_text"}
+        value = {"type": "or", "elements": [_text(text) for text in allowed]} if allowed else any_text
         variants.append(_tag(parameter_start(name, is_string=True), value, end))
     if types is None or types != {"string"}:
         # Of a type that includes strings only the rest is written as JSON.
