@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from transformers import TokenizersBackend
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.inputs import DictPrompt
@@ -41,8 +41,7 @@ class DsaRenderer(HfRenderer):
     def __init__(self, config: VllmConfig, tokenizer: HfTokenizer | None) -> None:
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
-        name = f"{self.model_config.model} {self.model_config.served_model_name}".lower()
-        self._variant: Variant = settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
+        self._variant = _variant(self.model_config)
 
     def render_messages(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -76,6 +75,11 @@ class DsaRenderer(HfRenderer):
             **options,
         )
         return self.get_tokenizer().encode(prompt, add_special_tokens=False)
+
+
+def _variant(model_config: ModelConfig) -> Variant:
+    name = f"{model_config.model} {model_config.served_model_name}".lower()
+    return settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
 
 
 def _plain(value: Any) -> Any:
