@@ -52,6 +52,15 @@ def complete_together(url: str, prompts: Sequence[Sequence[int]], steps: int) ->
         return list(pool.map(lambda prompt: complete(url, prompt, steps), prompts))
 
 
+def prompt_logprobs(url: str, prompt: Sequence[int]) -> list[float]:
+    """Teacher forced: the log-probability of each token of the prompt but the first."""
+    body = {"model": "tiny", "prompt": list(prompt), "max_tokens": 1, "prompt_logprobs": 0}
+    response = httpx.post(f"{url}/v1/completions", json=body, timeout=TIMEOUT_S)
+    assert response.status_code == httpx.codes.OK, response.text
+    steps = response.json()["choices"][0]["prompt_logprobs"][1:]
+    return [step[str(token)]["logprob"] for token, step in zip(prompt[1:], steps, strict=True)]
+
+
 def metric(url: str, name: str) -> float:
     """The sum over labels of one of the server's Prometheus counters."""
     lines = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text.splitlines()

@@ -8,6 +8,7 @@ The oracle can be wrong on purpose, to prove that a parity test would notice: `h
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,10 +53,17 @@ def hf_greedy(
         return [_greedy(model, list(prompt), steps) for prompt in prompts]
 
 
-def hf_logprobs(model_dir: str | Path, token_ids: Sequence[int], *, fault: Fault | None = None) -> list[float]:
+def hf_logprobs(
+    model_dir: str | Path,
+    token_ids: Sequence[int],
+    *,
+    fault: Fault | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[float]:
     """Teacher forced: the log-probability of each token but the first, given those before it."""
     with _faulty(model_dir, fault) as model, torch.inference_mode():
-        logprobs = model(torch.tensor([list(token_ids)]), use_cache=False).logits[0, :-1].log_softmax(-1)
+        cast = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        logprobs = cast(torch.tensor([list(token_ids)]), use_cache=False).logits[0, :-1].float().log_softmax(-1)
     return logprobs.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
 
 
@@ -90,12 +98,15 @@ def load(model_dir: str) -> Any:
     """The Hugging Face model, in float32; every weight must be used and none may be missing."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(model_dir)
+    # Not AutoConfig: in a process that has used vLLM it answers with vLLM's choice of class.
+    architecture = json.loads((Path(model_dir) / "config.json").read_text())["architectures"][0]
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class.from_pretrained(model_dir)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     layers = config.num_hidden_layers
     weights = {k: v for k, v in dequantized_weights(model_dir).items() if not k.startswith(f"model.layers.{layers}.")}
-    model, loading = getattr(transformers, config.architectures[0]).from_pretrained(
+    model, loading = model_class.from_pretrained(
         None,
         config=config,
         state_dict=weights,

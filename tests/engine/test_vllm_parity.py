@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +13,9 @@ import pytest
 pytest.importorskip("vllm")
 
 import client
+import torch
 from client import Completion, random_prompt
-from oracle import Fault, Greedy, hf_greedy
+from oracle import Fault, Greedy, hf_greedy, hf_logprobs
 
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
@@ -112,6 +114,20 @@ def test_tensor_parallel_2_and_block_fp8_weights(checkpoint: Checkpoints, tmp_pa
     with serve(model, tmp_path / "server.log", "--tensor-parallel-size", "2") as url:
         answers = client.complete_together(url, PROMPTS, STEPS)
     assert_same(answers, hf_greedy(model, PROMPTS, STEPS))
+
+
+def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:
+    """Teacher forced: no further from float32 than a few times what bfloat16 alone costs Hugging Face."""
+    prompt = random_prompt(400, seed=1)
+    with serve(v32, tmp_path / "server.log", "--dtype", "bfloat16", "--kv-cache-dtype", "fp8") as url:
+        served = client.prompt_logprobs(url, prompt)
+    exact = hf_logprobs(v32, prompt)
+    plain = hf_logprobs(v32, prompt, dtype=torch.bfloat16)
+    assert mean_difference(served, exact) < 3 * mean_difference(plain, exact)
+
+
+def mean_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def test_glm_with_shared_selections(checkpoint: Checkpoints, tmp_path: Path) -> None:
