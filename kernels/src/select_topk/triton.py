@@ -1,0 +1,504 @@
+"""Exact top K on every GPU: a sampled pivot thins a long row to a short list, and the list is searched in registers.
+
+The pivot only decides how long the list is, never what is selected: a list that cannot hold the answer (counts say so) is
+dropped and the row is searched in memory. Every decision rests on integer counts, so no order of execution can change it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ..aot import AotCase, Target
+
+LOWEST = tl.constexpr(0x007FFFFF)
+"""Order key of -inf; 0 is kept for elements outside a row."""
+HIGHEST = tl.constexpr(0xFF800000)
+"""Order key of +inf."""
+
+LONG_SAMPLE = 1 << 18
+"""Rows from this length on take four times the sample: otherwise their pivot is too coarse for the list."""
+
+
+@triton.jit
+def _order_key(score):
+    """uint32 whose unsigned order is the order of the scores; NaN counts as -inf and -0.0 as 0.0."""
+    score = tl.where(score == score, score, float("-inf"))
+    score = tl.where(score == 0.0, 0.0, score)
+    bits = score.to(tl.uint32, bitcast=True)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
+
+
+@triton.jit
+def _score_of(key):
+    """The score of an order key."""
+    bits = tl.where(key >> 31 == 1, key ^ 0x80000000, key ^ 0xFFFFFFFF)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _middle(low, high, step):
+    """A key between two keys: halfway in value or halfway in bits, by turns, so that no distribution is slow."""
+    halfway = low + ((high - low) >> 1)
+    guess = _order_key(0.5 * _score_of(low) + 0.5 * _score_of(high))
+    return tl.where((step % 2 == 0) & (guess > low) & (guess < high), guess, halfway)
+
+
+@triton.jit
+def _narrow(key, count, wanted, slack):
+    """(low, high, above): at least `wanted` keys are >= low (at most slack more, unless they tie), and above < wanted are >= high."""
+    low = tl.min(tl.where(key == 0, 0xFFFFFFFF, key), axis=0)
+    high = tl.max(key, axis=0) + 1
+    at_least = count
+    above = 0
+    step = 0
+    while (high - low > 1) & (at_least > wanted + slack):
+        middle = _middle(low, high, step)
+        counted = tl.sum((key >= middle).to(tl.int32), axis=0)
+        enough = counted >= wanted
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+        at_least = tl.where(enough, counted, at_least)
+        above = tl.where(enough, above, counted)
+        step += 1
+    return low, high, above
+
+
+@triton.jit
+def _load_scores(row_ptr, offs, skip, stop, VECTOR: tl.constexpr):
+    """Scores and their validity; the load's own bound is rounded up so that it stays a vector load."""
+    bound = (stop + VECTOR - 1) // VECTOR * VECTOR
+    score = tl.load(row_ptr + offs, mask=offs < bound, other=0.0)
+    return score, (offs >= skip) & (offs < stop)
+
+
+@triton.jit
+def _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR: tl.constexpr):
+    """(row_ptr, skip, n): the row's n candidates are row_ptr[skip : skip + n], and row_ptr is aligned to VECTOR scores."""
+    start = 0
+    if start_ptr is not None:
+        start = tl.minimum(tl.maximum(tl.load(start_ptr + row).to(tl.int32), 0), width)
+    end = tl.minimum(tl.load(end_ptr + row).to(tl.int32), width)
+    aligned = start // VECTOR * VECTOR
+    row_ptr = logits_ptr + row.to(tl.int64) * (row_stride // VECTOR * VECTOR) + aligned
+    return row_ptr, start - aligned, tl.maximum(end - start, 0)
+
+
+@triton.jit
+def _pivot(row_ptr, skip, n, topk, SAMPLE: tl.constexpr):
+    """A score with a little more than topk scores above it, from groups of four neighbours spread over the row."""
+    groups: tl.constexpr = SAMPLE // 4
+    offs = tl.arange(0, SAMPLE)
+    at = ((offs // 4).to(tl.int64) * n // groups).to(tl.int32) + offs % 4
+    key = _order_key(tl.load(row_ptr + skip + at, mask=at < n, other=float("-inf")))
+    expected = topk * (SAMPLE / n)
+    # Six standard deviations: neighbours resemble each other, so that a group may be worth no more than one sample.
+    rank = (expected + 6.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
+    low, _high, _above = _narrow(key, SAMPLE, rank, rank // 8)
+    return _score_of(low)
+
+
+@triton.jit
+def _load_quads(row_ptr, offs, bound, VECTOR: tl.constexpr, QUADS: tl.constexpr):
+    """Scores offs, offs + 1, offs + 2 and offs + 3, a tensor each."""
+    at = offs[:, None] + tl.arange(0, 4)[None, :]
+    if VECTOR == 4:
+        mask = (offs < bound)[:, None]
+    else:
+        mask = at < bound
+    score = tl.load(row_ptr + at, mask=mask, other=0.0)
+    even, odd = tl.split(tl.reshape(score, (QUADS, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _classify(score, pos, n, pivot):
+    """(score, class): 1 above the pivot, 2^16 on it, so that one sum counts both; fewer than 2^15 are ever added."""
+    score = tl.where(score == score, score, float("-inf"))
+    inside = pos.to(tl.uint32, bitcast=True) < n.to(tl.uint32)
+    kind = tl.where(score > pivot, 1, tl.where(score == pivot, 1 << 16, 0))
+    return score, tl.where(inside, kind, 0)
+
+
+@triton.jit
+def _append(list_ptr, score, pos, kind, before, greater, ties, topk, CAPACITY: tl.constexpr):
+    """List one score in four behind those counted before it."""
+    ties_before = ties + (before >> 16)
+    at = greater + (before & 0xFFFF) + tl.minimum(ties_before, topk)
+    keep = ((kind == 1) | ((kind > 1) & (ties_before < topk))) & (at < CAPACITY)
+    entry = (pos.to(tl.int64) << 32) | score.to(tl.uint32, bitcast=True).to(tl.int64)
+    tl.store(list_ptr + at, entry, mask=keep)
+
+
+@triton.jit
+def _collect(
+    row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
+    CAPACITY: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """List the scores above the pivot and the first topk ties with it, in order; return how many (capped at CAPACITY + 1)."""
+    quads: tl.constexpr = TILE // 4
+    bound = (stop + VECTOR - 1) // VECTOR * VECTOR
+    greater = 0
+    ties = 0
+    for base in range(begin, stop, TILE):
+        offs = base + 4 * tl.arange(0, quads)
+        pos = offs - skip
+        score_0, score_1, score_2, score_3 = _load_quads(row_ptr, offs, bound, VECTOR, quads)
+        score_0, kind_0 = _classify(score_0, pos, n, pivot)
+        score_1, kind_1 = _classify(score_1, pos + 1, n, pivot)
+        score_2, kind_2 = _classify(score_2, pos + 2, n, pivot)
+        score_3, kind_3 = _classify(score_3, pos + 3, n, pivot)
+        kinds = kind_0 + kind_1 + kind_2 + kind_3
+        before = tl.cumsum(kinds, axis=0) - kinds
+        _append(list_ptr, score_0, pos, kind_0, before, greater, ties, topk, CAPACITY)
+        before += kind_0
+        _append(list_ptr, score_1, pos + 1, kind_1, before, greater, ties, topk, CAPACITY)
+        before += kind_1
+        _append(list_ptr, score_2, pos + 2, kind_2, before, greater, ties, topk, CAPACITY)
+        before += kind_2
+        _append(list_ptr, score_3, pos + 3, kind_3, before, greater, ties, topk, CAPACITY)
+        total = tl.sum(kinds, axis=0)
+        greater += total & 0xFFFF
+        ties += total >> 16
+    return tl.minimum(greater + tl.minimum(ties, topk), CAPACITY + 1)
+
+
+@triton.jit
+def _located(pos, mask, table_ptr, table_width, PAGE_SIZE: tl.constexpr):
+    """Slots of positions, -1 where the table has none; without a table the positions themselves."""
+    result = pos
+    if table_ptr is not None:
+        index = pos // PAGE_SIZE
+        page = tl.load(table_ptr + index, mask=mask & (index < table_width), other=-1).to(tl.int64)
+        slot = page * PAGE_SIZE + pos % PAGE_SIZE
+        result = tl.where((page >= 0) & (slot <= 0x7FFFFFFF), slot, -1).to(tl.int32)
+    return result
+
+
+@triton.jit
+def _emit(key, pos, low, high, quota, sure, ties, out_ptr, table_ptr, table_width, PAGE_SIZE: tl.constexpr):
+    """Write the selected of one block behind `sure` scores and min(ties, quota) ties of the blocks before; return both counts."""
+    is_sure = key >= high
+    is_tie = (key >= low) & (key < high)
+    packed = is_sure.to(tl.int32) + (is_tie.to(tl.int32) << 16)
+    before = tl.cumsum(packed, axis=0) - packed
+    ties_before = ties + (before >> 16)
+    at = sure + (before & 0xFFFF) + tl.minimum(ties_before, quota)
+    take = is_sure | (is_tie & (ties_before < quota))
+    tl.store(out_ptr + at, _located(pos, take, table_ptr, table_width, PAGE_SIZE), mask=take)
+    total = tl.sum(packed, axis=0)
+    return sure + (total & 0xFFFF), ties + (total >> 16)
+
+
+@triton.jit
+def _select_in_memory(
+    row_ptr, skip, n, topk, out_ptr, table_ptr, table_width, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Search the whole row in memory, a pass a step: for the rare row whose list is too short or too long."""
+    stop = skip + n
+    low = tl.full((), LOWEST, tl.uint32)
+    high = tl.full((), HIGHEST, tl.uint32) + 1
+    at_least = n
+    above = 0
+    step = 0
+    while (high - low > 1) & (at_least > topk):
+        middle = _middle(low, high, step)
+        counts = tl.zeros((TILE,), tl.int32)
+        for base in range(0, stop, TILE):
+            score, valid = _load_scores(row_ptr, base + tl.arange(0, TILE), skip, stop, VECTOR)
+            counts += ((_order_key(score) >= middle) & valid).to(tl.int32)
+        counted = tl.sum(counts, axis=0)
+        enough = counted >= topk
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+        at_least = tl.where(enough, counted, at_least)
+        above = tl.where(enough, above, counted)
+        step += 1
+    sure = 0
+    ties = 0
+    for base in range(0, stop, TILE):
+        offs = base + tl.arange(0, TILE)
+        score, valid = _load_scores(row_ptr, offs, skip, stop, VECTOR)
+        key = tl.where(valid, _order_key(score), 0)
+        sure, ties = _emit(
+            key, offs - skip, low, high, topk - above, sure, ties, out_ptr, table_ptr, table_width, PAGE_SIZE
+        )
+
+
+@triton.jit
+def _select_row(
+    row_ptr, skip, n, topk, list_ptr, listed, out_ptr, table_ptr, table_width,
+    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The selection of one row from its scores (at most BLOCK of them) or from its list."""
+    short = (skip + n <= BLOCK) | (not LONG)
+    offs_tile = tl.arange(0, TILE)
+    if n <= topk:
+        for base in range(0, topk, TILE):
+            pos = base + offs_tile
+            slot = _located(pos, pos < n, table_ptr, table_width, PAGE_SIZE)
+            tl.store(out_ptr + pos, tl.where(pos < n, slot, -1), mask=pos < topk)
+    elif short | ((listed >= topk) & (listed <= BLOCK)):
+        offs = tl.arange(0, BLOCK)
+        if short:
+            score, valid = _load_scores(row_ptr, offs, skip, skip + n, VECTOR)
+            pos = offs - skip
+            count = n
+        else:
+            valid = offs < listed
+            entry = tl.load(list_ptr + offs, mask=valid, other=0)
+            score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+            pos = (entry >> 32).to(tl.int32)
+            count = listed
+        key = tl.where(valid, _order_key(score), 0)
+        low, high, above = _narrow(key, count, topk, 0)
+        _emit(key, pos, low, high, topk - above, 0, 0, out_ptr, table_ptr, table_width, PAGE_SIZE)
+    else:
+        _select_in_memory(row_ptr, skip, n, topk, out_ptr, table_ptr, table_width, PAGE_SIZE, TILE, VECTOR)
+
+
+@triton.jit
+def _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride):
+    """The row of the block table that belongs to a row of scores, or None."""
+    if table_ptr is not None:
+        if seq_ptr is not None:
+            seq = tl.load(seq_ptr + row).to(tl.int64)
+        else:
+            seq = (row // rows_per_sequence).to(tl.int64)
+        table_ptr += seq * table_stride
+    return table_ptr
+
+
+COMMON = ["width", "row_stride", "topk"]
+OUTPUT = ["out_stride", "table_stride", "table_width", "rows_per_sequence"]
+
+
+@triton.jit(do_not_specialize=["first_row", "num_rows", *COMMON, *OUTPUT])
+def select_rows_kernel(
+    logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, out_ptr,
+    first_row, num_rows, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
+    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Whole rows, one program a row at a time; a program reuses its own list."""
+    pid = tl.program_id(0)
+    list_ptr += pid.to(tl.int64) * BLOCK
+    programs = tl.num_programs(0)
+    for turn in range(tl.cdiv(num_rows - pid, programs)):
+        row = pid + turn * programs
+        row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+        listed = 0
+        if LONG:
+            if (skip + n > BLOCK) & (n > topk):
+                pivot = _pivot(row_ptr, skip, n, topk, SAMPLE)
+                listed = _collect(row_ptr, skip, n, 0, skip + n, pivot, topk, list_ptr, BLOCK, TILE, VECTOR)
+                tl.debug_barrier()
+        table_row_ptr = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+        _select_row(
+            row_ptr, skip, n, topk, list_ptr, listed, out_ptr + row.to(tl.int64) * out_stride, table_row_ptr, table_width,
+            LONG, PAGE_SIZE, BLOCK, TILE, VECTOR,
+        )  # fmt: skip
+        if LONG:
+            # The next row's list goes where this one's is still being read.
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=COMMON)
+def collect_kernel(
+    logits_ptr, start_ptr, end_ptr, list_ptr, listed_ptr, width, row_stride, topk,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One chunk of a row: its candidates, in order, in a list of its own. All chunks of a row draw the same sample."""
+    pid = tl.program_id(0)
+    row = pid // SPLITS
+    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+    chunk = tl.cdiv(skip + n, SPLITS * TILE) * TILE
+    begin = (pid % SPLITS) * chunk
+    stop = tl.minimum(begin + chunk, skip + n)
+    listed = 0
+    if (skip + n > BLOCK) & (n > topk) & (begin < stop):
+        pivot = _pivot(row_ptr, skip, n, topk, SAMPLE)
+        list_ptr += pid.to(tl.int64) * BLOCK
+        listed = _collect(row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, BLOCK, TILE, VECTOR)
+    tl.store(listed_ptr + pid, listed)
+
+
+@triton.jit(do_not_specialize=[*COMMON, *OUTPUT])
+def select_lists_kernel(
+    logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
+    width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
+    SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Join the lists of a row's chunks, which are in order already, and select from them."""
+    row = tl.program_id(0)
+    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+    splits = tl.arange(0, SPLITS)
+    listed = tl.load(listed_ptr + row * SPLITS + splits)
+    total = tl.minimum(tl.sum(listed, axis=0), BLOCK + 1)
+    joined_ptr += row.to(tl.int64) * BLOCK
+    if (total >= topk) & (total <= BLOCK):
+        columns: tl.constexpr = BLOCK // SPLITS
+        at = tl.cumsum(listed, axis=0) - listed
+        for base in range(0, tl.max(listed, axis=0), columns):
+            offs = base + tl.arange(0, columns)
+            mask = offs[None, :] < listed[:, None]
+            source = (row * SPLITS + splits).to(tl.int64)[:, None] * BLOCK + offs[None, :]
+            entry = tl.load(list_ptr + source, mask=mask, other=0)
+            tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
+        tl.debug_barrier()
+    table_row_ptr = _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride)
+    _select_row(
+        row_ptr, skip, n, topk, joined_ptr, total, out_ptr + row.to(tl.int64) * out_stride, table_row_ptr, table_width,
+        True, PAGE_SIZE, BLOCK, TILE, VECTOR,
+    )  # fmt: skip
+
+
+class Config(NamedTuple):
+    """How one launch runs. BLOCK bounds what is searched in registers, TILE what is read at a time."""
+
+    long: bool
+    splits: int
+    block: int
+    tile: int
+    sample: int
+    num_warps: int
+
+
+def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
+    """The configuration for a shape: rows that would leave the GPU half empty are split."""
+    block = min(16384, max(4096, triton.next_power_of_2(4 * topk)))
+    num_warps = block // 512
+    sample = 4096 if width < LONG_SAMPLE else 16384
+    if width <= block:
+        return Config(False, 1, block, block // 2, 4096, num_warps)
+    splits = 1
+    while 2 * splits * num_rows <= 2 * num_sms and 2 * splits * SPLIT_TILE <= width and splits < MAX_SPLITS:
+        splits *= 2
+    return Config(True, splits, block, SPLIT_TILE if splits > 1 else block // 2, sample, num_warps)
+
+
+MAX_SPLITS = 32
+SPLIT_TILE = 4096
+COLLECT_WARPS = 8
+
+
+@functools.cache
+def _num_sms(device: torch.device) -> int:
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def select_topk(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    block_table_bp: torch.Tensor | None = None,
+    seq_t: torch.Tensor | None = None,
+    page_size: int | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    num_rows = logits_ts.shape[0]
+    if out is None:
+        out = torch.empty((num_rows, topk), dtype=torch.int32, device=logits_ts.device)
+    rows_per_sequence = 1
+    if block_table_bp is not None:
+        rows_per_sequence = max(1, num_rows // max(1, block_table_bp.shape[0]))
+    launch(logits_ts, start_t, end_t, topk, block_table_bp, seq_t, page_size, rows_per_sequence, 0, out)
+    return out
+
+
+def launch(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    block_table_bp: torch.Tensor | None,
+    seq_t: torch.Tensor | None,
+    page_size: int | None,
+    rows_per_sequence: int,
+    first_row: int,
+    out: torch.Tensor,
+    config: Config | None = None,
+) -> None:
+    """Select for rows that are rows first_row, first_row + 1, ... of a larger problem (seq_t is indexed by those)."""
+    num_rows, width = logits_ts.shape
+    if num_rows == 0:
+        return
+    device = logits_ts.device
+    num_sms = _num_sms(device)
+    if config is None:
+        config = choose(num_rows, width, topk, num_sms)
+    table_stride, table_width = (0, 0) if block_table_bp is None else (block_table_bp.stride(0), block_table_bp.shape[1])
+    row_stride = logits_ts.stride(0)
+    vector = 4 if row_stride % 4 == 0 and width % 4 == 0 and logits_ts.data_ptr() % 16 == 0 else 1
+    output = (out.stride(0), table_stride, table_width, rows_per_sequence)
+    shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector}
+    if config.splits == 1:
+        programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
+        lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
+        select_rows_kernel[(programs,)](
+            logits_ts, start_t, end_t, block_table_bp, seq_t, lists, out,
+            first_row, num_rows, width, row_stride, topk, *output,
+            LONG=config.long, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, num_warps=config.num_warps, **shape,
+        )  # fmt: skip
+        return
+    assert first_row == 0, "rows are split only where the whole problem is one launch"
+    lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
+    listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
+    collect_kernel[(num_rows * config.splits,)](
+        logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
+        SPLITS=config.splits, SAMPLE=config.sample, num_warps=COLLECT_WARPS, **shape,
+    )  # fmt: skip
+    select_lists_kernel[(num_rows,)](
+        logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
+        width, row_stride, topk, *output,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, num_warps=config.num_warps, **shape,
+    )  # fmt: skip
+
+
+PROGRAMS_PER_SM = 4
+
+
+def aot_cases(target: Target) -> list[AotCase]:
+    """Decode (slots resolved) and prefill at the sizes of DeepSeek-V3.2; the configurations depend on no chip."""
+    pointers = {
+        "logits_ptr": "*fp32:16", "end_ptr": "*i32:16", "table_ptr": "*i32:16", "list_ptr": "*i64:16", "out_ptr": "*i32:16"
+    }  # fmt: skip
+    scalars = dict.fromkeys(["first_row", "num_rows", *COMMON, *OUTPUT], "i32")
+    cases = []
+    for name, rows, width, topk in AOT_SHAPES:
+        config = choose(rows, width, topk, 132)
+        shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": 4}
+        table = {"PAGE_SIZE": 64, "seq_ptr": None}
+        common: dict[str, Any] = {"start_ptr": None, **shape}
+        if config.splits == 1:
+            constexprs = {"LONG": config.long, "SAMPLE": config.sample, **table, **common}
+            cases.append(
+                AotCase(name, select_rows_kernel, {**pointers, **scalars}, constexprs, num_warps=config.num_warps)
+            )
+            continue
+        constexprs = {"SPLITS": config.splits, "SAMPLE": config.sample, **common}
+        collect = {n: pointers[n] for n in ("logits_ptr", "end_ptr", "list_ptr")} | {"listed_ptr": "*i32:16"}
+        collect |= dict.fromkeys(COMMON, "i32")
+        cases.append(AotCase(f"{name}-collect", collect_kernel, collect, constexprs, num_warps=COLLECT_WARPS))
+        join = pointers | {"listed_ptr": "*i32:16", "joined_ptr": "*i64:16"} | dict.fromkeys([*COMMON, *OUTPUT], "i32")
+        constexprs = {"SPLITS": config.splits, **table, **common}
+        cases.append(AotCase(f"{name}-select", select_lists_kernel, join, constexprs, num_warps=config.num_warps))
+    return cases
+
+
+AOT_SHAPES = (
+    ("short", 128, 8192, 2048),
+    ("whole", 256, 131072, 2048),
+    ("split4", 64, 32768, 2048),
+    ("split32", 1, 131072, 2048),
+    ("million", 256, 1 << 20, 2048),
+    ("topk4096", 256, 131072, 4096),
+)
