@@ -20,6 +20,10 @@ LOWEST = tl.constexpr(0x007FFFFF)
 HIGHEST = tl.constexpr(0xFF800000)
 """Order key of +inf."""
 
+PROGRAMS_PER_SM = 4
+MAX_SPLITS = 32
+SPLIT_TILE = 4096
+COLLECT_WARPS = 8
 LONG_SAMPLE = 1 << 18
 """Rows from this length on take four times the sample: otherwise their pivot is too coarse for the list."""
 
@@ -329,10 +333,10 @@ def collect_kernel(
     tl.store(listed_ptr + pid, listed)
 
 
-@triton.jit(do_not_specialize=[*COMMON, *OUTPUT])
+@triton.jit(do_not_specialize=["first_row", *COMMON, *OUTPUT])
 def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
-    width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
+    first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Join the lists of a row's chunks, which are in order already, and select from them."""
@@ -352,7 +356,7 @@ def select_lists_kernel(
             entry = tl.load(list_ptr + source, mask=mask, other=0)
             tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
         tl.debug_barrier()
-    table_row_ptr = _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride)
+    table_row_ptr = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     _select_row(
         row_ptr, skip, n, topk, joined_ptr, total, out_ptr + row.to(tl.int64) * out_stride, table_row_ptr, table_width,
         True, PAGE_SIZE, BLOCK, TILE, VECTOR,
@@ -383,11 +387,6 @@ def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
     return Config(True, splits, block, SPLIT_TILE if splits > 1 else block // 2, sample, num_warps)
 
 
-MAX_SPLITS = 32
-SPLIT_TILE = 4096
-COLLECT_WARPS = 8
-
-
 @functools.cache
 def _num_sms(device: torch.device) -> int:
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
@@ -414,6 +413,14 @@ def select_topk(
     return out
 
 
+def _vector_loads(logits_ts: torch.Tensor) -> bool:
+    """Whether every row is aligned to 16 bytes and may be read up to the next multiple of 16 bytes."""
+    rows, width = logits_ts.shape
+    read = logits_ts.storage_offset() + (rows - 1) * logits_ts.stride(0) + triton.cdiv(width, 4) * 4
+    aligned = logits_ts.stride(0) % 4 == 0 and logits_ts.data_ptr() % 16 == 0
+    return aligned and 4 * read <= logits_ts.untyped_storage().nbytes()
+
+
 def launch(
     logits_ts: torch.Tensor,
     start_t: torch.Tensor | None,
@@ -437,7 +444,7 @@ def launch(
         config = choose(num_rows, width, topk, num_sms)
     table_stride, table_width = (0, 0) if block_table_bp is None else (block_table_bp.stride(0), block_table_bp.shape[1])
     row_stride = logits_ts.stride(0)
-    vector = 4 if row_stride % 4 == 0 and width % 4 == 0 and logits_ts.data_ptr() % 16 == 0 else 1
+    vector = 4 if _vector_loads(logits_ts) else 1
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
     shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector}
     if config.splits == 1:
@@ -449,7 +456,6 @@ def launch(
             LONG=config.long, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, num_warps=config.num_warps, **shape,
         )  # fmt: skip
         return
-    assert first_row == 0, "rows are split only where the whole problem is one launch"
     lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
     listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
     collect_kernel[(num_rows * config.splits,)](
@@ -458,12 +464,9 @@ def launch(
     )  # fmt: skip
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
-        width, row_stride, topk, *output,
+        first_row, width, row_stride, topk, *output,
         SPLITS=config.splits, PAGE_SIZE=page_size or 0, num_warps=config.num_warps, **shape,
     )  # fmt: skip
-
-
-PROGRAMS_PER_SM = 4
 
 
 def aot_cases(target: Target) -> list[AotCase]:
@@ -488,7 +491,7 @@ def aot_cases(target: Target) -> list[AotCase]:
         collect = {n: pointers[n] for n in ("logits_ptr", "end_ptr", "list_ptr")} | {"listed_ptr": "*i32:16"}
         collect |= dict.fromkeys(COMMON, "i32")
         cases.append(AotCase(f"{name}-collect", collect_kernel, collect, constexprs, num_warps=COLLECT_WARPS))
-        join = pointers | {"listed_ptr": "*i32:16", "joined_ptr": "*i64:16"} | dict.fromkeys([*COMMON, *OUTPUT], "i32")
+        join = pointers | {"listed_ptr": "*i32:16", "joined_ptr": "*i64:16"} | dict.fromkeys(["first_row", *COMMON, *OUTPUT], "i32")
         constexprs = {"SPLITS": config.splits, **table, **common}
         cases.append(AotCase(f"{name}-select", select_lists_kernel, join, constexprs, num_warps=config.num_warps))
     return cases
