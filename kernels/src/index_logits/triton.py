@@ -122,6 +122,19 @@ def ragged_kernel(
         _fill(out_ptr, out_offs_t, mask_t, low + tl.cdiv(tl.maximum(high - low, 0), KEYS) * KEYS, stop, KEYS, TOKENS)
 
 
+@triton.jit
+def _load_pages(table_ptr, base, high, table_width, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr):
+    """Pages of KEYS positions, one number where they share a page; -1 where the table has none."""
+    if PAGE_SIZE % KEYS == 0:
+        index = base // PAGE_SIZE
+        page = tl.load(table_ptr + index, mask=(base < high) & (index < table_width), other=-1)
+    else:
+        position = base + tl.arange(0, KEYS)
+        index = position // PAGE_SIZE
+        page = tl.load(table_ptr + index, mask=(position < high) & (index < table_width), other=-1)
+    return page
+
+
 PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "heads", "chunk", "table_width"]
 PAGED_SCALARS += ["table_stride", "visible_stride", "out_stride_seq", "out_stride_token"]
 
@@ -160,19 +173,25 @@ def paged_kernel(
         )  # fmt: skip
         table_ptr += seq * table_stride
         offs_d = tl.arange(0, DIM)
+        offs_k = tl.arange(0, KEYS)
+        page = _load_pages(table_ptr, begin, high, table_width, PAGE_SIZE, KEYS)
         for base in range(begin, high, KEYS):
-            position = base + tl.arange(0, KEYS)
-            index = position // PAGE_SIZE
-            page = tl.load(table_ptr + index, mask=(position < high) & (index < table_width), other=-1)
+            position = base + offs_k
             present = (page >= 0) & (page < num_pages)
-            page = tl.where(present, page, 0).to(tl.int64)
+            row = tl.where(present, page, 0).to(tl.int64)
             offset = position % PAGE_SIZE
             scale = 1.0
             if scale_ptr is not None:
-                scale = tl.load(scale_ptr + page * scale_stride + PAGE_SIZE * DIM // 4 + offset)[:, None]
-            k = _operand(tl.load(cache_ptr + (page * page_stride + offset * DIM)[:, None] + offs_d[None, :]))
+                scale = tl.load(scale_ptr + row * scale_stride + PAGE_SIZE * DIM // 4 + offset)[:, None]
+            k = _operand(tl.load(cache_ptr + (row * page_stride + offset * DIM)[:, None] + offs_d[None, :]))
+            # A tile ahead: the address of the next keys does not wait for the block table.
+            page = _load_pages(table_ptr, base + KEYS, high, table_width, PAGE_SIZE, KEYS)
             score = _score(k, q, weight, KEYS, TOKENS, HEADS, PRECISION) * scale
-            visible = present[:, None] & (position[:, None] < visible_t[None, :])
+            visible = position[:, None] < visible_t[None, :]
+            if PAGE_SIZE % KEYS == 0:
+                visible &= present
+            else:
+                visible &= present[:, None]
             _store(out_ptr, out_offs_t, mask_t, position, stop, tl.where(visible, score, float("-inf")))
         begin += tl.cdiv(high - begin, KEYS) * KEYS
     _fill(out_ptr, out_offs_t, mask_t, begin, stop, KEYS, TOKENS)
@@ -185,6 +204,12 @@ class Config(NamedTuple):
     keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+    """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
+
+    def options(self, target: Target) -> dict[str, int]:
+        limit = {"maxnreg": self.max_registers} if target.is_cuda and self.max_registers else {}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **limit}
 
 
 def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool) -> Config:
@@ -249,7 +274,7 @@ def index_logits_paged(
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], index_cache.stride(0),
         index_cache.stride(0) // SCALE_BYTES, block_table_bp.stride(0), visible_bn.stride(0), *out.stride()[:2],
         PAGE_SIZE=page_size, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim, KEYS=config.keys,
-        PRECISION=precision(target), num_warps=config.num_warps, num_stages=config.num_stages,
+        PRECISION=precision(target), **config.options(target),
     )  # fmt: skip
     return out
 
@@ -314,7 +339,7 @@ def launch_ragged(
         q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out,
         num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), k_sd.stride(0), out.stride(0),
         FILL=fill, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim, KEYS=config.keys,
-        PRECISION=precision(target), num_warps=config.num_warps, num_stages=config.num_stages,
+        PRECISION=precision(target), **config.options(target),
     )  # fmt: skip
 
 
