@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 
-import cases
-import oracles
 import pytest
 import torch
+
+import cases
+import oracles
 
 pytest.importorskip("triton")
 

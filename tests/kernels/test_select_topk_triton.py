@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 
-import cases
 import pytest
 import torch
+
+import cases
 
 pytest.importorskip("triton")
 

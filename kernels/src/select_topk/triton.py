@@ -23,7 +23,6 @@ HIGHEST = tl.constexpr(0xFF800000)
 PROGRAMS_PER_SM = 4
 MAX_SPLITS = 32
 TILE = 4096
-COLLECT_WARPS = 8
 
 
 @triton.jit
@@ -255,7 +254,17 @@ def _emit(key, pos, low, high, quota, sure, ties, out_ptr, table_ptr, table_row,
 
 @triton.jit
 def _select_in_memory(
-    row_ptr, skip, n, topk, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr
+    row_ptr,
+    skip,
+    n,
+    topk,
+    out_ptr,
+    table_ptr,
+    table_row,
+    table_width,
+    PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """Search the whole row in memory, a pass a step: for the rare row whose list is too short or too long."""
     stop = skip + n
@@ -434,6 +443,10 @@ class Config(NamedTuple):
     max_registers: int | None = None
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
 
+    @property
+    def collect_warps(self) -> int:
+        return max(1, self.tile // 512)
+
     def options(self, cuda: bool) -> dict[str, int]:
         limit = {"maxnreg": self.max_registers} if cuda and self.max_registers else {}
         return {"num_warps": self.num_warps, **limit}
@@ -509,7 +522,9 @@ def launch(
     num_sms = _num_sms(device)
     if config is None:
         config = choose(num_rows, width, topk, num_sms)
-    table_stride, table_width = (0, 0) if block_table_bp is None else (block_table_bp.stride(0), block_table_bp.shape[1])
+    table_stride, table_width = (
+        (0, 0) if block_table_bp is None else (block_table_bp.stride(0), block_table_bp.shape[1])
+    )
     row_stride = logits_ts.stride(0)
     vector = 4 if _vector_loads(logits_ts) else 1
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
@@ -528,12 +543,13 @@ def launch(
     listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
     collect_kernel[(num_rows * config.splits,)](
         logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
-        SPLITS=config.splits, SAMPLE=config.sample, WARPS=COLLECT_WARPS, num_warps=COLLECT_WARPS, **shape,
+        SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps, num_warps=config.collect_warps, **shape,
     )  # fmt: skip
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps, **options, **shape,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
+        **options, **shape,
     )  # fmt: skip
 
 
@@ -556,19 +572,31 @@ def aot_cases(target: Target) -> list[AotCase]:
             select["num_rows"] = "i32"
             limit = {"maxnreg": config.max_registers} if target.is_cuda and config.max_registers else {}
             constexprs = {"LONG": config.long, **common, **table}
-            cases.append(AotCase(name, select_rows_kernel, select, constexprs, num_warps=config.num_warps, options=limit))
+            cases.append(
+                AotCase(
+                    name, select_rows_kernel, select, constexprs, num_warps=config.num_warps, options=limit, **SPILLS
+                )
+            )
             continue
         lists = {"listed_ptr": "*i32:16"}
         constexprs = {"SPLITS": config.splits, **common}
         collect = signature | lists | dict.fromkeys(COMMON, "i32")
-        warps = {"WARPS": COLLECT_WARPS}
-        cases.append(AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=COLLECT_WARPS))
-        select |= lists | {"joined_ptr": "*i64:16"}
+        warps = {"WARPS": config.collect_warps}
         cases.append(
-            AotCase(f"{name}-select", select_lists_kernel, select, constexprs | table, num_warps=config.num_warps)
+            AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=config.collect_warps)
+        )
+        select |= lists | {"joined_ptr": "*i64:16"}
+        table |= constexprs
+        cases.append(
+            AotCase(f"{name}-select", select_lists_kernel, select, table, num_warps=config.num_warps, **SPILLS)
         )
     return cases
 
+
+SPILLS: dict[str, Any] = {
+    "spill_bytes": 128,
+    "spill_reason": "addresses of the list, kept across a row outside every loop",
+}
 
 AOT_SHAPES = (
     ("short", 128, 8192, 2048, True),
