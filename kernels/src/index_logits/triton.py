@@ -1,7 +1,7 @@
-"""Index logits on every GPU: one product of keys by the heads of a few query tokens, ReLU, weights and sum in registers.
+"""Index logits on every GPU: a product of keys by the heads of a few tokens; ReLU, weights and sum in registers.
 
-Keys are the rows of the product and heads its columns, so the sum over heads stays inside a thread but for two shuffles,
-and several query tokens that see the same keys share one read of them.
+Keys are the rows of the product and heads its columns, so the sum over heads stays inside a thread but for two
+shuffles, and several query tokens that see the same keys share one read of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _load_queries(
     q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Queries [TOKENS * HEADS, DIM] and weights [TOKENS * HEADS] of tokens first .. first + count - 1; past them weight 0."""
+    """Queries [TOKENS * HEADS, DIM] and weights [TOKENS * HEADS] of `count` tokens from `first`; past them weight 0."""
     column = tl.arange(0, TOKENS * HEADS)
     mask = (column // HEADS < count) & (column % HEADS < heads)
     token = (first + tl.minimum(column // HEADS, count - 1)).to(tl.int64)
@@ -221,7 +221,7 @@ class Config(NamedTuple):
 
 
 def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool, fill: bool = False) -> Config:
-    """The configuration for operands of a dtype (uint8 where e4m3 is converted by bits) and tokens that see the same keys.
+    """The configuration for operands of a dtype (uint8: e4m3 converted by bits) and tokens that see the same keys.
 
     H100, microseconds (TFLOP/s), the other configurations that were tried in brackets:
         ragged T=4096 L=32K     4 tokens x 64 keys, 8 warps     2196 (939)  [4 warps 2199, 2 tokens 2262, 128 keys 2584]
@@ -301,7 +301,7 @@ def index_logits_paged(
 
 
 def precision(target: Target) -> str:
-    """How float32 operands are multiplied: three tf32 products (float32's own path spills), or exactly where there are none."""
+    """How float32 is multiplied: as three tf32 products (its own path spills), exactly where there are none."""
     return "tf32x3" if target.is_cuda else "ieee"
 
 
@@ -310,7 +310,7 @@ def padded_heads(heads: int) -> int:
 
 
 def paged_chunk(parts: int, max_visible: int, keys: int) -> int:
-    """Keys a program scores: fewer while that leaves multiprocessors idle, more so that queries are loaded less often."""
+    """Keys a program scores: few while multiprocessors would idle, else more, to load the queries less often."""
     chunk = 4 * keys
     while chunk < 4096 and parts * triton.cdiv(max_visible, 2 * chunk) >= 1024:
         chunk *= 2
@@ -404,6 +404,5 @@ def _aot_case(
 ) -> AotCase:
     options = config.options(target)
     num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
-    return AotCase(
-        name, kernel, signature, constexprs, num_warps, num_stages, options, 32, "scalars of the outer loop, at 255 or 128 registers"
-    )  # fmt: skip
+    reason = "scalars of the loop over keys, at the limit of registers"
+    return AotCase(name, kernel, signature, constexprs, num_warps, num_stages, options, 32, reason)
