@@ -1,0 +1,59 @@
+"""Index logits and their top K in bounded memory on every GPU: a chunk of query tokens at a time, scores never filled.
+
+Keys that no token of a block sees are neither scored nor written, and the selection reads a row's own range only.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from ..aot import AotCase, Target
+from ..index_logits import triton as index_logits
+from ..select_topk import triton as select_topk
+
+ROWS = 8
+"""Chunks are multiples of this many tokens, so that no block of tokens is cut."""
+
+
+def index_topk_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    block_table_bp: torch.Tensor | None = None,
+    seq_t: torch.Tensor | None = None,
+    page_size: int | None = None,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    tokens, keys = q_tid.shape[0], k_sd.shape[0]
+    device = q_tid.device
+    if out is None:
+        out = torch.empty((tokens, topk), dtype=torch.int32, device=device)
+    rows_per_sequence = 1 if block_table_bp is None else max(1, tokens // max(1, block_table_bp.shape[0]))
+    # Rows begin at multiples of 16 bytes: the selection loads vectors.
+    stride = max(4, triton.cdiv(keys, 4) * 4)
+    rows = max(1, workspace_bytes // (4 * stride))
+    rows = min(tokens, rows // ROWS * ROWS or rows)
+    workspace = torch.empty((rows, stride), dtype=torch.float32, device=device)
+    for begin in range(0, tokens, max(1, rows)):
+        part = slice(begin, min(begin + rows, tokens))
+        logits_ts = workspace[: part.stop - begin, :keys]
+        index_logits.launch_ragged(
+            q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part], logits_ts, fill=False
+        )
+        select_topk.launch(
+            logits_ts, start_t[part], end_t[part], topk, block_table_bp, seq_t, page_size, rows_per_sequence, begin,
+            out[part],
+        )  # fmt: skip
+    return out
+
+
+def aot_cases(target: Target) -> list[AotCase]:
+    """The kernels of index_logits without fill; the selection's are in its own list."""
+    return [case for case in index_logits.aot_cases(target) if case.kernel is index_logits.ragged_kernel]

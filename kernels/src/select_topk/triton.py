@@ -1,0 +1,620 @@
+"""Exact top K on every GPU: a sampled pivot thins a long row to a short list, and the list is searched in registers.
+
+The pivot only decides how long the list is, never what is selected: a list that cannot hold the answer (counts say
+so) is dropped and the row is searched in memory. Every decision rests on integer counts, so no order of execution can
+change it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ..aot import AotCase, Target
+
+LOWEST = tl.constexpr(0x007FFFFF)
+"""Order key of -inf; 0 is kept for elements outside a row."""
+HIGHEST = tl.constexpr(0xFF800000)
+"""Order key of +inf."""
+
+PROGRAMS_PER_SM = 4
+MAX_SPLITS = 32
+TILE = 4096
+
+
+@triton.jit
+def _order_key(score):
+    """uint32 whose unsigned order is the order of the scores; NaN counts as -inf and -0.0 as 0.0."""
+    score = tl.where(score == score, score, float("-inf"))
+    score = tl.where(score == 0.0, 0.0, score)
+    bits = score.to(tl.uint32, bitcast=True)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
+
+
+@triton.jit
+def _score_of(key):
+    """The score of an order key."""
+    bits = tl.where(key >> 31 == 1, key ^ 0x80000000, key ^ 0xFFFFFFFF)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _between(low, high, at_least, above, wanted, step, TAIL: tl.constexpr):
+    """A key in (low, high): interpolated between the counts, but every third time and after twelve halfway in bits.
+
+    In a TAIL the logarithm of the count is about linear in the score. No distribution takes more than 12 + 32 steps.
+    """
+    halfway = low + ((high - low) >> 1)
+    upper = at_least.to(tl.float32)
+    lower = tl.maximum(above.to(tl.float32), 0.5)
+    aim = wanted.to(tl.float32)
+    if TAIL:
+        fraction = tl.log(upper / aim) / tl.log(upper / lower)
+    else:
+        fraction = (upper - aim) / (upper - lower)
+    low_score = _score_of(low)
+    guess = _order_key(low_score + (_score_of(high) - low_score) * fraction)
+    return tl.where((step % 3 < 2) & (step < 12) & (guess > low) & (guess < high), guess, halfway)
+
+
+@triton.jit
+def _narrow(key, count, wanted, slack, TAIL: tl.constexpr):
+    """(low, high, above, plateau): at least `wanted` keys are >= low and above < wanted are >= high.
+
+    At most wanted + slack keys are >= low, unless plateau: then all those between low and high are equal.
+    """
+    low = tl.min(tl.where(key == 0, 0xFFFFFFFF, key), axis=0)
+    high = tl.max(key, axis=0) + 1
+    at_least = count
+    above = count * 0
+    step = 0
+    while (high - low > 1) & (at_least > wanted + slack):
+        middle = _between(low, high, at_least, above, wanted + slack // 2, step, TAIL)
+        counted = tl.sum((key >= middle).to(tl.int32), axis=0)
+        enough = counted >= wanted
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+        at_least = tl.where(enough, counted, at_least)
+        above = tl.where(enough, above, counted)
+        step += 1
+    return low, high, above, at_least > wanted + slack
+
+
+@triton.jit
+def _load_scores(row_ptr, offs, skip, stop, VECTOR: tl.constexpr):
+    """Scores and their validity; the load's own bound is rounded up so that it stays a vector load."""
+    bound = (stop + VECTOR - 1) // VECTOR * VECTOR
+    score = tl.load(row_ptr + offs, mask=offs < bound, other=0.0)
+    return score, (offs >= skip) & (offs < stop)
+
+
+@triton.jit
+def _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR: tl.constexpr):
+    """(row_ptr, skip, n): the row's n candidates are row_ptr[skip : skip + n]; row_ptr is aligned to VECTOR scores."""
+    start = 0
+    if start_ptr is not None:
+        start = tl.minimum(tl.maximum(tl.load(start_ptr + row).to(tl.int32), 0), width)
+    end = tl.minimum(tl.load(end_ptr + row).to(tl.int32), width)
+    aligned = start // VECTOR * VECTOR
+    row_ptr = logits_ptr + row.to(tl.int64) * (row_stride // VECTOR * VECTOR) + aligned
+    return row_ptr, start - aligned, tl.maximum(end - start, 0)
+
+
+@triton.jit
+def _pivot(row_ptr, skip, n, topk, SAMPLE: tl.constexpr):
+    """(pivot, plateau): a score with a little more than topk scores above it; on a plateau very many scores equal it.
+
+    The sample is groups of four neighbours, spread over the row.
+    """
+    groups: tl.constexpr = SAMPLE // 4
+    offs = tl.arange(0, SAMPLE)
+    at = ((offs // 4).to(tl.int64) * n // groups).to(tl.int32) + offs % 4
+    key = _order_key(tl.load(row_ptr + skip + at, mask=at < n, other=float("-inf")))
+    expected = topk * (SAMPLE / n)
+    # Four standard deviations of independent samples, two if a group of neighbours is worth no more than one sample.
+    rank = (expected + 4.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
+    low, _high, _above, plateau = _narrow(key, rank * 0 + SAMPLE, rank, rank // 8, True)
+    return _score_of(low), plateau
+
+
+@triton.jit
+def _load_quads(row_ptr, offs, skip, stop, edge, VECTOR: tl.constexpr):
+    """Scores offs, offs + 1, offs + 2, offs + 3, a tensor each; -inf outside skip .. stop - 1 (at an edge)."""
+    at = offs[:, :, :, None] + tl.arange(0, 4)[None, None, None, :]
+    if VECTOR == 4:
+        mask = (offs < (stop + 3) // 4 * 4)[:, :, :, None]
+    else:
+        mask = at < stop
+    score = tl.load(row_ptr + at, mask=mask, other=float("-inf"))
+    if edge:
+        score = tl.where((at >= skip) & (at < stop), score, float("-inf"))
+    even, odd = tl.split(tl.reshape(score, (score.shape[0], score.shape[1], score.shape[2], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _classify(score, pos, n, pivot, TIES: tl.constexpr):
+    """(score, class): 1 for what is listed; with TIES 1 above the pivot and 2^16 on it, so that one sum counts both."""
+    if TIES:
+        score = tl.where(score == score, score, float("-inf"))
+        kind = tl.where(score > pivot, 1, tl.where(score == pivot, 1 << 16, 0))
+        # Here -inf may be the pivot, so what lies outside must be told from it.
+        kind = tl.where(pos.to(tl.uint32, bitcast=True) < n.to(tl.uint32), kind, 0)
+    else:
+        kind = (score >= pivot).to(tl.int32)
+    return score, kind
+
+
+@triton.jit
+def _append(list_ptr, score, pos, kind, before, greater, ties, topk, TIES: tl.constexpr):
+    """List one score in four behind those counted before it."""
+    if TIES:
+        ties_before = ties + (before >> 16)
+        at = greater + (before & 0xFFFF) + tl.minimum(ties_before, topk)
+        keep = (kind == 1) | ((kind > 1) & (ties_before < topk))
+    else:
+        at = greater + before
+        keep = kind > 0
+    entry = (pos.to(tl.int64) << 32) | score.to(tl.uint32, bitcast=True).to(tl.int64)
+    tl.store(list_ptr + at, entry, mask=keep)
+
+
+@triton.jit
+def _collect_class(
+    row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
+    TIES: tl.constexpr, CAPACITY: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # [lane, warp, turn]: Triton deals threads out to the first dimension first, so the lanes of a warp have
+    # neighbouring quads, a warp's turns are neighbours too, and all counting but its last step stays inside a warp.
+    turns: tl.constexpr = TILE // (128 * WARPS)
+    warp_turn = turns * tl.arange(0, WARPS)[:, None] + tl.arange(0, turns)[None, :]
+    local = 4 * tl.arange(0, 32)[:, None, None] + 128 * warp_turn[None, :, :]
+    greater = 0
+    ties = 0
+    for base in range(begin, stop, TILE):
+        offs = base + local
+        pos = offs - skip
+        edge = (base < skip) | (base + TILE > stop)
+        score_0, score_1, score_2, score_3 = _load_quads(row_ptr, offs, skip, stop, edge, VECTOR)
+        score_0, kind_0 = _classify(score_0, pos, n, pivot, TIES)
+        score_1, kind_1 = _classify(score_1, pos + 1, n, pivot, TIES)
+        score_2, kind_2 = _classify(score_2, pos + 2, n, pivot, TIES)
+        score_3, kind_3 = _classify(score_3, pos + 3, n, pivot, TIES)
+        kinds = kind_0 + kind_1 + kind_2 + kind_3
+        of_warp = tl.sum(tl.sum(kinds, axis=2), axis=0)
+        total = tl.sum(of_warp, axis=0)
+        found = greater + (total & 0xFFFF) + tl.minimum(ties + (total >> 16), topk)
+        # A list that overflows is dropped later: only its length matters.
+        if found <= CAPACITY:
+            of_turn = tl.broadcast_to(tl.sum(kinds, axis=0, keep_dims=True), kinds.shape)
+            before_warp = (tl.cumsum(of_warp, axis=0) - of_warp)[None, :, None]
+            before = tl.cumsum(kinds, axis=0) - kinds + tl.cumsum(of_turn, axis=2) - of_turn + before_warp
+            _append(list_ptr, score_0, pos, kind_0, before, greater, ties, topk, TIES)
+            before += kind_0
+            _append(list_ptr, score_1, pos + 1, kind_1, before, greater, ties, topk, TIES)
+            before += kind_1
+            _append(list_ptr, score_2, pos + 2, kind_2, before, greater, ties, topk, TIES)
+            before += kind_2
+            _append(list_ptr, score_3, pos + 3, kind_3, before, greater, ties, topk, TIES)
+        greater += total & 0xFFFF
+        ties += total >> 16
+    return tl.minimum(greater + tl.minimum(ties, topk), CAPACITY + 1)
+
+
+@triton.jit
+def _collect(
+    row_ptr, skip, n, begin, stop, topk, list_ptr,
+    CAPACITY: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """List what the sample leaves in question, in order; return how many (capped at CAPACITY + 1).
+
+    That is every score from the pivot up, or on a plateau those above it and the first topk on it.
+    """
+    pivot, plateau = _pivot(row_ptr, skip, n, topk, SAMPLE)
+    if plateau:
+        listed = _collect_class(
+            row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, True, CAPACITY, TILE, WARPS, VECTOR
+        )
+    else:
+        listed = _collect_class(
+            row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, False, CAPACITY, TILE, WARPS, VECTOR
+        )
+    return listed
+
+
+@triton.jit
+def _located(pos, mask, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
+    """Slots of positions, -1 where the table has none; without a table the positions themselves."""
+    result = pos
+    if table_ptr is not None:
+        index = pos // PAGE_SIZE
+        page = tl.load(table_ptr + table_row + index, mask=mask & (index < table_width), other=-1).to(tl.int64)
+        slot = page * PAGE_SIZE + pos % PAGE_SIZE
+        result = tl.where((page >= 0) & (slot <= 0x7FFFFFFF), slot, -1).to(tl.int32)
+    return result
+
+
+@triton.jit
+def _emit(key, pos, low, high, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
+    """Write the selected of one block behind `sure` scores and min(ties, quota) ties of blocks before; return both."""
+    is_sure = key >= high
+    is_tie = (key >= low) & (key < high)
+    packed = is_sure.to(tl.int32) + (is_tie.to(tl.int32) << 16)
+    before = tl.cumsum(packed, axis=0) - packed
+    ties_before = ties + (before >> 16)
+    at = sure + (before & 0xFFFF) + tl.minimum(ties_before, quota)
+    take = is_sure | (is_tie & (ties_before < quota))
+    tl.store(out_ptr + at, _located(pos, take, table_ptr, table_row, table_width, PAGE_SIZE), mask=take)
+    total = tl.sum(packed, axis=0)
+    return sure + (total & 0xFFFF), ties + (total >> 16)
+
+
+@triton.jit
+def _select_in_memory(
+    row_ptr,
+    skip,
+    n,
+    topk,
+    out_ptr,
+    table_ptr,
+    table_row,
+    table_width,
+    PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Search the whole row in memory, a pass a step: for the rare row whose list is too short or too long."""
+    stop = skip + n
+    low = tl.full((), LOWEST, tl.uint32)
+    high = tl.full((), HIGHEST, tl.uint32) + 1
+    at_least = n
+    above = n * 0
+    step = 0
+    while (high - low > 1) & (at_least > topk):
+        middle = _between(low, high, at_least, above, topk, step, True)
+        counts = tl.zeros((TILE,), tl.int32)
+        for base in range(0, stop, TILE):
+            score, valid = _load_scores(row_ptr, base + tl.arange(0, TILE), skip, stop, VECTOR)
+            counts += ((_order_key(score) >= middle) & valid).to(tl.int32)
+        counted = tl.sum(counts, axis=0)
+        enough = counted >= topk
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+        at_least = tl.where(enough, counted, at_least)
+        above = tl.where(enough, above, counted)
+        step += 1
+    sure = 0
+    ties = 0
+    for base in range(0, stop, TILE):
+        offs = base + tl.arange(0, TILE)
+        score, valid = _load_scores(row_ptr, offs, skip, stop, VECTOR)
+        key = tl.where(valid, _order_key(score), 0)
+        sure, ties = _emit(
+            key, offs - skip, low, high, topk - above, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE
+        )
+
+
+@triton.jit
+def _select_row(
+    row_ptr, skip, n, topk, list_ptr, listed, out_ptr, table_ptr, table_row, table_width,
+    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The selection of one row from its scores (at most BLOCK of them) or from its list."""
+    short = (skip + n <= BLOCK) | (not LONG)
+    offs_tile = tl.arange(0, TILE)
+    if n <= topk:
+        for base in range(0, topk, TILE):
+            pos = base + offs_tile
+            slot = _located(pos, pos < n, table_ptr, table_row, table_width, PAGE_SIZE)
+            tl.store(out_ptr + pos, tl.where(pos < n, slot, -1), mask=pos < topk)
+    elif short | ((listed >= topk) & (listed <= BLOCK)):
+        offs = tl.arange(0, BLOCK)
+        if short:
+            score, valid = _load_scores(row_ptr, offs, skip, skip + n, VECTOR)
+            count = n
+        else:
+            valid = offs < listed
+            entry = tl.load(list_ptr + offs, mask=valid, other=0)
+            score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+            count = listed
+        key = tl.where(valid, _order_key(score), 0)
+        low, high, above, _plateau = _narrow(key, count, topk, 0, LONG)
+        # Positions are read again after the search, which needs the registers.
+        if short:
+            pos = offs - skip
+        else:
+            pos = (tl.load(list_ptr + offs, mask=valid, other=0) >> 32).to(tl.int32)
+        _emit(key, pos, low, high, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    else:
+        _select_in_memory(row_ptr, skip, n, topk, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, TILE, VECTOR)
+
+
+@triton.jit
+def _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride):
+    """Where in the block table the row of scores finds its pages."""
+    offset = tl.zeros((), tl.int64)
+    if table_ptr is not None:
+        if seq_ptr is not None:
+            offset = tl.load(seq_ptr + row).to(tl.int64) * table_stride
+        else:
+            offset = (row // rows_per_sequence).to(tl.int64) * table_stride
+    return offset
+
+
+COMMON = ["width", "row_stride", "topk"]
+OUTPUT = ["out_stride", "table_stride", "table_width", "rows_per_sequence"]
+
+
+@triton.jit(do_not_specialize=["first_row", "num_rows", *COMMON, *OUTPUT])
+def select_rows_kernel(
+    logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, out_ptr,
+    first_row, num_rows, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
+    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Whole rows, one program a row at a time; a program reuses its own list."""
+    pid = tl.program_id(0)
+    list_ptr += pid.to(tl.int64) * BLOCK
+    programs = tl.num_programs(0)
+    for turn in range(tl.cdiv(num_rows - pid, programs)):
+        row = pid + turn * programs
+        row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+        listed = 0
+        if LONG:  # noqa: SIM102 - known when compiling, so that short rows carry no code for lists
+            if (skip + n > BLOCK) & (n > topk):
+                listed = _collect(row_ptr, skip, n, 0, skip + n, topk, list_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+                tl.debug_barrier()
+        table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+        _select_row(
+            row_ptr, skip, n, topk, list_ptr, listed, out_ptr + row.to(tl.int64) * out_stride,
+            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, VECTOR,
+        )  # fmt: skip
+        if LONG:
+            # The next row's list goes where this one's is still being read.
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=COMMON)
+def collect_kernel(
+    logits_ptr, start_ptr, end_ptr, list_ptr, listed_ptr, width, row_stride, topk,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One chunk of a row: its candidates, in order, in a list of its own. All chunks of a row draw the same sample."""
+    pid = tl.program_id(0)
+    row = pid // SPLITS
+    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+    chunk = tl.cdiv(skip + n, SPLITS * TILE) * TILE
+    begin = (pid % SPLITS) * chunk
+    stop = tl.minimum(begin + chunk, skip + n)
+    listed = 0
+    if (skip + n > BLOCK) & (n > topk) & (begin < stop):
+        list_ptr += pid.to(tl.int64) * BLOCK
+        listed = _collect(row_ptr, skip, n, begin, stop, topk, list_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+    tl.store(listed_ptr + pid, listed)
+
+
+@triton.jit(do_not_specialize=["first_row", *COMMON, *OUTPUT])
+def select_lists_kernel(
+    logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
+    first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
+    SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Join the lists of a row's chunks, which are in order already, and select from them."""
+    row = tl.program_id(0)
+    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+    splits = tl.arange(0, SPLITS)
+    listed = tl.load(listed_ptr + row * SPLITS + splits)
+    total = tl.minimum(tl.sum(listed, axis=0), BLOCK + 1)
+    joined_ptr += row.to(tl.int64) * BLOCK
+    if (total >= topk) & (total <= BLOCK):
+        columns: tl.constexpr = BLOCK // SPLITS
+        at = tl.cumsum(listed, axis=0) - listed
+        for base in range(0, tl.max(listed, axis=0), columns):
+            offs = base + tl.arange(0, columns)
+            mask = offs[None, :] < listed[:, None]
+            source = (row * SPLITS + splits).to(tl.int64)[:, None] * BLOCK + offs[None, :]
+            entry = tl.load(list_ptr + source, mask=mask, other=0)
+            tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
+    elif (skip + n > BLOCK) & (n > topk):
+        # On a plateau every chunk lists topk ties: too many together, but not if the row is read as one.
+        total = _collect(row_ptr, skip, n, 0, skip + n, topk, joined_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+    tl.debug_barrier()
+    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+    _select_row(
+        row_ptr, skip, n, topk, joined_ptr, total, out_ptr + row.to(tl.int64) * out_stride,
+        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, VECTOR,
+    )  # fmt: skip
+
+
+class Config(NamedTuple):
+    """How one launch runs. BLOCK bounds what is searched in registers, TILE what is read at a time."""
+
+    long: bool
+    splits: int
+    block: int
+    tile: int
+    sample: int
+    num_warps: int
+    max_registers: int | None = None
+    """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
+
+    @property
+    def collect_warps(self) -> int:
+        return max(1, self.tile // 512)
+
+    def options(self, cuda: bool) -> dict[str, int]:
+        limit = {"maxnreg": self.max_registers} if cuda and self.max_registers else {}
+        return {"num_warps": self.num_warps, **limit}
+
+
+def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
+    """The configuration for a shape: rows that would leave the GPU half empty are split.
+
+    H100, microseconds, slots resolved, the other configurations that were tried in brackets:
+        B=1 L=128K      32 splits   18.7    [16 splits 20.3, 1 split 60; 4 warps 22.9]
+        B=16 L=128K     8 splits    27.0    [16 splits 29.0, 32 splits 37.1; 4 warps 31.0]
+        B=128 L=8K      8 warps     15.4    [16 warps 17.3]
+    """
+    block = max(4096, 2 * triton.next_power_of_2(topk))
+    if width <= 2 * block:
+        return Config(False, 1, 2 * block, block, 0, block // 512)
+    sample = 4096 if width <= 1 << 16 else 8192
+    if width > 1 << 18:
+        # So few of so many, that the pivot stays coarse: the list needs room.
+        sample, block = 16384, 2 * block
+    splits = 1
+    while 2 * splits * num_rows <= num_sms and 2 * splits * TILE <= width and splits < MAX_SPLITS:
+        splits *= 2
+    return Config(True, splits, block, TILE, sample, block // 512, 128 if splits == 1 else None)
+
+
+@functools.cache
+def _num_sms(device: torch.device) -> int:
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def select_topk(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    block_table_bp: torch.Tensor | None = None,
+    seq_t: torch.Tensor | None = None,
+    page_size: int | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    num_rows = logits_ts.shape[0]
+    if out is None:
+        out = torch.empty((num_rows, topk), dtype=torch.int32, device=logits_ts.device)
+    rows_per_sequence = 1
+    if block_table_bp is not None:
+        rows_per_sequence = max(1, num_rows // max(1, block_table_bp.shape[0]))
+    launch(logits_ts, start_t, end_t, topk, block_table_bp, seq_t, page_size, rows_per_sequence, 0, out)
+    return out
+
+
+def _vector_loads(logits_ts: torch.Tensor) -> bool:
+    """Whether every row is aligned to 16 bytes and may be read up to the next multiple of 16 bytes."""
+    rows, width = logits_ts.shape
+    read = logits_ts.storage_offset() + (rows - 1) * logits_ts.stride(0) + triton.cdiv(width, 4) * 4
+    aligned = logits_ts.stride(0) % 4 == 0 and logits_ts.data_ptr() % 16 == 0
+    return aligned and 4 * read <= logits_ts.untyped_storage().nbytes()
+
+
+def launch(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    block_table_bp: torch.Tensor | None,
+    seq_t: torch.Tensor | None,
+    page_size: int | None,
+    rows_per_sequence: int,
+    first_row: int,
+    out: torch.Tensor,
+    config: Config | None = None,
+) -> None:
+    """Select for rows that are rows first_row, first_row + 1, ... of a larger problem (seq_t is indexed by those)."""
+    num_rows, width = logits_ts.shape
+    if num_rows == 0:
+        return
+    device = logits_ts.device
+    num_sms = _num_sms(device)
+    if config is None:
+        config = choose(num_rows, width, topk, num_sms)
+    table_stride, table_width = (
+        (0, 0) if block_table_bp is None else (block_table_bp.stride(0), block_table_bp.shape[1])
+    )
+    row_stride = logits_ts.stride(0)
+    vector = 4 if _vector_loads(logits_ts) else 1
+    output = (out.stride(0), table_stride, table_width, rows_per_sequence)
+    options = config.options(torch.version.hip is None and device.type == "cuda")
+    shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector}
+    if config.splits == 1:
+        programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
+        lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
+        select_rows_kernel[(programs,)](
+            logits_ts, start_t, end_t, block_table_bp, seq_t, lists, out,
+            first_row, num_rows, width, row_stride, topk, *output,
+            LONG=config.long, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
+            **options, **shape,
+        )  # fmt: skip
+        return
+    lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
+    listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
+    collect_kernel[(num_rows * config.splits,)](
+        logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
+        SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps, num_warps=config.collect_warps, **shape,
+    )  # fmt: skip
+    select_lists_kernel[(num_rows,)](
+        logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
+        first_row, width, row_stride, topk, *output,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
+        **options, **shape,
+    )  # fmt: skip
+
+
+def aot_cases(target: Target) -> list[AotCase]:
+    """Decode (slots resolved) and prefill (positions) at the sizes of DeepSeek-V3.2."""
+    pointers = {"logits_ptr": "*fp32:16", "end_ptr": "*i32:16", "list_ptr": "*i64:16"}
+    output = {"out_ptr": "*i32:16", **dict.fromkeys(["first_row", *COMMON, *OUTPUT], "i32")}
+    cases = []
+    for name, rows, width, topk, resolve in AOT_SHAPES:
+        config = choose(rows, width, topk, 132)
+        common: dict[str, Any] = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": 4, "SAMPLE": config.sample}
+        signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
+        if resolve:
+            common["start_ptr"] = None
+        table: dict[str, Any] = {"PAGE_SIZE": 64 if resolve else 0, "seq_ptr": None, "WARPS": config.num_warps}
+        if not resolve:
+            table["table_ptr"] = None
+        select = signature | output | ({"table_ptr": "*i32:16"} if resolve else {})
+        if config.splits == 1:
+            select["num_rows"] = "i32"
+            limit = {"maxnreg": config.max_registers} if target.is_cuda and config.max_registers else {}
+            constexprs = {"LONG": config.long, **common, **table}
+            cases.append(
+                AotCase(
+                    name, select_rows_kernel, select, constexprs, num_warps=config.num_warps, options=limit, **SPILLS
+                )
+            )
+            continue
+        lists = {"listed_ptr": "*i32:16"}
+        constexprs = {"SPLITS": config.splits, **common}
+        collect = signature | lists | dict.fromkeys(COMMON, "i32")
+        warps = {"WARPS": config.collect_warps}
+        cases.append(
+            AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=config.collect_warps)
+        )
+        select |= lists | {"joined_ptr": "*i64:16"}
+        table |= constexprs
+        cases.append(
+            AotCase(f"{name}-select", select_lists_kernel, select, table, num_warps=config.num_warps, **SPILLS)
+        )
+    return cases
+
+
+SPILLS: dict[str, Any] = {
+    "spill_bytes": 128,
+    "spill_reason": "addresses of the list, kept across a row outside every loop",
+}
+
+AOT_SHAPES = (
+    ("short", 128, 8192, 2048, True),
+    ("split4", 64, 32768, 2048, True),
+    ("split32", 1, 131072, 2048, True),
+    ("whole32k", 4096, 32768, 2048, False),
+    ("whole128k", 4096, 131072, 2048, False),
+    ("million", 256, 1 << 20, 2048, False),
+    ("topk4096", 256, 131072, 4096, False),
+)
+"""Name, rows, width, topk, whether slots are resolved."""
