@@ -1,8 +1,8 @@
 """The bytes of the two paged caches. The one place that knows an offset; standard library only.
 
-A cache is a tensor `[num_pages, page_size, width]`. Inside a page it is contiguous; from one page to the next the stride may
-be larger than a page. A *slot* is `page * page_size + offset`. The layouts are those that vLLM and SGLang use for
-DeepSeek-V3.2, so that prefix caching, transfer between machines and offloading keep working.
+A cache is a tensor `[num_pages, page_size, width]`. Inside a page it is contiguous; from one page to the next the
+stride may be larger than a page. A *slot* is `page * page_size + offset`. The layouts are those that vLLM and SGLang
+use for DeepSeek-V3.2, so that prefix caching, transfer between machines and offloading keep working.
 
 latent cache, one row a token
     float   LATENT_RANK normalised latents | ROPE_DIM rotated rope key                       (float32 or bfloat16)
@@ -10,9 +10,10 @@ latent cache, one row a token
 
 index cache
     float   one row of INDEX_DIM a token                                                     (float32 or bfloat16)
-    fp8     page_size rows of INDEX_DIM e4m3 values | page_size float32 scales     (132 bytes a token, laid out by *page*)
+    fp8     page_size rows of INDEX_DIM e4m3 values | page_size float32 scales  (132 bytes a token, by the page, uint8)
 
-fp8 is e4m3fn, rounded to nearest even, with power-of-two scales: the smallest 2^n with max(amax, AMAX_FLOOR) <= 2^n * FP8_MAX.
+fp8 is e4m3fn, rounded to nearest even. A scale is a power of two: the smallest 2^n for which
+max(amax, AMAX_FLOOR) <= FP8_MAX * 2^n.
 """
 
 from typing import Final

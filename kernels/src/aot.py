@@ -85,7 +85,7 @@ def target_of_device(index: int) -> Target:
     known = TARGETS.get(f"sm{capability}")
     if known is not None:
         return known
-    shared = properties.shared_memory_per_block_optin
+    shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     return Target(f"sm{capability}", "cuda", capability, 32, shared, e4m3=capability >= 89)
 
 
@@ -199,13 +199,21 @@ def compile_case(operation: str, implementation: str, case: AotCase, target: Tar
         else:
             record.registers, record.spill_bytes = _hip_resources(compiled.asm["amdgcn"])
     except Exception as error:
-        record.error = f"{type(error).__name__}: {str(error)[-2000:]}"
+        record.error = _describe(error)
     record.seconds = round(time.perf_counter() - start, 2)
     if record.shared_bytes > target.shared_bytes:
         record.error = f"shared memory: {record.shared_bytes} bytes, {target.name} has {target.shared_bytes}"
     elif record.spill_bytes > case.spill_bytes:
         record.error = f"spills {record.spill_bytes} bytes, {case.spill_bytes} are written down"
     return record
+
+
+def _describe(error: BaseException) -> str:
+    """The chain of causes, innermost first: Triton wraps the reason in the place where it was met."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return " <- ".join(f"{type(e).__name__}: {str(e)[-600:]}" for e in reversed(causes))
 
 
 def _cuda_resources(cubin: bytes) -> tuple[int, int]:

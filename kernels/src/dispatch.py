@@ -1,8 +1,9 @@
 """Which implementation of an operation runs on a device: decided once, visible, and possible to force.
 
-`reference` runs everywhere, `triton` on every GPU that Triton compiles for, `hopper` on NVIDIA sm90. The best one that exists
-for the device is taken. `with force("reference"):` or the environment variable DSV32_KERNELS (read when this module is
-imported) takes that one instead, and then an operation that lacks it is an error, never another implementation.
+`reference` runs everywhere, `triton` on every GPU that Triton compiles for, `hopper` on NVIDIA sm90. The best one that
+exists for the device is taken. `with force("reference"):` or the environment variable DSV32_KERNELS (read when this
+module is imported) takes that one instead, and then an operation that lacks it is an error, never another
+implementation.
 """
 
 import os
@@ -33,7 +34,7 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "dense_mla": ("reference",),
     "masked_mha": ("reference",),
 }
-"""Operation -> the implementations that exist: add the word when `<folder>/<implementation>.py` defines the operation."""
+"""Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""
 
 FOLDERS: dict[str, str] = {operation: operation for operation in SUPPORT} | {
     "index_logits_paged": "index_logits",

@@ -1,0 +1,35 @@
+"""The definition of index_topk_ragged in plain torch: scores and selection, a chunk of rows after the other."""
+
+import torch
+
+from ..index_logits.reference import index_logits_ragged
+from ..select_topk.reference import positions_to_slots, select_topk
+
+
+def index_topk_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    block_table_bp: torch.Tensor | None = None,
+    seq_t: torch.Tensor | None = None,
+    page_size: int | None = None,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    tokens = q_tid.shape[0]
+    if out is None:
+        out = q_tid.new_empty(tokens, topk, dtype=torch.int32)
+    rows = max(1, workspace_bytes // max(4, 4 * k_sd.shape[0]))
+    for begin in range(0, tokens, rows):
+        part = slice(begin, begin + rows)
+        logits_ts = index_logits_ragged(q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part])
+        select_topk(logits_ts, start_t[part], end_t[part], topk, out=out[part])
+    if block_table_bp is not None:
+        assert page_size is not None
+        out.copy_(positions_to_slots(out, block_table_bp, seq_t, page_size))
+    return out
