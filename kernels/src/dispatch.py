@@ -30,8 +30,8 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "gather_latents": ("reference",),
     "select_topk": ("reference",),
     "index_topk_ragged": ("reference",),
-    "sparse_mla": ("reference",),
-    "dense_mla": ("reference",),
+    "sparse_mla": ("reference", "triton", "hopper"),
+    "dense_mla": ("reference", "triton"),
     "masked_mha": ("reference",),
 }
 """Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""

@@ -8,6 +8,7 @@ dense_mla runs the same kernel with the block table in place of a list of slots.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -236,7 +237,7 @@ def _attend_kernel(
 
 
 @triton.jit(do_not_specialize=["heads"])
-def combine_kernel(
+def _combine_kernel(
     part_ptr,
     part_lse_ptr,
     out_ptr,
@@ -292,56 +293,32 @@ def attend(
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend to the slots `index` [T, K], or, with `seq_t`, to the first visible_t positions of the block table `index`."""
-    tokens, heads, rank = q_latent_thc.shape
-    rope_dim = q_rope_thr.shape[2]
-    if (rank, rope_dim) != (LATENT_RANK, ROPE_DIM):
-        raise ValueError(
-            f"q_latent_thc, q_rope_thr: the Triton kernel takes widths {LATENT_RANK} and {ROPE_DIM}, got {rank} and "
-            f"{rope_dim}; set DSV32_KERNELS=reference for other models"
-        )
-    if out is None:
-        out = torch.empty((tokens, heads, rank), dtype=q_latent_thc.dtype, device=q_latent_thc.device)
-    if lse is None:
-        lse = torch.empty((tokens, heads), dtype=torch.float32, device=q_latent_thc.device)
-    if tokens == 0:
-        return out, lse
-    if not lse.is_contiguous():
-        raise ValueError(f"lse: must be contiguous, got strides {lse.stride()}; call .contiguous()")
-    target, processors = _chip(q_latent_thc.device)
+    out, lse = results(q_latent_thc, q_rope_thr, out, lse)
+    tokens, heads, _ = q_latent_thc.shape
+    target, processors = chip(q_latent_thc.device)
     fp8 = latent_cache.dtype is torch.uint8
     wide = torch.float32 in (q_latent_thc.dtype, latent_cache.dtype)
     dtype = tl.float32 if wide else tl.float16 if q_latent_thc.dtype is torch.float16 else tl.bfloat16
     config = choose_config(target, heads, fp8, wide)
     head_blocks = triton.cdiv(heads, config.block_h)
     chunk = choose_chunk(tokens * head_blocks, num_keys, 2 * processors)
-    splits = max(1, triton.cdiv(num_keys, chunk))
     page_size = latent_cache.shape[1]
-    if splits == 1:
-        step = tokens
-        part, part_lse = out, lse
-        strides_part = out.stride()[:2]
-    else:
-        step = max(1, min(tokens, WORKSPACE_BYTES // (heads * splits * rank * 4)))
-        part = torch.empty((step, heads, splits, rank), dtype=torch.float32, device=out.device)
-        part_lse = torch.empty((step, heads, splits), dtype=torch.float32, device=out.device)
-        strides_part = part.stride()[:2]
-    for first in range(0, tokens, step):
-        rows = slice(first, min(first + step, tokens))
-        count = rows.stop - first
-        _attend_kernel[(count * splits * head_blocks,)](
+
+    def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
+        _attend_kernel[((rows.stop - rows.start) * splits * head_blocks,)](
             q_latent_thc[rows],
             q_rope_thr[rows],
             latent_cache,
-            index if seq_t is not None else index[rows],
+            index[rows] if seq_t is None else index,
             None if seq_t is None else seq_t[rows],
             None if visible_t is None else visible_t[rows],
-            part if splits > 1 else out,
-            part_lse if splits > 1 else lse,
+            part,
+            part_lse,
             *q_latent_thc.stride()[:2],
             *q_rope_thr.stride()[:2],
             latent_cache.stride(0),
             index.stride(0),
-            *strides_part,
+            *part.stride()[:2],
             latent_cache.shape[0] * page_size,
             num_keys,
             chunk,
@@ -353,7 +330,7 @@ def attend(
             BLOCK_H=config.block_h,
             BLOCK_N=config.block_n,
             TILES=config.tiles,
-            SCAN=triton.next_power_of_2(max(16, min(chunk, num_keys))),
+            SCAN=scan_width(chunk, num_keys),
             FP8=fp8,
             PAGED=seq_t is not None,
             PAGE=page_size,
@@ -363,17 +340,56 @@ def attend(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-        if splits > 1:
-            combine(part, part_lse, out[rows], lse[rows])
+
+    in_chunks(launch, out, lse, triton.cdiv(num_keys, chunk))
     return out, lse
 
 
-def combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
+def results(
+    q_latent_thc: torch.Tensor, q_rope_thr: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tensors for the results, after a check of the widths that the kernels are written for."""
+    tokens, heads, rank = q_latent_thc.shape
+    rope_dim = q_rope_thr.shape[2]
+    if (rank, rope_dim) != (LATENT_RANK, ROPE_DIM):
+        raise ValueError(
+            f"q_latent_thc, q_rope_thr: the GPU kernels take widths {LATENT_RANK} and {ROPE_DIM}, got {rank} and "
+            f"{rope_dim}; set DSV32_KERNELS=reference for other models"
+        )
+    if out is None:
+        out = torch.empty((tokens, heads, rank), dtype=q_latent_thc.dtype, device=q_latent_thc.device)
+    if lse is None:
+        lse = torch.empty((tokens, heads), dtype=torch.float32, device=q_latent_thc.device)
+    elif not lse.is_contiguous():
+        raise ValueError(f"lse: must be contiguous, got strides {lse.stride()}; call .contiguous()")
+    return out, lse
+
+
+def in_chunks(
+    launch: Callable[[slice, torch.Tensor, torch.Tensor, int], None], out: torch.Tensor, lse: torch.Tensor, splits: int
+) -> None:
+    """Launch for the tokens of `out`, straight into it or, split, into a bounded workspace that is then combined."""
+    tokens, heads, rank = out.shape
+    if tokens == 0:
+        return
+    if splits <= 1:
+        launch(slice(0, tokens), out, lse, 1)
+        return
+    step = max(1, min(tokens, WORKSPACE_BYTES // (heads * splits * rank * 4)))
+    part = torch.empty((step, heads, splits, rank), dtype=torch.float32, device=out.device)
+    part_lse = torch.empty((step, heads, splits), dtype=torch.float32, device=out.device)
+    for first in range(0, tokens, step):
+        rows = slice(first, min(first + step, tokens))
+        launch(rows, part, part_lse, splits)
+        _combine(part, part_lse, out[rows], lse[rows])
+
+
+def _combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
     """Add the chunks' results [.., H, splits, 512], each normalised, by their log-sum-exp into out [T, H, 512]."""
     tokens, heads, _ = out.shape
     splits = part.shape[2]
     block_s = triton.next_power_of_2(splits)
-    combine_kernel[(tokens * heads,)](
+    _combine_kernel[(tokens * heads,)](
         part,
         part_lse,
         out,
@@ -387,7 +403,7 @@ def combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: 
 
 
 @cache
-def _chip(device: torch.device) -> tuple[Target, int]:
+def chip(device: torch.device) -> tuple[Target, int]:
     """Target and number of multiprocessors; under the interpreter, whose tensors are on the CPU, any."""
     if device.type == "cpu":
         return TARGETS["gfx942"], 1
@@ -401,6 +417,11 @@ def _lifted(target: Target, fp8: bool, dtype: Any) -> bool:
 
 def _combine_warps(splits: int) -> int:
     return 4 if splits <= 8 else 8
+
+
+def scan_width(chunk: int, num_keys: int) -> int:
+    """Slots that a program looks at to find the last one present."""
+    return triton.next_power_of_2(max(16, min(chunk, num_keys)))
 
 
 def choose_chunk(programs: int, num_keys: int, slots: int) -> int:
@@ -419,10 +440,11 @@ def choose_config(target: Target, heads: int, fp8: bool, wide: bool) -> Config:
         return Config(block_h=16, block_n=16, tiles=LATENT_TILES, num_warps=4, num_stages=1)
     tiles = LATENT_TILES if fp8 else 1
     if heads <= 16 or not target.is_cuda or target.shared_bytes < 160 << 10:
-        return Config(block_h=16, block_n=32, tiles=tiles, num_warps=4, num_stages=1 if fp8 or not target.is_cuda else 2)
-    if heads <= 32 or target.name == "sm80":
+        block_n = 16 if fp8 and target.is_cuda else 32
+        return Config(block_h=16, block_n=block_n, tiles=tiles, num_warps=4, num_stages=1 if fp8 or not target.is_cuda else 2)
+    if heads <= 32 or fp8 or target.name != "sm90":
         return Config(block_h=32, block_n=32, tiles=tiles, num_warps=8, num_stages=1 if fp8 else 2)
-    return Config(block_h=64, block_n=64, tiles=tiles, num_warps=8, num_stages=1 if fp8 else 2)
+    return Config(block_h=64, block_n=64, tiles=tiles, num_warps=8, num_stages=2)
 
 
 def aot_cases(target: Target, *, paged: bool = False) -> list[AotCase]:
@@ -496,4 +518,4 @@ def _aot_combine(splits: int) -> AotCase:
         "heads": "i32",
     }
     constexprs = {"SPLITS": splits, "BLOCK_S": splits}
-    return AotCase(f"combine-{splits}splits", combine_kernel, signature, constexprs, _combine_warps(splits))
+    return AotCase(f"combine-{splits}splits", _combine_kernel, signature, constexprs, _combine_warps(splits))

@@ -1,0 +1,109 @@
+"""Sparse attention over the selected latents: decode and prefill, 16 heads (a rank of eight) and all 128."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from harness import Case, Work, main
+
+from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.kernels.dispatch import force, function_for
+from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
+
+KEYS = 2048
+PREFILL_TOKENS = 4096
+SCALE = 192**-0.5
+
+
+def random_cache(kind: str, slots: int) -> torch.Tensor:
+    """Random latents: bfloat16, or fp8 codes (finite ones) with scales that are powers of two."""
+    pages = slots // layout.PAGE_SIZE
+    if kind == "bf16":
+        shape = (pages, layout.PAGE_SIZE, layout.LATENT_WIDTH)
+        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    cache = torch.empty((pages, layout.PAGE_SIZE, layout.LATENT_BYTES_FP8), device="cuda", dtype=torch.uint8)
+    values = torch.randn((pages, layout.PAGE_SIZE, layout.LATENT_RANK), device="cuda", dtype=torch.bfloat16) * 100
+    cache[..., : layout.LATENT_RANK] = values.to(torch.float8_e4m3fn).view(torch.uint8)
+    cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).fill_(2.0**-7)
+    cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_()
+    return cache
+
+
+def random_selection(tokens: int, length: int, first: torch.Tensor) -> torch.Tensor:
+    """2048 of `length` positions in ascending order, from a different place of the cache for each of `first`."""
+    distinct = min(tokens, 256)
+    chosen = torch.rand(distinct, length, device="cuda").argsort(1)[:, :KEYS].sort(1).values
+    chosen = chosen.repeat((tokens + distinct - 1) // distinct, 1)[:tokens]
+    return (chosen + first[:, None]).int().contiguous()
+
+
+def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> Work:
+    """One layer: each token of a decode has its own sequence, those of a prefill share one."""
+    torch.manual_seed(0)
+    cache = random_cache(kind, length * (tokens if decode else 1))
+    first = torch.arange(tokens, device="cuda") * (length if decode else 0)
+    slots = random_selection(tokens, length, first)
+    q_latent = torch.randn(tokens, heads, layout.LATENT_RANK, device="cuda", dtype=torch.bfloat16)
+    q_rope = torch.randn(tokens, heads, layout.ROPE_DIM, device="cuda", dtype=torch.bfloat16)
+    out, lse = torch.empty_like(q_latent), torch.empty(tokens, heads, device="cuda")
+    kernel = function_for("sparse_mla", cache.device)
+
+    def ours() -> None:
+        kernel(q_latent, q_rope, cache, slots, SCALE, out=out, lse=lse)
+
+    def check() -> None:
+        out.fill_(float("nan"))
+        ours()
+        some = torch.linspace(0, tokens - 1, min(tokens, 8)).long().cuda()
+        with force("reference"):
+            want, want_lse = reference(q_latent[some].float(), q_rope[some].float(), cache, slots[some], SCALE)
+        error = (out[some] - want).norm() / want.norm()
+        assert error < 0.01, f"relative error {error:.4f}"
+        assert (lse[some] - want_lse).abs().max() < 0.01
+        assert out.isfinite().all()
+
+    row_bytes = cache.shape[2] * cache.element_size()
+    rows = tokens * KEYS if decode else length
+    results = out.numel() * 2 + lse.numel() * 4
+    return Work(
+        ours=ours,
+        check=check,
+        bytes=rows * row_bytes + slots.numel() * 4 + (q_latent.numel() + q_rope.numel()) * 2 + results,
+        flops=2 * tokens * heads * KEYS * (2 * layout.LATENT_RANK + layout.ROPE_DIM),
+    )
+
+
+def cases() -> list[Case]:
+    found = []
+    for heads, batches, kinds in ((16, (8, 16, 64, 128), ("fp8",)), (128, (1, 16, 64, 128), ("fp8", "bf16"))):
+        for batch in batches:
+            for kind in kinds:
+                must, aim = (1.5, 2.2) if heads == 16 else (1.0, 1.4) if batch <= 16 else (0.7, 1.1)
+                shape: dict[str, int | str] = {"B": batch, "L": 32768, "H": heads, "cache": kind}
+                found.append(
+                    Case(
+                        "sparse decode",
+                        shape,
+                        lambda b=batch, h=heads, k=kind: sparse(b, 32768, h, k, decode=True),
+                        must,
+                        aim,
+                    )
+                )
+    for heads, must, aim in ((16, 1.5, 2.5), (128, 0.5, 0.85)):
+        for kind in ("fp8", "bf16"):
+            shape = {"T": PREFILL_TOKENS, "L": 32768, "H": heads, "cache": kind}
+            found.append(
+                Case(
+                    "sparse prefill",
+                    shape,
+                    lambda h=heads, k=kind: sparse(PREFILL_TOKENS, 32768, h, k, decode=False),
+                    must,
+                    aim,
+                )
+            )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(cases, "mla"))

@@ -1,0 +1,377 @@
+"""sparse_mla on NVIDIA sm90, up to 16 heads over an fp8 cache: the keys are the rows of both products.
+
+A wgmma has 64 rows; 16 heads as rows would be padded four times over. With S^T = K Q^T the 64 keys of a step are the rows and
+the heads the 16 columns, and with O^T = V^T P the 512 latents are. K comes from registers: each thread loads 16 bytes of
+a row, widens them and hands them to the product at once, which is right because a product may take the latents in any
+order as long as the query is stored in the same one. V comes from shared memory, written once by the same threads.
+The next step's rows are on their way into registers meanwhile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+
+from ...cache_layout import (
+    LATENT_BYTES_FP8,
+    LATENT_RANK,
+    LATENT_ROPE_OFFSET,
+    LATENT_SCALES_OFFSET,
+    LATENT_TILE,
+    LATENT_TILES,
+    PAGE_SIZE,
+    ROPE_DIM,
+)
+from ..aot import AotCase, Target
+from . import triton as portable
+
+HEADS = gl.constexpr(16)
+KEYS = gl.constexpr(64)
+"""Keys a step: the rows of a wgmma."""
+RANK = gl.constexpr(LATENT_RANK)
+ROPE = gl.constexpr(ROPE_DIM)
+TILE = gl.constexpr(LATENT_TILE)
+TILES = gl.constexpr(LATENT_TILES)
+FP8_BYTES = gl.constexpr(LATENT_BYTES_FP8)
+FP8_SCALES = gl.constexpr(LATENT_SCALES_OFFSET)
+FP8_ROPE = gl.constexpr(LATENT_ROPE_OFFSET)
+LN2 = gl.constexpr(0.6931471805599453)
+NUM_WARPS = 4
+
+# Four neighbouring lanes share a row, each with 16 bytes next to each other; eight rows a warp and pass.
+WORDS = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 16], [8, 0]],
+        lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 32],
+    )
+)
+ROPE_WORDS = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 64],
+    )
+)
+SCALES = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [8, 0]],
+        lane_bases=[[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 4],
+    )
+)
+ACC = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 16, 16]))
+FRAGMENT = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=ACC.value, k_width=2))
+Q_BLOCKED = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
+SLOT_ROWS = gl.constexpr(gl.SliceLayout(1, WORDS.value))
+SCAN_LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
+Q_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+V_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+P_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2))
+
+
+@gluon.jit
+def _shuffle(x, ROWS: gl.constexpr):
+    """[ROWS, 128] in the order of memory -> the order in which a wgmma's registers take what a thread has loaded."""
+    x = x.reshape(ROWS, 2, 4, 2, 2, 2, 2)
+    return x.permute(0, 1, 3, 4, 5, 2, 6).reshape(ROWS, 128)
+
+
+@gluon.jit
+def _shuffle_rope(x, ROWS: gl.constexpr):
+    """The same for 64 bfloat16."""
+    x = x.reshape(ROWS, 2, 4, 2, 2, 2)
+    return x.permute(0, 1, 3, 4, 2, 5).reshape(ROWS, 64)
+
+
+@gluon.jit
+def _widen(words, scale_pair):
+    """[64, 32] words of four e4m3fn codes -> [64, 128] bfloat16, times the scale of the row (as a pair, times 2^120)."""
+    a, b, c, d = gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 low, high, low_shifted, high_shifted;
+        prmt.b32 low, 0, $4, 0x5040;
+        prmt.b32 high, 0, $4, 0x7060;
+        shr.u32 low_shifted, low, 4;
+        shr.u32 high_shifted, high, 4;
+        and.b32 low_shifted, low_shifted, 0x07f007f0;
+        and.b32 high_shifted, high_shifted, 0x07f007f0;
+        lop3.b32 low, low, 0x80008000, low_shifted, 0xea;
+        lop3.b32 high, high, 0x80008000, high_shifted, 0xea;
+        mul.bf16x2 low, low, $5;
+        mul.bf16x2 high, high, $5;
+        mov.b32 {$0, $1}, low;
+        mov.b32 {$2, $3}, high;
+        }
+        """,
+        "=h,=h,=h,=h,r,r",
+        [words, scale_pair],
+        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
+        is_pure=True,
+        pack=1,
+    )
+    return gl.join(gl.join(a, c), gl.join(b, d)).reshape(64, 128)
+
+
+@gluon.jit
+def _scale_pairs(row):
+    """The four scales of each row times 2^120, each twice in a register as bfloat16: four [64] int32 tensors."""
+    pairs = gl.inline_asm_elementwise(
+        """
+        {
+        .reg .f32 lifted;
+        mul.f32 lifted, $1, 0f7B800000;
+        cvt.rn.bf16x2.f32 $0, lifted, lifted;
+        }
+        """,
+        "=r,f",
+        [row],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+    even, odd = gl.split(pairs.reshape(64, 2, 2))
+    a, c = gl.split(even)
+    b, d = gl.split(odd)
+    return a, b, c, d
+
+
+@gluon.jit
+def _row_bytes(index_ptr, offs, end, num_slots, stride_page, PAGE: gl.constexpr):
+    """(present, byte offset of the row) of the keys `offs` of the list."""
+    slot = gl.load(index_ptr + offs, mask=offs < end, other=-1)
+    present = (slot >= 0) & (slot < num_slots)
+    slot = gl.where(present, slot, 0)
+    return present, (slot // PAGE).to(gl.int64) * stride_page + (slot % PAGE) * FP8_BYTES
+
+
+@gluon.jit
+def _load_tile(cache_ptr, present, row, j: gl.constexpr):
+    offs_w = gl.arange(0, 32, layout=gl.SliceLayout(0, WORDS))
+    words_ptr = (cache_ptr + row + j * TILE).to(gl.pointer_type(gl.int32))
+    return gl.load(words_ptr[:, None] + offs_w[None, :], mask=present[:, None], other=0)
+
+
+@gluon.jit
+def _load_rope(cache_ptr, present, row):
+    present = gl.convert_layout(present, gl.SliceLayout(1, ROPE_WORDS), assert_trivial=True)
+    row = gl.convert_layout(row, gl.SliceLayout(1, ROPE_WORDS), assert_trivial=True)
+    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, ROPE_WORDS))
+    rope_ptr = (cache_ptr + row + FP8_ROPE).to(gl.pointer_type(gl.bfloat16))
+    return gl.load(rope_ptr[:, None] + offs_r[None, :], mask=present[:, None], other=0.0)
+
+
+@gluon.jit
+def _load_scales(cache_ptr, present, row):
+    present = gl.convert_layout(present, gl.SliceLayout(1, SCALES), assert_trivial=True)
+    row = gl.convert_layout(row, gl.SliceLayout(1, SCALES), assert_trivial=True)
+    offs_s = gl.arange(0, 4, layout=gl.SliceLayout(0, SCALES))
+    scale_ptr = (cache_ptr + row + FP8_SCALES).to(gl.pointer_type(gl.float32))
+    return gl.load(scale_ptr[:, None] + offs_s[None, :], mask=present[:, None], other=0.0)
+
+
+@gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads"])
+def _few_heads_kernel(
+    q_latent_ptr,
+    q_rope_ptr,
+    cache_ptr,
+    index_ptr,
+    out_ptr,
+    lse_ptr,
+    stride_q_latent_t,
+    stride_q_latent_h,
+    stride_q_rope_t,
+    stride_q_rope_h,
+    stride_page,
+    stride_index,
+    stride_out_t,
+    stride_out_h,
+    num_slots,
+    num_keys,
+    chunk,
+    heads,
+    scale,
+    SPLITS: gl.constexpr,
+    SCAN: gl.constexpr,
+    PAGE: gl.constexpr,
+):
+    pid = gl.program_id(0)
+    split = pid % SPLITS
+    t = (pid // SPLITS).to(gl.int64)
+    begin = split * chunk
+    index_ptr += t * stride_index
+    # Absent slots at the end of the chunk are no work: most lists end with them.
+    offs_scan = begin + gl.arange(0, SCAN, layout=SCAN_LAYOUT)
+    scan = gl.load(index_ptr + offs_scan, mask=offs_scan < gl.minimum(begin + chunk, num_keys), other=-1)
+    end = gl.max(gl.where((scan >= 0) & (scan < num_slots), offs_scan + 1, begin), 0)
+
+    offs_n = gl.arange(0, KEYS, layout=SLOT_ROWS)
+    present, row = _row_bytes(index_ptr, begin + offs_n, end, num_slots, stride_page, PAGE)
+    words = ()
+    for j in gl.static_range(TILES):
+        words += (_load_tile(cache_ptr, present, row, j),)
+    scales = _load_scales(cache_ptr, present, row)
+    rope = _load_rope(cache_ptr, present, row)
+    next_present, next_row = _row_bytes(index_ptr, begin + KEYS + offs_n, end, num_slots, stride_page, PAGE)
+
+    q_shared = gl.allocate_shared_memory(gl.bfloat16, [TILES, HEADS, TILE], Q_SHARED)
+    q_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], Q_SHARED)
+    p_shared = gl.allocate_shared_memory(gl.bfloat16, [KEYS, HEADS], P_SHARED)
+    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_BLOCKED))
+    offs_d = gl.arange(0, TILE, layout=gl.SliceLayout(0, Q_BLOCKED))
+    q_rows = q_latent_ptr + t * stride_q_latent_t + offs_h.to(gl.int64) * stride_q_latent_h
+    for j in gl.static_range(TILES):
+        q = gl.load(q_rows[:, None] + (j * TILE + offs_d)[None, :], mask=(offs_h < heads)[:, None], other=0.0)
+        q_shared.index(j).store(_shuffle(q, HEADS))
+    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, Q_BLOCKED))
+    q_rows = q_rope_ptr + t * stride_q_rope_t + offs_h.to(gl.int64) * stride_q_rope_h
+    q_rope = gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0)
+    q_rope_shared.store(_shuffle_rope(q_rope, HEADS))
+    hopper.fence_async_shared()
+
+    # acc [128 latents, 16 heads] a tile; highest [16]; the sum of the weights stays spread over the keys of a step
+    v_shared = ()
+    accs = ()
+    for _ in gl.static_range(TILES):
+        v_shared += (gl.allocate_shared_memory(gl.bfloat16, [KEYS, TILE], V_SHARED),)
+        accs += (gl.zeros([TILE, HEADS], gl.float32, layout=ACC),)
+    total = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+    highest = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
+    for start in range(begin, end, KEYS):
+        scores = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+        s0, s1, s2, s3 = _scale_pairs(scales)
+        pairs = (s0, s1, s2, s3)
+        visible = gl.convert_layout(present, gl.SliceLayout(1, ACC), assert_trivial=True)
+        following = ()
+        for j in gl.static_range(TILES):
+            pair = gl.convert_layout(pairs[j], SLOT_ROWS, assert_trivial=True)
+            k = _widen(words[j], pair[:, None])
+            v_shared[j].store(k)
+            fragment = gl.convert_layout(_shuffle(k, KEYS), FRAGMENT, assert_trivial=True)
+            scores = hopper.warpgroup_mma(fragment, q_shared.index(j).permute((1, 0)), scores)
+            following += (_load_tile(cache_ptr, next_present, next_row, j),)
+        fragment = gl.convert_layout(_shuffle_rope(rope, KEYS), FRAGMENT, assert_trivial=True)
+        scores = hopper.warpgroup_mma(fragment, q_rope_shared.permute((1, 0)), scores)
+        words = following
+        scales = _load_scales(cache_ptr, next_present, next_row)
+        rope = _load_rope(cache_ptr, next_present, next_row)
+        present = next_present
+        next_present, next_row = _row_bytes(
+            index_ptr, start + 2 * KEYS + offs_n, end, num_slots, stride_page, PAGE
+        )
+
+        scores = gl.where(visible[:, None], scores * scale, float("-inf"))
+        higher = gl.maximum(highest, gl.max(scores, 0))
+        shift = gl.where(higher == float("-inf"), 0.0, higher)
+        p = gl.exp2(scores - shift[None, :])
+        decay = gl.exp2(highest - shift)
+        highest = higher
+        total = total * decay[None, :] + p
+        p_shared.store(p.to(gl.bfloat16))
+        hopper.fence_async_shared()
+        sums = ()
+        for j in gl.static_range(TILES):
+            acc = accs[j] * decay[None, :]
+            sums += (hopper.warpgroup_mma(v_shared[j].permute((1, 0)), p_shared, acc, is_async=True),)
+        accs = hopper.warpgroup_mma_wait(0, deps=sums)
+
+    total_h = gl.sum(total, 0)
+    norm = 1.0 / gl.where(total_h == 0.0, 1.0, total_h)
+    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
+    offs_d = gl.arange(0, TILE, layout=gl.SliceLayout(1, ACC))
+    out_rows = out_ptr + t * stride_out_t + split * RANK + offs_h.to(gl.int64) * stride_out_h
+    for j in gl.static_range(TILES):
+        result = (accs[j] * norm[None, :]).to(out_ptr.dtype.element_ty)
+        gl.store(out_rows[None, :] + (j * TILE + offs_d)[:, None], result, mask=(offs_h < heads)[None, :])
+    lse = gl.where(total_h == 0.0, float("-inf"), (highest + gl.log2(total_h)) * LN2)
+    gl.store(lse_ptr + (t * heads + offs_h) * SPLITS + split, lse, mask=offs_h < heads)
+
+
+def sparse_mla(
+    q_latent_thc: torch.Tensor,
+    q_rope_thr: torch.Tensor,
+    latent_cache: torch.Tensor,
+    slots_tk: torch.Tensor,
+    scale: float,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    heads = q_latent_thc.shape[1]
+    if heads > HEADS or latent_cache.dtype is not torch.uint8 or q_latent_thc.dtype is not torch.bfloat16:
+        return portable.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, out=out, lse=lse)
+    out, lse = portable.results(q_latent_thc, q_rope_thr, out, lse)
+    tokens, num_keys = slots_tk.shape
+    _, processors = portable.chip(q_latent_thc.device)
+    chunk = portable.choose_chunk(tokens, num_keys, 2 * processors)
+    page_size = latent_cache.shape[1]
+
+    def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
+        _few_heads_kernel[((rows.stop - rows.start) * splits,)](
+            q_latent_thc[rows],
+            q_rope_thr[rows],
+            latent_cache,
+            slots_tk[rows],
+            part,
+            part_lse,
+            *q_latent_thc.stride()[:2],
+            *q_rope_thr.stride()[:2],
+            latent_cache.stride(0),
+            slots_tk.stride(0),
+            *part.stride()[:2],
+            latent_cache.shape[0] * page_size,
+            num_keys,
+            chunk,
+            heads,
+            scale * portable.LOG2E,
+            SPLITS=splits,
+            SCAN=max(128, portable.scan_width(chunk, num_keys)),
+            PAGE=page_size,
+            num_warps=NUM_WARPS,
+        )
+
+    portable.in_chunks(launch, out, lse, triton.cdiv(num_keys, chunk))
+    return out, lse
+
+
+def aot_cases(target: Target) -> list[AotCase]:
+    if target.name != "sm90":
+        return []
+    return [_aot_case(splits, chunk) for splits, chunk in ((1, 2048), (4, 512), (8, 256), (16, 128), (32, 64))]
+
+
+def _aot_case(splits: int, chunk: int) -> AotCase:
+    signature = {
+        "q_latent_ptr": "*bf16:16",
+        "q_rope_ptr": "*bf16:16",
+        "cache_ptr": "*u8:16",
+        "index_ptr": "*i32:16",
+        "out_ptr": "*bf16:16" if splits == 1 else "*fp32:16",
+        "lse_ptr": "*fp32:16",
+        **{name: "i32:16" for name in _few_heads_kernel.arg_names if name.startswith("stride_")},
+        "num_slots": "i32",
+        "num_keys": "i32",
+        "chunk": "i32",
+        "heads": "i32",
+        "scale": "fp32",
+    }
+    constexprs = {"SPLITS": splits, "SCAN": max(128, chunk), "PAGE": PAGE_SIZE}
+    return AotCase(
+        f"few-heads-fp8-{splits}splits",
+        _few_heads_kernel,
+        signature,
+        constexprs,
+        NUM_WARPS,
+        spill_bytes=320,
+        spill_reason="descriptors of the products' operands, constant in the loop: 30 cached reloads a step of 64 keys",
+    )
