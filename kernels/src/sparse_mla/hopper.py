@@ -147,9 +147,8 @@ def _scale_pairs(row):
 
 
 @gluon.jit
-def _row_bytes(index_ptr, offs, end, num_slots, stride_page, PAGE: gl.constexpr):
-    """(present, byte offset of the row) of the keys `offs` of the list."""
-    slot = gl.load(index_ptr + offs, mask=offs < end, other=-1)
+def _row_bytes(slot, num_slots, stride_page, PAGE: gl.constexpr):
+    """(present, byte offset of the row) of slots."""
     present = (slot >= 0) & (slot < num_slots)
     slot = gl.where(present, slot, 0)
     return present, (slot // PAGE).to(gl.int64) * stride_page + (slot % PAGE) * FP8_BYTES
@@ -180,7 +179,16 @@ def _load_scales(cache_ptr, present, row):
     return gl.load(scale_ptr[:, None] + offs_s[None, :], mask=present[:, None], other=0.0)
 
 
-@gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads"])
+@gluon.jit
+def _keys(words, pair, v_shared):
+    """Widen one tile of the rows: store it for the second product, return it as the operand of the first."""
+    pair = gl.convert_layout(pair, SLOT_ROWS, assert_trivial=True)
+    k = _widen(words, pair[:, None])
+    v_shared.store(k)
+    return gl.convert_layout(_shuffle(k, KEYS), FRAGMENT, assert_trivial=True)
+
+
+@gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads", "zero"])
 def _few_heads_kernel(
     q_latent_ptr,
     q_rope_ptr,
@@ -200,6 +208,7 @@ def _few_heads_kernel(
     num_keys,
     chunk,
     heads,
+    zero,
     scale,
     SPLITS: gl.constexpr,
     SCAN: gl.constexpr,
@@ -215,18 +224,20 @@ def _few_heads_kernel(
     scan = gl.load(index_ptr + offs_scan, mask=offs_scan < gl.minimum(begin + chunk, num_keys), other=-1)
     end = gl.max(gl.where((scan >= 0) & (scan < num_slots), offs_scan + 1, begin), 0)
 
-    offs_n = gl.arange(0, KEYS, layout=SLOT_ROWS)
-    present, row = _row_bytes(index_ptr, begin + offs_n, end, num_slots, stride_page, PAGE)
-    words = ()
-    for j in gl.static_range(TILES):
-        words += (_load_tile(cache_ptr, present, row, j),)
+    # A row arrives in five parts: four tiles and the rope key. Three parts are always on their way into registers.
+    offs_k = begin + gl.arange(0, KEYS, layout=SLOT_ROWS)
+    slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
+    present, row = _row_bytes(slot, num_slots, stride_page, PAGE)
     scales = _load_scales(cache_ptr, present, row)
-    rope = _load_rope(cache_ptr, present, row)
-    next_present, next_row = _row_bytes(index_ptr, begin + KEYS + offs_n, end, num_slots, stride_page, PAGE)
+    words0 = _load_tile(cache_ptr, present, row, 0)
+    words1 = _load_tile(cache_ptr, present, row, 1)
+    words2 = _load_tile(cache_ptr, present, row, 2)
+    offs_k += KEYS
+    slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
 
     q_shared = gl.allocate_shared_memory(gl.bfloat16, [TILES, HEADS, TILE], Q_SHARED)
-    q_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], Q_SHARED)
-    p_shared = gl.allocate_shared_memory(gl.bfloat16, [KEYS, HEADS], P_SHARED)
+    q_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [1, HEADS, ROPE], Q_SHARED)
+    p_shared = gl.allocate_shared_memory(gl.bfloat16, [1, KEYS, HEADS], P_SHARED)
     offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_BLOCKED))
     offs_d = gl.arange(0, TILE, layout=gl.SliceLayout(0, Q_BLOCKED))
     q_rows = q_latent_ptr + t * stride_q_latent_t + offs_h.to(gl.int64) * stride_q_latent_h
@@ -236,39 +247,48 @@ def _few_heads_kernel(
     offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, Q_BLOCKED))
     q_rows = q_rope_ptr + t * stride_q_rope_t + offs_h.to(gl.int64) * stride_q_rope_h
     q_rope = gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0)
-    q_rope_shared.store(_shuffle_rope(q_rope, HEADS))
+    q_rope_shared.index(0).store(_shuffle_rope(q_rope, HEADS))
     hopper.fence_async_shared()
 
     # acc [128 latents, 16 heads] a tile; highest [16]; the sum of the weights stays spread over the keys of a step
     v_shared = ()
     accs = ()
     for _ in gl.static_range(TILES):
-        v_shared += (gl.allocate_shared_memory(gl.bfloat16, [KEYS, TILE], V_SHARED),)
+        v_shared += (gl.allocate_shared_memory(gl.bfloat16, [1, KEYS, TILE], V_SHARED),)
         accs += (gl.zeros([TILE, HEADS], gl.float32, layout=ACC),)
     total = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
     highest = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
-    for start in range(begin, end, KEYS):
-        scores = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
-        s0, s1, s2, s3 = _scale_pairs(scales)
-        pairs = (s0, s1, s2, s3)
+    base = zero
+    for _ in range(begin, end, KEYS):
+        base = base * zero
+        nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+        pair0, pair1, pair2, pair3 = _scale_pairs(scales)
         visible = gl.convert_layout(present, gl.SliceLayout(1, ACC), assert_trivial=True)
-        following = ()
-        for j in gl.static_range(TILES):
-            pair = gl.convert_layout(pairs[j], SLOT_ROWS, assert_trivial=True)
-            k = _widen(words[j], pair[:, None])
-            v_shared[j].store(k)
-            fragment = gl.convert_layout(_shuffle(k, KEYS), FRAGMENT, assert_trivial=True)
-            scores = hopper.warpgroup_mma(fragment, q_shared.index(j).permute((1, 0)), scores)
-            following += (_load_tile(cache_ptr, next_present, next_row, j),)
-        fragment = gl.convert_layout(_shuffle_rope(rope, KEYS), FRAGMENT, assert_trivial=True)
-        scores = hopper.warpgroup_mma(fragment, q_rope_shared.permute((1, 0)), scores)
-        words = following
-        scales = _load_scales(cache_ptr, next_present, next_row)
-        rope = _load_rope(cache_ptr, next_present, next_row)
-        present = next_present
-        next_present, next_row = _row_bytes(
-            index_ptr, start + 2 * KEYS + offs_n, end, num_slots, stride_page, PAGE
-        )
+
+        k0 = _keys(words0, pair0, v_shared[0].index(base))
+        scores = hopper.warpgroup_mma(k0, q_shared.index(base + 0).permute((1, 0)), nothing, is_async=True)
+        words3 = _load_tile(cache_ptr, present, row, 3)
+        k1 = _keys(words1, pair1, v_shared[1].index(base))
+        scores, k0 = hopper.warpgroup_mma_wait(0, deps=(scores, k0))
+        scores = hopper.warpgroup_mma(k1, q_shared.index(base + 1).permute((1, 0)), scores, is_async=True)
+        rope = _load_rope(cache_ptr, present, row)
+        k2 = _keys(words2, pair2, v_shared[2].index(base))
+        scores, k1 = hopper.warpgroup_mma_wait(0, deps=(scores, k1))
+        scores = hopper.warpgroup_mma(k2, q_shared.index(base + 2).permute((1, 0)), scores, is_async=True)
+        present, row = _row_bytes(slot, num_slots, stride_page, PAGE)
+        scales = _load_scales(cache_ptr, present, row)
+        words0 = _load_tile(cache_ptr, present, row, 0)
+        k3 = _keys(words3, pair3, v_shared[3].index(base))
+        scores, k2 = hopper.warpgroup_mma_wait(0, deps=(scores, k2))
+        scores = hopper.warpgroup_mma(k3, q_shared.index(base + 3).permute((1, 0)), scores, is_async=True)
+        words1 = _load_tile(cache_ptr, present, row, 1)
+        k_rope = gl.convert_layout(_shuffle_rope(rope, KEYS), FRAGMENT, assert_trivial=True)
+        scores, k3 = hopper.warpgroup_mma_wait(0, deps=(scores, k3))
+        scores = hopper.warpgroup_mma(k_rope, q_rope_shared.index(base).permute((1, 0)), scores, is_async=True)
+        words2 = _load_tile(cache_ptr, present, row, 2)
+        offs_k += KEYS
+        slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
+        scores, k_rope = hopper.warpgroup_mma_wait(0, deps=(scores, k_rope))
 
         scores = gl.where(visible[:, None], scores * scale, float("-inf"))
         higher = gl.maximum(highest, gl.max(scores, 0))
@@ -277,12 +297,12 @@ def _few_heads_kernel(
         decay = gl.exp2(highest - shift)
         highest = higher
         total = total * decay[None, :] + p
-        p_shared.store(p.to(gl.bfloat16))
+        p_shared.index(base).store(p.to(gl.bfloat16))
         hopper.fence_async_shared()
         sums = ()
         for j in gl.static_range(TILES):
             acc = accs[j] * decay[None, :]
-            sums += (hopper.warpgroup_mma(v_shared[j].permute((1, 0)), p_shared, acc, is_async=True),)
+            sums += (hopper.warpgroup_mma(v_shared[j].index(base).permute((1, 0)), p_shared.index(base), acc, is_async=True),)
         accs = hopper.warpgroup_mma_wait(0, deps=sums)
 
     total_h = gl.sum(total, 0)
@@ -333,6 +353,7 @@ def sparse_mla(
             num_keys,
             chunk,
             heads,
+            0,
             scale * portable.LOG2E,
             SPLITS=splits,
             SCAN=max(128, portable.scan_width(chunk, num_keys)),
@@ -363,6 +384,7 @@ def _aot_case(splits: int, chunk: int) -> AotCase:
         "num_keys": "i32",
         "chunk": "i32",
         "heads": "i32",
+        "zero": "i32",
         "scale": "fp32",
     }
     constexprs = {"SPLITS": splits, "SCAN": max(128, chunk), "PAGE": PAGE_SIZE}
