@@ -32,7 +32,7 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "index_topk_ragged": ("reference",),
     "sparse_mla": ("reference", "triton", "hopper"),
     "dense_mla": ("reference", "triton"),
-    "masked_mha": ("reference",),
+    "masked_mha": ("reference", "triton"),
 }
 """Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""
 
