@@ -230,7 +230,7 @@ def _few_heads_kernel(
     scan = gl.load(index_ptr + offs_scan, mask=offs_scan < gl.minimum(begin + chunk, num_keys), other=-1)
     end = gl.max(gl.where((scan >= 0) & (scan < num_slots), offs_scan + 1, begin), 0)
 
-    # A row arrives in five parts: four tiles and the rope key. Three parts are always on their way into registers.
+    # The tiles of the next step are always on their way into registers; its rope key, needed last, follows later.
     offs_k = begin + gl.arange(0, KEYS, layout=SLOT_ROWS)
     slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
     present, row = _row_bytes(slot, num_slots, stride_page, PAGE)
@@ -238,6 +238,7 @@ def _few_heads_kernel(
     words0 = _load_tile(cache_ptr, present, row, 0)
     words1 = _load_tile(cache_ptr, present, row, 1)
     words2 = _load_tile(cache_ptr, present, row, 2)
+    words3 = _load_tile(cache_ptr, present, row, 3)
     offs_k += KEYS
     slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
 
@@ -272,14 +273,13 @@ def _few_heads_kernel(
         nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
         pair0, pair1, pair2, pair3 = _scale_pairs(scales)
         visible = gl.convert_layout(present, gl.SliceLayout(1, ACC), assert_trivial=True)
+        rope = _load_rope(cache_ptr, present, row)
 
         k0 = _keys(words0, pair0, v_shared[0].index(base))
         scores = hopper.warpgroup_mma(k0, q_shared.index(base + 0).permute((1, 0)), nothing, is_async=True)
-        words3 = _load_tile(cache_ptr, present, row, 3)
         k1 = _keys(words1, pair1, v_shared[1].index(base))
         scores, k0 = hopper.warpgroup_mma_wait(0, deps=(scores, k0))
         scores = hopper.warpgroup_mma(k1, q_shared.index(base + 1).permute((1, 0)), scores, is_async=True)
-        rope = _load_rope(cache_ptr, present, row)
         k2 = _keys(words2, pair2, v_shared[2].index(base))
         scores, k1 = hopper.warpgroup_mma_wait(0, deps=(scores, k1))
         scores = hopper.warpgroup_mma(k2, q_shared.index(base + 2).permute((1, 0)), scores, is_async=True)
@@ -294,6 +294,7 @@ def _few_heads_kernel(
         scores, k3 = hopper.warpgroup_mma_wait(0, deps=(scores, k3))
         scores = hopper.warpgroup_mma(k_rope, q_rope_shared.index(base).permute((1, 0)), scores, is_async=True)
         words2 = _load_tile(cache_ptr, present, row, 2)
+        words3 = _load_tile(cache_ptr, present, row, 3)
         offs_k += KEYS
         slot = gl.load(index_ptr + offs_k, mask=offs_k < end, other=-1)
         scores, k_rope = hopper.warpgroup_mma_wait(0, deps=(scores, k_rope))
@@ -329,9 +330,9 @@ MANY_HEADS = gl.constexpr(64)
 MANY_WARPS = 8
 MANY_WORDS = gl.constexpr(
     gl.DistributedLinearLayout(
-        reg_bases=[[0, 1], [0, 2], [32, 0]],
-        lane_bases=[[0, 4], [0, 8], [0, 16], [1, 0], [2, 0]],
-        warp_bases=[[4, 0], [8, 0], [16, 0]],
+        reg_bases=[[0, 1], [0, 2], [0, 16]],
+        lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[8, 0], [16, 0], [32, 0]],
         block_bases=[],
         shape=[64, 32],
     )
@@ -350,18 +351,17 @@ def _slots(index_ptr, start, end, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _copy_rows(cache_ptr, index_ptr, start, end, num_slots, stride_page, PAGE: gl.constexpr, k_shared, k_rope_shared):
+def _copy_rows(cache_ptr, slot, slot_rope, num_slots, stride_page, PAGE: gl.constexpr, k_shared, k_rope_shared):
     """Start copying 64 bfloat16 rows."""
-    slot = _slots(index_ptr, start, end, gl.SliceLayout(1, MANY_ROWS))
+    WIDTH: gl.constexpr = RANK + ROPE
     present = (slot >= 0) & (slot < num_slots)
     slot = gl.where(present, slot, 0)
-    rows = cache_ptr + (slot // PAGE).to(gl.int64) * stride_page + (slot % PAGE) * (RANK + ROPE)
+    rows = cache_ptr + (slot // PAGE).to(gl.int64) * stride_page + (slot % PAGE) * WIDTH
     offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, MANY_ROWS))
     hopper.async_copy.async_copy_global_to_shared(k_shared, rows[:, None] + offs_d[None, :], mask=present[:, None])
-    slot = _slots(index_ptr, start, end, gl.SliceLayout(1, MANY_ROPE))
-    present = (slot >= 0) & (slot < num_slots)
-    slot = gl.where(present, slot, 0)
-    rows = cache_ptr + (slot // PAGE).to(gl.int64) * stride_page + (slot % PAGE) * (RANK + ROPE) + RANK
+    present = (slot_rope >= 0) & (slot_rope < num_slots)
+    slot_rope = gl.where(present, slot_rope, 0)
+    rows = cache_ptr + (slot_rope // PAGE).to(gl.int64) * stride_page + (slot_rope % PAGE) * WIDTH + RANK
     offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, MANY_ROPE))
     hopper.async_copy.async_copy_global_to_shared(k_rope_shared, rows[:, None] + offs_r[None, :], mask=present[:, None])
     hopper.async_copy.commit_group()
@@ -438,14 +438,19 @@ def _many_heads_kernel(
     k_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, ROPE], V_SHARED)
     p_shared = gl.allocate_shared_memory(gl.bfloat16, [MANY_HEADS, KEYS], V_SHARED)
 
+    # The slots of a step are loaded a step before its rows, and the rows a step before they are needed.
+    SLOTS: gl.constexpr = gl.SliceLayout(1, MANY_WORDS if FP8 else MANY_ROWS)
+    SLOTS_ROPE: gl.constexpr = gl.SliceLayout(1, MANY_ROPE)
+    slot = _slots(index_ptr, begin, end, SLOTS)
+    slot_rope = _slots(index_ptr, begin, end, SLOTS_ROPE)
     if FP8:
-        slot = _slots(index_ptr, begin, end, gl.SliceLayout(1, MANY_WORDS))
-        slot_rope = _slots(index_ptr, begin, end, gl.SliceLayout(1, MANY_ROPE))
         parts = _load_fp8_rows(cache_ptr, slot, slot_rope, num_slots, stride_page, PAGE)
     else:
         _copy_rows(
-            cache_ptr, index_ptr, begin, end, num_slots, stride_page, PAGE, k_shared.index(0), k_rope_shared.index(0)
+            cache_ptr, slot, slot_rope, num_slots, stride_page, PAGE, k_shared.index(0), k_rope_shared.index(0)
         )
+    slot = _slots(index_ptr, begin + KEYS, end, SLOTS)
+    slot_rope = _slots(index_ptr, begin + KEYS, end, SLOTS_ROPE)
     offs_h = head_block * MANY_HEADS + gl.arange(0, MANY_HEADS, layout=gl.SliceLayout(1, MANY_ROWS))
     offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, MANY_ROWS))
     q_rows = q_latent_ptr + t * stride_q_latent_t + offs_h.to(gl.int64) * stride_q_latent_h
@@ -456,14 +461,11 @@ def _many_heads_kernel(
     q_rope_shared.store(gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0))
     if FP8:
         _store_fp8_rows(parts, k_shared.index(0), k_rope_shared.index(0))
-        slot = _slots(index_ptr, begin + KEYS, end, gl.SliceLayout(1, MANY_WORDS))
-        slot_rope = _slots(index_ptr, begin + KEYS, end, gl.SliceLayout(1, MANY_ROPE))
 
-    # acc [64 heads, 512 latents], in flight from one step to the next; total is summed over the keys at the end
-    acc = hopper.warpgroup_mma_init(gl.zeros([MANY_HEADS, RANK], gl.float32, layout=MANY_ACC))
+    # acc [64 heads, 512 latents]; highest, total [64]
+    acc = gl.zeros([MANY_HEADS, RANK], gl.float32, layout=MANY_ACC)
     total = gl.zeros([MANY_HEADS], gl.float32, layout=gl.SliceLayout(1, MANY_SCORES))
     highest = gl.full([MANY_HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(1, MANY_SCORES))
-    nothing = gl.zeros([MANY_HEADS, KEYS], gl.float32, layout=MANY_SCORES)
     buffer = 0
     for start in range(begin, end, KEYS):
         if not FP8:
@@ -471,30 +473,27 @@ def _many_heads_kernel(
         hopper.fence_async_shared()
         gl.thread_barrier()
         k = k_shared.index(buffer)
+        scores = gl.zeros([MANY_HEADS, KEYS], gl.float32, layout=MANY_SCORES)
         scores = hopper.warpgroup_mma(
-            q_rope_shared, k_rope_shared.index(buffer).permute((1, 0)), nothing, use_acc=False, is_async=True
+            q_rope_shared, k_rope_shared.index(buffer).permute((1, 0)), scores, use_acc=False, is_async=True
         )
         scores = hopper.warpgroup_mma(q_shared, k.permute((1, 0)), scores, is_async=True)
         slot_s = _slots(index_ptr, start, end, gl.SliceLayout(0, MANY_SCORES))
         if FP8:
             parts = _load_fp8_rows(cache_ptr, slot, slot_rope, num_slots, stride_page, PAGE)
-            slot = _slots(index_ptr, start + 2 * KEYS, end, gl.SliceLayout(1, MANY_WORDS))
-            slot_rope = _slots(index_ptr, start + 2 * KEYS, end, gl.SliceLayout(1, MANY_ROPE))
-        # The product of the last step is done, so that its buffer is free; that of this step's scores is not.
-        acc = hopper.warpgroup_mma_wait(2, deps=(acc,))
-        gl.thread_barrier()
-        if not FP8:
+        else:
             _copy_rows(
                 cache_ptr,
-                index_ptr,
-                start + KEYS,
-                end,
+                slot,
+                slot_rope,
                 num_slots,
                 stride_page,
                 PAGE,
                 k_shared.index(1 - buffer),
                 k_rope_shared.index(1 - buffer),
             )
+        slot = _slots(index_ptr, start + 2 * KEYS, end, SLOTS)
+        slot_rope = _slots(index_ptr, start + 2 * KEYS, end, SLOTS_ROPE)
         scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
 
         visible = (slot_s >= 0) & (slot_s < num_slots)
@@ -512,9 +511,9 @@ def _many_heads_kernel(
         acc = hopper.warpgroup_mma(p_shared, k, acc, is_async=True)
         if FP8:
             _store_fp8_rows(parts, k_shared.index(1 - buffer), k_rope_shared.index(1 - buffer))
+        acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
         buffer = 1 - buffer
 
-    acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
     norm = 1.0 / gl.where(total == 0.0, 1.0, total)
     acc = acc * gl.convert_layout(norm, gl.SliceLayout(1, MANY_ACC), assert_trivial=True)[:, None]
     offs_h = head_block * MANY_HEADS + gl.arange(0, MANY_HEADS, layout=gl.SliceLayout(1, MANY_ACC))
