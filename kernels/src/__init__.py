@@ -1,7 +1,7 @@
 """The operations of DeepSeek Sparse Attention: torch and Triton only, never an engine.
 
 `from dsv32_plugin.kernels import sparse_mla` is the way in. Importing this package alone imports nothing, not even
-torch.
+torch. An implementation is imported as `from dsv32_plugin.kernels.sparse_mla import reference`.
 """
 
 import sys

@@ -36,10 +36,8 @@ def tensor(
         raise TypeError(_message(name, f"dtype must be {_names(dtypes)}", _names((value.dtype,)), step))
     if value.device != device:
         raise ValueError(_message(name, f"must be on {device}", str(value.device), "move it there"))
-    got = tuple(value.shape)
-    if got == shape:
-        return
-    if len(got) != len(shape) or any(want is not None and want != size for want, size in zip(shape, got, strict=True)):
+    got = value.shape
+    if got != shape and not _fits(got, shape):
         raise ValueError(_message(name, f"shape must be {_sizes(shape)}", _sizes(got), step))
 
 
@@ -65,7 +63,7 @@ def at_least(name: str, value: int, least: int) -> None:
 def one_of(name: str, value: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> None:
     """Check a dtype argument."""
     if value not in dtypes:
-        raise TypeError(_message(name, f"must be {_names(dtypes)}", str(value)))
+        raise TypeError(_message(name, f"must be {_names(dtypes)}", _names((value,))))
 
 
 def together(arguments: Mapping[str, object]) -> None:
@@ -145,6 +143,10 @@ def attention_outputs(
     if lse is not None:
         tensor("lse", lse, shape[:2], FLOAT32, device)
         rows("lse", lse)
+
+
+def _fits(got: tuple[int, ...], shape: tuple[Dim, ...]) -> bool:
+    return len(got) == len(shape) and all(want in (None, size) for size, want in zip(got, shape, strict=True))
 
 
 def _pages(name: str, cache: torch.Tensor, device: torch.device) -> None:

@@ -144,10 +144,16 @@ def softmax_lse(scores: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tens
     return weights, masked.logsumexp(-1)
 
 
-def weighted_sum(weights_ths: torch.Tensor, visible_ts: torch.Tensor, values_shv: torch.Tensor) -> torch.Tensor:
-    """sum_s weights[t, h, s] * values[s, h, v], where a NaN or inf reaches only the tokens that see its row."""
+def split_finite(values_shv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values with 0 for NaN and inf, [S] whether a row held any), for `weighted_sum`."""
     finite = values_shv.isfinite()
-    result = torch.einsum("ths,shv->thv", weights_ths, values_shv.where(finite, 0))
-    spoiled_s = ~finite.flatten(1).all(1)
+    return values_shv.where(finite, 0), ~finite.flatten(1).all(1)
+
+
+def weighted_sum(
+    weights_ths: torch.Tensor, visible_ts: torch.Tensor, finite_shv: torch.Tensor, spoiled_s: torch.Tensor
+) -> torch.Tensor:
+    """sum_s weights[t, h, s] * values[s, h, v]; a row with NaN or inf spoils the tokens that see it."""
+    result = torch.einsum("ths,shv->thv", weights_ths, finite_shv)
     spoiled_t = (visible_ts & spoiled_s).any(1)
     return result.masked_fill(spoiled_t[:, None, None], float("nan"))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..formulas import chunks, latent_rows, slots_of, softmax_lse, weighted_sum
+from ..formulas import chunks, latent_rows, slots_of, softmax_lse, split_finite, weighted_sum
 
 
 def dense_mla(
@@ -26,16 +26,16 @@ def dense_mla(
     query_thd = torch.cat((q_latent_thc, q_rope_thr), dim=-1).float()
     for seq in seq_t.unique():
         tokens_of_seq = (seq_t == seq).nonzero().squeeze(1)
-        longest = min(max_visible, int(visible_t[tokens_of_seq].max()))
+        longest = int(visible_t[tokens_of_seq].clamp(0, max_visible).max())
         position_s = torch.arange(longest, device=seq_t.device)
         slots_s = slots_of(block_table_bp, seq.long(), position_s, latent_cache.shape[1])
         rows_sd, present_s = latent_rows(latent_cache, slots_s)
-        latent_s1c = rows_sd[:, None, :rank]
+        latent_s1c, spoiled_s = split_finite(rows_sd[:, None, :rank])
         for part in chunks(len(tokens_of_seq), 12 * heads * longest):
             token_t = tokens_of_seq[part]
             visible_ts = (position_s < visible_t[token_t].unsqueeze(1)) & present_s
             scores_ths = scale * torch.einsum("thd,sd->ths", query_thd[token_t], rows_sd)
             weights_ths, lse_th = softmax_lse(scores_ths, visible_ts.unsqueeze(1))
-            out[token_t] = weighted_sum(weights_ths, visible_ts, latent_s1c).to(out.dtype)
+            out[token_t] = weighted_sum(weights_ths, visible_ts, latent_s1c, spoiled_s).to(out.dtype)
             lse[token_t] = lse_th
     return out, lse

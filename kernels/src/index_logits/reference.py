@@ -24,7 +24,7 @@ def index_logits_paged(
         slots_bs = slots_of(block_table_bp, seq_b1, position_s, index_cache.shape[1])
         keys_bsd, scale_bs, present_bs = index_rows(index_cache, slots_bs)
         dots_bnis = torch.einsum("bnid,bsd->bnis", as_float(q_bnid[part]), keys_bsd.float())
-        logits_bns = torch.einsum("bni,bnis->bns", weights_bni[part], dots_bnis.relu())
+        logits_bns = torch.einsum("bni,bnis->bns", weights_bni[part], dots_bnis.relu_())
         if scale_bs is not None:
             logits_bns = logits_bns * scale_bs.unsqueeze(1)
         visible_bns = (position_s < visible_bn[part].unsqueeze(2)) & present_bs.unsqueeze(1)
@@ -50,7 +50,7 @@ def index_logits_ragged(
     keys_sd = as_float(k_sd)
     for part in chunks(tokens, 4 * keys * (heads + 2)):
         dots_tis = torch.einsum("tid,sd->tis", as_float(q_tid[part]), keys_sd)
-        logits_ts = torch.einsum("ti,tis->ts", weights_ti[part], dots_tis.relu())
+        logits_ts = torch.einsum("ti,tis->ts", weights_ti[part], dots_tis.relu_())
         if k_scale_s is not None:
             logits_ts = logits_ts * k_scale_s
         visible_ts = (position_s >= start_t[part].unsqueeze(1)) & (position_s < end_t[part].unsqueeze(1))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..formulas import chunks, softmax_lse, weighted_sum
+from ..formulas import chunks, softmax_lse, split_finite, weighted_sum
 
 
 def masked_mha(
@@ -23,14 +23,16 @@ def masked_mha(
         out = q_thd.new_empty(tokens, heads, value_dim)
     if lse is None:
         lse = q_thd.new_empty(tokens, heads, dtype=torch.float32)
+    keys_shd = k_shd.float()
+    values_shv, spoiled_s = split_finite(v_shv.float())
     position_s = torch.arange(keys, device=q_thd.device)
     for part in chunks(tokens, 12 * heads * max(1, keys)):
         visible_ts = (position_s >= start_t[part].unsqueeze(1)) & (position_s < end_t[part].unsqueeze(1))
         if selected_tk is not None:
             visible_ts &= selected_keys(selected_tk[part], start_t[part], keys)
-        scores_ths = scale * torch.einsum("thd,shd->ths", q_thd[part].float(), k_shd.float())
+        scores_ths = scale * torch.einsum("thd,shd->ths", q_thd[part].float(), keys_shd)
         weights_ths, lse[part] = softmax_lse(scores_ths, visible_ts.unsqueeze(1))
-        out[part] = weighted_sum(weights_ths, visible_ts, v_shv.float()).to(out.dtype)
+        out[part] = weighted_sum(weights_ths, visible_ts, values_shv, spoiled_s).to(out.dtype)
     return out, lse
 
 

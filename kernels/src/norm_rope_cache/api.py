@@ -37,7 +37,8 @@ def norm_rope_cache(
     Hugging Face. LayerNorm is computed in float32 with its weight and bias, then cast to the dtype of index_k. Rope and
     rotation are float32 from there to the cache, whose dtype is the only further rounding; H is the Hadamard matrix in
     Sylvester's order. An fp8 cache stores e4m3fn with power-of-two scales, one for an index key and one for each 128
-    latents, and the rope key as bfloat16 (`dsv32_plugin.cache_layout`).
+    latents, and the rope key as bfloat16 (`dsv32_plugin.cache_layout`); a NaN or inf becomes NaN there, and the values
+    that share its scale are undefined.
 
     Args:
         q_a_tl: [T, L] float. The four inputs may be slices of one fused projection: last dim contiguous, row stride

@@ -1,0 +1,169 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import dsv32_plugin.kernels as kernels
+import pytest
+import torch
+from dsv32_plugin.kernels import dispatch
+
+import cases
+
+OPERATIONS = sorted(dispatch.SUPPORT)
+GPU = torch.device("cuda", 0)
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A made-up GPU: returns a function that sets its capability (and HIP)."""
+    monkeypatch.setattr(
+        dispatch, "SUPPORT", {"sparse_mla": ("reference", "triton", "hopper"), "dense_mla": ("reference",)}
+    )
+    dispatch._choose.cache_clear()
+
+    def become(capability, hip=None):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        dispatch._choose.cache_clear()
+
+    yield become
+    dispatch._choose.cache_clear()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_cpu_runs_the_reference(operation):
+    choice = dispatch.implementation_for(operation, "cpu")
+    assert choice.name == "reference"
+    assert choice.reason
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_operation_is_exported_and_every_implementation_exists(operation):
+    assert operation in kernels.__all__
+    assert callable(getattr(kernels, operation))
+    folder = Path(kernels.__path__[0], dispatch.FOLDERS[operation])
+    for implementation in dispatch.SUPPORT[operation]:
+        defined = {
+            node.name
+            for node in ast.walk(ast.parse((folder / f"{implementation}.py").read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
+        assert operation in defined
+
+
+def test_choices_lists_every_operation():
+    assert sorted(dispatch.choices("cpu")) == OPERATIONS
+
+
+def test_the_best_implementation_for_the_capability(gpu):
+    gpu((9, 0))
+    assert dispatch.implementation_for("sparse_mla", GPU) == ("hopper", "best implementation for sm90")
+    assert dispatch.implementation_for("dense_mla", GPU).name == "reference"
+    gpu((8, 6))
+    assert dispatch.implementation_for("sparse_mla", GPU) == ("triton", "best implementation for sm86")
+    with dispatch.force("hopper"), pytest.raises(NotImplementedError, match="hopper was forced but sm86 is not sm90"):
+        dispatch.implementation_for("sparse_mla", GPU)
+    with dispatch.force("triton"):
+        assert dispatch.implementation_for("sparse_mla", GPU) == ("triton", "forced")
+
+
+def test_hip_is_never_hopper(gpu, monkeypatch):
+    """A Radeon or Instinct may report capability 9.0 too."""
+    gpu((9, 0), hip="6.4")
+    properties = type("Properties", (), {"gcnArchName": "gfx90a"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert dispatch.implementation_for("sparse_mla", GPU) == ("triton", "best implementation for gfx90a")
+
+
+def test_a_forced_implementation_that_does_not_exist_is_an_error(gpu):
+    gpu((9, 0))
+    with dispatch.force("triton"), pytest.raises(ValueError, match="dense_mla: has no triton implementation, only ref"):
+        dispatch.implementation_for("dense_mla", GPU)
+    with dispatch.force("reference"):
+        assert dispatch.implementation_for("dense_mla", GPU).name == "reference"
+
+
+def test_triton_on_the_cpu_only_under_the_interpreter(gpu, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with (
+        dispatch.force("triton"),
+        pytest.raises(NotImplementedError, match="triton was forced but the tensors are on"),
+    ):
+        dispatch.implementation_for("sparse_mla", "cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with dispatch.force("triton"):
+        assert dispatch.implementation_for("sparse_mla", "cpu").name == "triton"
+    assert dispatch.implementation_for("sparse_mla", "cpu").name == "reference"
+
+
+def test_force_ends_with_its_block_and_nests():
+    with dispatch.force("triton"), dispatch.force("reference"):
+        assert dispatch.implementation_for("select_topk", "cpu") == ("reference", "forced")
+    assert dispatch.implementation_for("select_topk", "cpu").reason != "forced"
+
+
+def test_a_call_runs_the_forced_implementation():
+    inputs = cases.select_topk_inputs("random", 2, 10, 4)
+    with dispatch.force("reference"):
+        cases.assert_topk_exact(kernels.select_topk(**inputs), **inputs)
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "Triton"])
+def test_unknown_names(name):
+    with (
+        pytest.raises(ValueError, match="implementation: expected one of hopper, triton, reference"),
+        dispatch.force(name),
+    ):
+        pass
+    with pytest.raises(ValueError, match="operation: expected one of norm_rope_cache"):
+        dispatch.implementation_for(name, "cpu")
+
+
+def test_the_environment_forces_too():
+    code = "from dsv32_plugin.kernels import dispatch; dispatch.implementation_for('select_topk', 'cpu')"
+    expected = "ValueError: DSV32_KERNELS: expected one of hopper, triton, reference, got 'fast'"
+    assert expected in run(code, DSV32_KERNELS="fast").stderr
+
+
+def test_imports_are_light():
+    """References never import Triton; the packages alone import neither torch nor an engine."""
+    code = """
+import sys
+heavy = lambda: {"torch", "triton", "vllm", "sglang", "transformers"} & set(sys.modules)
+import dsv32_plugin, dsv32_plugin.kernels, dsv32_plugin.cache_layout
+assert not heavy(), heavy()
+from dsv32_plugin.kernels import *
+import torch
+from dsv32_plugin.kernels.select_topk import reference
+select_topk(torch.zeros(1, 3), None, torch.tensor([3]).int(), 2)
+assert heavy() == {"torch"}, heavy()
+print("light")
+"""
+    result = run(code)
+    assert result.stdout == "light\n", result.stderr
+
+
+def test_a_folder_never_hides_its_operation():
+    """`dsv32_plugin.kernels.select_topk` is the function, whichever of folder and function is imported first."""
+    code = """
+import dsv32_plugin.kernels.select_topk.reference
+import dsv32_plugin.kernels as kernels
+from dsv32_plugin.kernels import select_topk
+from dsv32_plugin.kernels.sparse_mla import reference
+assert select_topk is kernels.select_topk and select_topk.__module__.endswith("select_topk.api")
+assert kernels.sparse_mla.__module__.endswith("sparse_mla.api")
+assert set(kernels.__all__) <= set(dir(kernels))
+print("function")
+"""
+    result = run(code)
+    assert result.stdout == "function\n", result.stderr
+
+
+def test_an_unknown_attribute():
+    with pytest.raises(AttributeError, match="has no attribute 'flash_mla'"):
+        _ = kernels.flash_mla
