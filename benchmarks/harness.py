@@ -27,7 +27,7 @@ ROUNDS = 15
 """Each round times every variant once, in turn, so that clocks and neighbours hit all alike."""
 ROUND_US = 3000.0
 """One timing covers about this long, so that the clock's resolution does not matter."""
-FLUSH_BYTES = 256 << 20
+FLUSH_BYTES = 128 << 20
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ class Clock:
         graphs = {}
         for name, launch in variants.items():
             once_us = self._replay_us(self._capture([launch]))
-            repeats = max(1, min(200, round(ROUND_US / max(once_us, 1.0))))
+            repeats = max(1, round(ROUND_US / (once_us + (self._flush_us if cold else 0.0))))
             launches: list[Callable[[], Any]] = []
             for _ in range(repeats):
                 launches += [self._flush, launch] if cold else [launch]

@@ -99,6 +99,7 @@ class AotCase:
         guarantees divisibility by 16 (pointers: alignment), e.g. {"x_ptr": "*bf16:16", "num_rows": "i32"}.
         Integers whose value varies belong in `do_not_specialize`, or the launch may ask for a variant not listed here.
     constexprs: value of every tl.constexpr argument; an optional pointer that is None belongs here too.
+    num_stages: None where the launch does not name it and the backend's default holds.
     spill_bytes: spills that were looked at and accepted on this target; `spill_reason` says why.
     """
 
@@ -107,7 +108,7 @@ class AotCase:
     signature: dict[str, str]
     constexprs: dict[str, Any]
     num_warps: int = 4
-    num_stages: int = 3
+    num_stages: int | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     spill_bytes: int = 0
     spill_reason: str = ""
@@ -125,9 +126,13 @@ class AotCase:
             raise ValueError(f"{self.name}: arguments given twice {both}, missing {missing}, unknown {unknown}")
         types = {n: self.signature[n].split(":")[0] if n in self.signature else "constexpr" for n in names}
         constants = {(names.index(n),): value for n, value in self.constexprs.items()}
-        attributes = {
-            (names.index(n),): [["tt.divisibility", 16]] for n in names if self.signature.get(n, "").endswith(":16")
-        }
+        attributes = {}
+        for i, (name, parameter) in enumerate(zip(names, self.kernel.params, strict=True)):
+            kind = self.signature.get(name, "")
+            if kind.endswith(":16"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+            elif kind.startswith(("*", "i", "u")) and not parameter.do_not_specialize:
+                attributes[(i,)] = []
         source_class = ASTSource
         if type(self.kernel) is not JITFunction:
             from triton.experimental.gluon._runtime import GluonASTSource
@@ -185,14 +190,16 @@ def compile_case(operation: str, implementation: str, case: AotCase, target: Tar
         case=case.name,
         kernel=case.kernel.__name__,
         num_warps=case.num_warps,
-        num_stages=case.num_stages,
         spill_reason=case.spill_reason,
     )
     start = time.perf_counter()
     try:
-        options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+        options = {"num_warps": case.num_warps, **case.options}
+        if case.num_stages is not None:
+            options["num_stages"] = case.num_stages
         gpu = GPUTarget(target.backend, target.arch, target.warp_size)
         compiled = triton.compile(case.source(), target=gpu, options=options)
+        record.num_stages = compiled.metadata.num_stages
         record.shared_bytes = compiled.metadata.shared
         if target.is_cuda:
             record.registers, record.spill_bytes = _cuda_resources(compiled.asm["cubin"])
@@ -241,12 +248,19 @@ def _hip_resources(assembly: str) -> tuple[int, int]:
     return int(registers[1]), int(scratch[1])
 
 
-def compile_target(target: Target, operations: Iterable[str] = OPERATIONS) -> Iterator[Record]:
-    """Compile a target's list in a subprocess. An abort of the compiler costs one case, not the run."""
-    todo = cases(target, operations)
+def compile_target(
+    target: Target, operations: Iterable[str] = OPERATIONS, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Record]:
+    """Compile every n-th case of a target from the i-th, for shard (i, n), in a subprocess.
+
+    An abort of the compiler costs one case, not the run.
+    """
+    first, step = shard
+    todo = cases(target, operations)[first::step]
     done = 0
     while done < len(todo):
-        command = [sys.executable, "-m", __name__, "--target", target.name, "--skip", str(done), "--json"]
+        command = [sys.executable, "-m", __name__, "--json", "--target", target.name]
+        command += ["--shard", str(first), str(step), "--skip", str(done)]
         for operation in operations:
             command += ["--operation", operation]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -262,13 +276,30 @@ def compile_target(target: Target, operations: Iterable[str] = OPERATIONS) -> It
             done += 1
 
 
+def precompile(target: Target, operations: Iterable[str] = OPERATIONS, jobs: int | None = None) -> list[Record]:
+    """Fill Triton's disk cache for one chip with `jobs` processes (default: up to 16), before a server starts."""
+    chosen, step = tuple(operations), jobs or min(16, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(step) as pool:
+        shards = [(i, step) for i in range(step)]
+        return [r for rows in pool.map(lambda s: list(compile_target(target, chosen, s)), shards) for r in rows]
+
+
 def compile_all(
-    targets: Iterable[Target], operations: Iterable[str] = OPERATIONS, jobs: int | None = None
+    targets: Iterable[Target], operations: Iterable[str] = OPERATIONS, *, jobs: int | None = None, share: int = 1
 ) -> list[Record]:
-    """Compile every configuration of every target, one subprocess a target, `jobs` at a time."""
+    """Compile the lists of several targets, one subprocess a target, `jobs` at a time.
+
+    With `share` n each target compiles every n-th configuration, starting at another one than the target before it, so
+    that n targets together compile every configuration.
+    """
     chosen = tuple(operations)
+
+    def compile_one(numbered: tuple[int, Target]) -> list[Record]:
+        number, target = numbered
+        return list(compile_target(target, chosen, (number % share, share)))
+
     with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        return [r for rows in pool.map(lambda t: list(compile_target(t, chosen)), targets) for r in rows]
+        return [record for records in pool.map(compile_one, enumerate(targets)) for record in records]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -276,12 +307,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--operation", choices=OPERATIONS, action="append", help="may be repeated; default: all")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th case from I")
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON record a line")
     args = parser.parse_args(argv)
     target = TARGETS[args.target]
     failures = 0
-    for operation, implementation, case in cases(target, args.operation or OPERATIONS)[args.skip :]:
+    first, step = args.shard
+    for operation, implementation, case in cases(target, args.operation or OPERATIONS)[first::step][args.skip :]:
         if args.case not in case.name:
             continue
         record = compile_case(operation, implementation, case, target)

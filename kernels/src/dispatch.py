@@ -22,12 +22,12 @@ IMPLEMENTATIONS = ("hopper", "triton", "reference")
 """Best first."""
 
 SUPPORT: dict[str, tuple[str, ...]] = {
-    "norm_rope_cache": ("reference",),
-    "index_query": ("reference",),
+    "norm_rope_cache": ("reference", "triton"),
+    "index_query": ("reference", "triton"),
     "index_logits_paged": ("reference",),
     "index_logits_ragged": ("reference",),
-    "gather_index_keys": ("reference",),
-    "gather_latents": ("reference",),
+    "gather_index_keys": ("reference", "triton"),
+    "gather_latents": ("reference", "triton"),
     "select_topk": ("reference",),
     "index_topk_ragged": ("reference",),
     "sparse_mla": ("reference", "triton", "hopper"),

@@ -2,6 +2,8 @@
 
 import torch
 
+from .aot import Target, target_of_device
+
 ALIGNMENT = 16
 
 
@@ -21,11 +23,20 @@ def aligned_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def require_aligned(name: str, x: torch.Tensor) -> None:
-    """A tensor that is written cannot be copied: it has to be aligned."""
-    if x.data_ptr() % ALIGNMENT or x.stride(0) % ALIGNMENT or x.stride(-1) != 1:
+    """A tensor that is written cannot be copied: each of its rows has to begin at a multiple of 16 elements."""
+    _require(name, x, x.stride()[:-1])
+
+
+def require_aligned_pages(name: str, cache: torch.Tensor) -> None:
+    """Pages have to begin at multiples of 16 elements; the rows inside follow from the layout."""
+    _require(name, cache, cache.stride()[:1])
+
+
+def _require(name: str, x: torch.Tensor, strides: tuple[int, ...]) -> None:
+    if x.data_ptr() % ALIGNMENT or any(stride % ALIGNMENT for stride in strides):
         raise ValueError(
-            f"{name}: must begin at a multiple of 16 bytes with a contiguous last dim and a stride of dim 0 that is a "
-            f"multiple of 16, got offset {x.data_ptr() % ALIGNMENT} and strides {x.stride()}; allocate it whole"
+            f"{name}: must begin at a multiple of 16 bytes with strides that are multiples of 16, got offset "
+            f"{x.data_ptr() % ALIGNMENT} and strides {x.stride()}; allocate it whole"
         )
 
 
@@ -38,13 +49,12 @@ def require_power_of_two(name: str, width: int) -> None:
         )
 
 
-TYPES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.uint8: "u8",
-    torch.float8_e4m3fn: "fp8e4nv",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
-"""Triton's names of the types in a signature."""
+def native_e4m3(device: torch.device) -> bool:
+    """The device rounds float32 to e4m3fn itself, to nearest even and saturating."""
+    if device.type != "cuda":
+        return False
+    return native_e4m3_on(target_of_device(torch.cuda.current_device() if device.index is None else device.index))
+
+
+def native_e4m3_on(target: Target) -> bool:
+    return target.is_cuda and target.e4m3

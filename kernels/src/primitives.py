@@ -1,7 +1,7 @@
 """Device functions that several kernels share: e4m3fn by bits, power-of-two scales, rope without shuffles, rotation.
 
-fp8 is converted in integer arithmetic: it then rounds to nearest even on every chip, those without the type included,
-and under Triton's interpreter.
+fp8 is converted in integer arithmetic where the chip has no such type or another rounding, and under Triton's
+interpreter: nearest even everywhere.
 """
 
 import triton
@@ -26,6 +26,16 @@ def e4m3_from_float32(x):
     code = tl.where(magnitude > 0x43E00000, 0x7E, code)
     code = tl.where(magnitude > 0x7F800000, 0x7F, code)
     return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def e4m3_code(x, NATIVE: tl.constexpr):
+    """e4m3_from_float32 by the chip's own conversion where it has one (`launch.native_e4m3`)."""
+    if NATIVE:
+        code = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        code = e4m3_from_float32(x)
+    return code
 
 
 @triton.jit

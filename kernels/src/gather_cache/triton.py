@@ -18,7 +18,7 @@ from ...cache_layout import (
     SCALE_BYTES,
 )
 from ..aot import AotCase, Target
-from ..launch import require_aligned
+from ..launch import require_aligned_pages
 from ..primitives import float32_from_e4m3
 
 INDEX_ROWS = {True: 32, False: 16}
@@ -153,8 +153,8 @@ def gather_index_keys(
     scales = torch.empty(total, dtype=torch.float32, device=device) if fp8 else None
     if total == 0:
         return keys, scales
-    require_aligned("index_cache", index_cache)
-    table = block_table_bp if block_table_bp.stride(1) == 1 else block_table_bp.contiguous()
+    require_aligned_pages("index_cache", index_cache)
+    table = block_table_bp
     _gather_index_keys_kernel[(triton.cdiv(total, INDEX_ROWS[fp8]),)](
         index_cache,
         table,
@@ -189,8 +189,8 @@ def gather_latents(
     out = torch.empty(total, width, dtype=dtype, device=latent_cache.device)
     if total == 0:
         return out
-    require_aligned("latent_cache", latent_cache)
-    table = block_table_bp if block_table_bp.stride(1) == 1 else block_table_bp.contiguous()
+    require_aligned_pages("latent_cache", latent_cache)
+    table = block_table_bp
     _gather_latents_kernel[(triton.cdiv(total, LATENT_ROWS),)](
         latent_cache,
         table,
