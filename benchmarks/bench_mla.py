@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import peers
 import torch
-from harness import Case, Work, main
-
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin.kernels.dispatch import force, function_for
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
+from harness import Case, Work, main
 
 KEYS = 2048
 PREFILL_TOKENS = 4096
@@ -28,6 +30,53 @@ def random_cache(kind: str, slots: int) -> torch.Tensor:
     cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).fill_(2.0**-7)
     cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_()
     return cache
+
+
+def widened(cache: torch.Tensor) -> torch.Tensor:
+    """The same rows as bfloat16, exactly: for the peers that read no fp8."""
+    if cache.dtype is torch.bfloat16:
+        return cache
+    wide = torch.empty((*cache.shape[:2], layout.LATENT_WIDTH), device="cuda", dtype=torch.bfloat16)
+    codes = cache[..., : layout.LATENT_RANK].view(torch.float8_e4m3fn)
+    scale = cache[:1, :1, layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).flatten()[0]
+    torch.mul(codes.to(torch.bfloat16), scale.bfloat16(), out=wide[..., : layout.LATENT_RANK])
+    wide[..., layout.LATENT_RANK :] = cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16)
+    return wide
+
+
+def vllm_attention(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, *, decode: bool
+) -> dict[str, Callable[[], Any]]:
+    """vLLM's sparse kernels alone: the query is concatenated and padded for them beforehand."""
+    vllm, _ = peers.load()
+    if vllm is None:
+        return {}
+    tokens, heads, rank = q_latent.shape
+    padded = 64 if heads <= 64 else 128
+    query = torch.zeros(tokens, padded, layout.LATENT_WIDTH, device="cuda", dtype=torch.bfloat16)
+    query[:, :heads, :rank], query[:, :heads, rank:] = q_latent, q_rope
+    found: dict[str, Callable[[], Any]] = {}
+    flash = vllm.flashmla
+    if decode and cache.dtype is torch.uint8:
+        metadata, _ = flash.get_mla_metadata()
+        found["FlashMLA fp8"] = lambda: flash.flash_mla_with_kvcache(
+            query[:, None], cache.unsqueeze(2), None, None, rank, metadata, softmax_scale=SCALE, is_fp8_kvcache=True,
+            indices=slots[:, None],
+        )[0][:, 0, :heads]  # fmt: skip
+    wide = widened(cache).view(-1, 1, layout.LATENT_WIDTH)
+    if not decode:
+        found["FlashMLA bf16"] = lambda: flash.flash_mla_sparse_fwd(query, wide, slots[:, None], SCALE)[0][:, :heads]
+
+    from vllm.vllm_flash_attn.flash_attn_interface import flash_attn_varlen_func
+
+    starts = torch.arange(tokens + 1, device="cuda", dtype=torch.int32)
+    used = torch.full((tokens,), KEYS, device="cuda", dtype=torch.int32)
+    found["FA3 bf16"] = lambda: flash_attn_varlen_func(
+        q=q_rope, k=wide[..., rank:].unsqueeze(1), v=wide[..., :rank].unsqueeze(1), q_v=q_latent, max_seqlen_q=1,
+        cu_seqlens_q=starts, max_seqlen_k=KEYS, seqused_k=used, block_table=slots, softmax_scale=SCALE, causal=True,
+        fa_version=3,
+    )  # fmt: skip
+    return found
 
 
 def random_selection(tokens: int, length: int, first: torch.Tensor) -> torch.Tensor:
@@ -63,6 +112,14 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
         assert (lse[some] - want_lse).abs().max() < 0.01
         assert out.isfinite().all()
 
+    def agrees(launch: Callable[[], Any]) -> Callable[[], None]:
+        def compare() -> None:
+            error = (launch() - out).norm() / out.norm()
+            assert error < 0.02, f"differs from ours by {error:.4f}"
+
+        return compare
+
+    rivals = vllm_attention(q_latent, q_rope, cache, slots, decode=decode)
     row_bytes = cache.shape[2] * cache.element_size()
     rows = tokens * KEYS if decode else length
     results = out.numel() * 2 + lse.numel() * 4
@@ -70,6 +127,9 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
         ours=ours,
         check=check,
         bytes=rows * row_bytes + slots.numel() * 4 + (q_latent.numel() + q_rope.numel()) * 2 + results,
+        peers=rivals,
+        peer_checks={name: agrees(launch) for name, launch in rivals.items()},
+        missing={} if rivals else {"vLLM": peers.load()[1]},
         flops=2 * tokens * heads * KEYS * (2 * layout.LATENT_RANK + layout.ROPE_DIM),
     )
 

@@ -68,6 +68,7 @@ def _mha_kernel(
     stride_v_h,
     stride_out_t,
     stride_out_h,
+    stride_lse_t,
     tokens,
     keys,
     words,
@@ -144,9 +145,10 @@ def _mha_kernel(
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_rows = out_ptr + rows[:, None] * stride_out_t + h * stride_out_h
-    tl.store(out_rows + offs_v[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_m[:, None] & (offs_v < V)[None, :])
+    mask_out = mask_m[:, None] & (offs_v < V)[None, :]
+    tl.store(out_rows + offs_v[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_out)
     lse = tl.where(total == 0.0, float("-inf"), (highest + tl.log2(total)) * LN2)
-    tl.store(lse_ptr + rows * HEADS + h, lse, mask=mask_m)
+    tl.store(lse_ptr + rows * stride_lse_t + h, lse, mask=mask_m)
 
 
 def masked_mha(
@@ -167,8 +169,6 @@ def masked_mha(
         out = torch.empty((tokens, heads, value_dim), dtype=q_thd.dtype, device=q_thd.device)
     if lse is None:
         lse = torch.empty((tokens, heads), dtype=torch.float32, device=q_thd.device)
-    elif not lse.is_contiguous():
-        raise ValueError(f"lse: must be contiguous, got strides {lse.stride()}; call .contiguous()")
     if tokens == 0:
         return out, lse
     config = choose_config(_target(q_thd.device), q_thd.dtype is torch.float32, selected_tk is not None)
@@ -198,6 +198,7 @@ def masked_mha(
             *k_shd.stride()[:2],
             *v_shv.stride()[:2],
             *out.stride()[:2],
+            lse.stride(0),
             count,
             keys,
             words,
@@ -224,7 +225,7 @@ def _target(device: torch.device) -> Target | None:
 def _widths(dim: int, value_dim: int) -> dict[str, int]:
     main = 1 << (dim.bit_length() - 1)
     if main < 16:
-        raise ValueError(f"q_thd: last dim must be at least 16, got {dim}; set DSV32_KERNELS=reference for other models")
+        raise ValueError(f"q_thd: last dim must be at least 16, got {dim}; set DSV32_KERNELS=reference")
     rest = dim - main
     return {
         "D": dim,
@@ -273,7 +274,7 @@ def _aot_mask() -> AotCase:
 
 def _aot_case(config: Config, element: str, heads: int, selected: bool) -> AotCase:
     signature: dict[str, str] = {
-        **{name: f"*{element}:16" for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")},
+        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{element}:16"),
         "start_ptr": "*i32:16",
         "end_ptr": "*i32:16",
         "lse_ptr": "*fp32:16",
