@@ -31,9 +31,9 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "rope_query": ("reference", "triton"),
     "select_topk": ("reference", "triton"),
     "index_topk_ragged": ("reference", "triton"),
-    "sparse_mla": ("reference",),
-    "dense_mla": ("reference",),
-    "masked_mha": ("reference",),
+    "sparse_mla": ("reference", "triton", "hopper"),
+    "dense_mla": ("reference", "triton"),
+    "masked_mha": ("reference", "triton"),
 }
 """Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""
 
