@@ -8,9 +8,10 @@ import sys
 import harness
 import peers
 import torch
+from harness import Case, Work
+
 from dsv32_plugin import kernels
 from dsv32_plugin.cache_layout import INDEX_BYTES, index_scales_offset
-from harness import Case, Work
 
 HEADS, INDEX, TOPK, PAGE = 64, 128, 2048, 64
 PAIR_FLOPS = 2 * HEADS * INDEX

@@ -8,10 +8,11 @@ from typing import Any
 
 import peers
 import torch
+from harness import Case, Work, main
+
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin.kernels.dispatch import force, function_for
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
-from harness import Case, Work, main
 
 KEYS = 2048
 PREFILL_TOKENS = 4096
