@@ -26,7 +26,7 @@ def random_cache(kind: str, slots: int) -> torch.Tensor:
         shape = (pages, layout.PAGE_SIZE, layout.LATENT_WIDTH)
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     cache = torch.empty((pages, layout.PAGE_SIZE, layout.LATENT_BYTES_FP8), device="cuda", dtype=torch.uint8)
-    values = torch.randn((pages, layout.PAGE_SIZE, layout.LATENT_RANK), device="cuda", dtype=torch.bfloat16) * 100
+    values = torch.randn((pages, layout.PAGE_SIZE, layout.LATENT_RANK), device="cuda", dtype=torch.bfloat16).mul_(100).clamp_(-448, 448)
     cache[..., : layout.LATENT_RANK] = values.to(torch.float8_e4m3fn).view(torch.uint8)
     cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).fill_(2.0**-7)
     cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_()
