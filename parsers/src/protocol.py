@@ -2,7 +2,7 @@
 
 The prompt texts (`TOOLS_HEAD`, `TOOLS_TAIL`, `RESPONSE_FORMAT_HEAD`, `DEVELOPER_HEAD`) are DeepSeek's, kept verbatim
 because the model was trained on them: from the model repository deepseek-ai/DeepSeek-V3.2, MIT License, Copyright (c)
-2025 DeepSeek. `｜` is U+FF5C, `▁` is U+2581.
+2025 DeepSeek (LICENSES/MIT-DeepSeek.txt). `｜` is U+FF5C, `▁` is U+2581.
 """
 
 # ruff: noqa: E501 (DeepSeek's lines are as long as they are)
