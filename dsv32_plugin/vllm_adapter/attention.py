@@ -152,13 +152,13 @@ class DsaAttention(nn.Module):
     def forward(self, positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> torch.Tensor:
         """Attend, and leave this layer's selection in `slots_tk` [max tokens, K] for the layers that share it."""
         batch = self._batch()
-        if batch is None:  # vLLM measures memory before there are caches
-            return hidden_th.new_zeros(hidden_th.shape)
+        if batch is None:
+            # vLLM measures memory before there are caches: everything runs but the attention itself.
+            q_a_tl = self._projected(hidden_th)[0]
+            return self._output(self._queries(q_a_tl)[0])
         num_tokens = batch.slots_t.shape[0]
         positions_t, used_th = positions_t[:num_tokens], hidden_th[:num_tokens]
-
-        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(used_th)[0].split(self.a_widths, dim=-1)
-        q_a_tl = self._write_caches(q_a_tl, index_k[0] if index_k else None, kv_tr, positions_t, batch)
+        q_a_tl = self._write_caches(*self._projected(used_th), positions_t, batch)
         if not dsa.needs_selection(batch, self.topk):
             selected_tk = None
         else:
@@ -166,21 +166,27 @@ class DsaAttention(nn.Module):
             if self.indexer is not None:
                 q_tid, weights_ti = self.indexer.query(used_th, q_a_tl, positions_t, self.rope_table_pr)
                 dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk)
-
-        q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
-        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        out_thc = dsa.attend(
-            batch,
-            self.kv_up.absorb(q_nope_thd),
-            kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr),
-            self.latents.kv_cache,
-            selected_tk,
-            self.scale,
-        )
-        out_th = self.o_proj(self.kv_up.values(out_thc))[0]
+        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
+        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
+        out_th = self._output(out_thc)
         if num_tokens == hidden_th.shape[0]:
             return out_th
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
+
+    def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """q_a [T, L], the index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
+        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
+        return q_a_tl, index_k[0] if index_k else None, kv_tr
+
+    def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries in the latent space [T, H, C], and their rope part [T, H, R], not yet rotated."""
+        q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
+        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
+        return self.kv_up.absorb(q_nope_thd), q_rope_thr
+
+    def _output(self, out_thc: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(self.kv_up.values(out_thc))[0]
 
     def _batch(self) -> DsaBatch | None:
         metadata = get_forward_context().attn_metadata
