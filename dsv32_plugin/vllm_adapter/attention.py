@@ -175,7 +175,7 @@ class DsaAttention(nn.Module):
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """q_a [T, L], the index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
+        """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
         q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
