@@ -47,7 +47,7 @@ _READERS = {
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
     "DSV32_VARIANT": variant,
 }
-_READ_ELSEWHERE = {"DSV32_KERNELS"}  # by kernels.dispatch, which knows nothing of engines
+_READ_ELSEWHERE = {"DSV32_KERNELS", "DSV32_BATCH_INVARIANT"}  # by the kernels, which know nothing of engines
 
 
 def chosen() -> dict[str, str]:
