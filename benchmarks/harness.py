@@ -160,7 +160,7 @@ def ceilings(clock: Clock) -> dict[str, float]:
             return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
 
         found["fp8_flops_per_us"] = flops / clock.time({"x": product}, cold=False)["x"].median_us
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError):  # a chip without an fp8 product: it computes fp8 work in bfloat16
         found["fp8_flops_per_us"] = found["bf16_flops_per_us"]
     return found
 
