@@ -5,6 +5,7 @@ lazy: nothing of torch or vLLM is imported before the engine itself has imported
 """
 
 from dsv32_plugin import settings
+from dsv32_plugin.config import ARCHITECTURES
 
 BACKEND_PATH = "dsv32_plugin.vllm_adapter.backend.DsaBackend"
 CPU_PLATFORM_PATH = "dsv32_plugin.vllm_adapter.platform.DsaCpuPlatform"
@@ -12,10 +13,8 @@ TOKENIZER_MODE = "deepseek_v32"
 PARSER_NAME = "dsv32"
 RENDERING_MODULE = "dsv32_plugin.vllm_adapter.rendering"
 PARSERS_MODULE = "dsv32_plugin.vllm_adapter.parsers"
-MODELS = {
-    "DeepseekV32ForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
-    "GlmMoeDsaForCausalLM": "dsv32_plugin.vllm_adapter.model:DsaForCausalLM",
-}
+MODELS = dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM")
+"""Architecture in config.json -> the class that serves it."""
 
 
 def register() -> None:
