@@ -6,7 +6,6 @@ The model is random, so what it says is forced with structured outputs; what the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ pytest.importorskip("vllm")
 
 import httpx
 import openai
+from goldens import read_golden
 
 from dsv32_plugin.parsers import encode_messages
 from dsv32_plugin.serving import VllmServer
@@ -218,14 +218,8 @@ def test_the_prompt_of_a_conversation_with_results_is_official(url: str, thinkin
 
 
 def test_the_official_case(url: str) -> None:
-    goldens = Path(os.environ.get("DSV32_GOLDENS", Path(__file__).parents[3] / "shared" / "goldens"))
-    if not goldens.is_dir():
-        pytest.skip(f"DeepSeek's test cases are not at {goldens}; set DSV32_GOLDENS to their folder")
-    case = json.loads((goldens / "test_input.json").read_text())
-    official = (goldens / "test_output.txt").read_text().strip()
-    served = tokens_of(
-        url, messages=case["messages"], tools=case["tools"], chat_template_kwargs={"enable_thinking": True}
-    )
+    messages, tools, official = read_golden("")
+    served = tokens_of(url, messages=messages, tools=tools, chat_template_kwargs={"enable_thinking": True})
     assert served == tokens_of(url, prompt=official, add_special_tokens=False)
 
 
