@@ -1,7 +1,7 @@
 """Write the measured tables of docs/kernels.md from the records in benchmarks/results.
 
-python benchmarks/document.py            # rewrite the blocks between <!-- NAME --> and <!-- end -->
-python benchmarks/document.py --check    # exit with 1 if a block is out of date
+python -m dsv32_plugin.benchmarks.document            # rewrite the blocks between <!-- NAME --> and <!-- end -->
+python -m dsv32_plugin.benchmarks.document --check    # exit with 1 if a block is out of date
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import compile_matrix
-import recall
+from dsv32_plugin.benchmarks import compile_matrix, recall
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
-RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def speed(record: dict) -> str:
-    import harness
+    from dsv32_plugin.benchmarks import harness
 
     return harness.table(record)
 
@@ -52,7 +51,7 @@ def main() -> int:
     if not check:
         DOCUMENT.write_text(new)
     elif new != old:
-        print("docs/kernels.md is out of date: run python benchmarks/document.py", file=sys.stderr)
+        print("docs/kernels.md is out of date: run python -m dsv32_plugin.benchmarks.document", file=sys.stderr)
     return int(check and new != old)
 
 

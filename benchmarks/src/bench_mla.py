@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import peers
 import torch
-from harness import Case, Work, main
 
 from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.benchmarks import peers
+from dsv32_plugin.benchmarks.harness import Case, Work, main
 from dsv32_plugin.kernels.dispatch import force, function_for
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 
-import harness
-import peers
 import torch
-from harness import Case, Work
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import INDEX_BYTES, LATENT_BYTES_FP8
 from dsv32_plugin.kernels.dispatch import force
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import sys
 
-import harness
-import peers
 import torch
-from bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
-from harness import Case, Work
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks.bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import (
     INDEX_BYTES,
     LATENT_BYTES_FP8,
