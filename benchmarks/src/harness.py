@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks import peers, records
 from dsv32_plugin.benchmarks.clock import DEVICE, Clock, Launch, ceilings, new_clock
 from dsv32_plugin.console import stderr, stdout
 
@@ -115,6 +114,7 @@ def run(cases: Iterable[Case], output: Path, *, only: str = "", seconds: float =
     """Measure the cases whose name contains every word of `only`; the record is on disk after every case."""
     started = time.monotonic()
     chosen = [case for case in cases if all(word in case.name for word in only.split())]
+    peers.load()
     clock = new_clock()
     record: dict[str, Any] = {**records.provenance("kernels"), "ceilings": ceilings(clock), "rows": [], "not_run": []}
     with progress() as bar:
@@ -208,20 +208,16 @@ def show(record: dict[str, Any]) -> int:
 def main(cases: Callable[[], list[Case]], name: str, argv: list[str] | None = None) -> int:
     """The command line every bench script shares."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, name)
-    return handle(cases, parser.parse_args(argv))
-
-
-def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    default = Path(os.environ.get("OUT", records.results_folder())) / f"{name}.json"
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'sparse B=64'")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this long")
-    parser.add_argument("--output", type=Path, default=default, help="the record (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="the record")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    return handle(cases, parser.parse_args(argv), name)
 
 
-def handle(cases: Callable[[], list[Case]], arguments: argparse.Namespace) -> int:
+def handle(cases: Callable[[], list[Case]], arguments: argparse.Namespace, name: str) -> int:
     if arguments.list:
         stdout.print("\n".join(case.name for case in cases()), markup=False)
         return 0
-    return show(run(cases(), arguments.output, only=arguments.only, seconds=arguments.seconds))
+    output = arguments.output or records.default_path(name)
+    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds))

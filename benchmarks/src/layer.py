@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks import peers, records
 from dsv32_plugin.benchmarks.clock import DEVICE, Clock, Launch, ceilings, new_clock
-from dsv32_plugin.benchmarks.layer_sides import SIDES, Inputs, Side, Step, build
+from dsv32_plugin.benchmarks.layer_record import SIDES, crossovers
+from dsv32_plugin.benchmarks.layer_sides import Inputs, Side, Step, build
 
 METHOD = (
     "One layer under a CUDA graph with a cold L2 cache: norms, rope, cache writes, indexer, selection, attention, and "
@@ -37,16 +38,17 @@ class Plan:
     heads: Sequence[int] = (128,)
     chunk: int = 4096
     """Tokens of a prefill step; the whole prompt where the context is shorter."""
+    hidden: int = 7168
 
     def steps(self) -> list[Step]:
         found = []
         for heads, context in itertools.product(self.heads, self.contexts):
-            found.append(Step(1, context, min(self.chunk, context), heads))
-            found += [Step(batch, context, 1, heads) for batch in self.batches]
+            found.append(Step(1, context, min(self.chunk, context), heads, self.hidden))
+            found += [Step(batch, context, 1, heads, self.hidden) for batch in self.batches]
         return found
 
 
-TINY = Plan(contexts=(1024, 4096), batches=(1, 2), heads=(16,), chunk=16)
+TINY = Plan(contexts=(512, 2176), batches=(1, 2), heads=(4,), chunk=4, hidden=256)
 """What the references can do on a CPU in seconds."""
 
 
@@ -64,6 +66,7 @@ def run(
     """Measure every step of the plan; the record is on disk after each."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
+    peers.load()
     clock = new_clock()
     record: dict[str, Any] = {
         **records.provenance("layer"), "method": METHOD, "ceilings": ceilings(clock), "chunk": plan.chunk, "rows": [],
@@ -134,49 +137,3 @@ def chain(side: Side, last: int) -> Launch:
 def describe(step: Step) -> dict[str, Any]:
     mode = "decode" if step.decode else "prefill"
     return {"mode": mode, "B": step.sequences, "T": step.new, "L": step.length, "H": step.heads}
-
-
-Key = tuple[str, int, int]
-"""Mode, sequences, heads: one curve of a plot."""
-
-
-def curves(rows: Sequence[dict[str, Any]]) -> dict[Key, dict[str, dict[int, dict[str, Any]]]]:
-    """(mode, B, H) -> side -> context -> the measured row."""
-    found: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
-    for row in rows:
-        if "total" in row:
-            sides = found.setdefault((row["mode"], row["B"], row["H"]), {})
-            sides.setdefault(row["side"], {})[row["L"]] = row
-    return found
-
-
-def crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From which context on each sparse side is faster than dense, interpolated between contexts on log axes.
-
-    `context` is None where the side is slower at the longest context; `from_start` says that it is faster at the
-    shortest one already.
-    """
-    found = []
-    for (mode, batch, heads), sides in curves(rows).items():
-        dense = sides.get("dense", {})
-        for name, measured in sides.items():
-            shared = sorted(set(dense) & set(measured))
-            if name == "dense" or len(shared) < 2:
-                continue
-            gain = [math.log(dense[n]["total"]["median_us"] / measured[n]["total"]["median_us"]) for n in shared]
-            context: float | None = None
-            if gain[-1] > 0:
-                last_loss = max((i for i, value in enumerate(gain) if value <= 0), default=-1)
-                context = float(shared[0])
-                if last_loss >= 0:
-                    share = -gain[last_loss] / (gain[last_loss + 1] - gain[last_loss])
-                    low, high = math.log(shared[last_loss]), math.log(shared[last_loss + 1])
-                    context = round(math.exp(low + share * (high - low)))
-            found.append(
-                {
-                    "mode": mode, "B": batch, "H": heads, "side": name, "context": context,
-                    "from_start": gain[0] > 0 and context == shared[0],
-                    "gain_at_longest": round(math.exp(gain[-1]), 3), "longest": shared[-1],
-                }
-            )  # fmt: skip
-    return found

@@ -17,24 +17,14 @@ from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch, build_batch
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
 from dsv32_plugin.kernels.dispatch import force
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
 
-HIDDEN, Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 7168, 1536, 128, 128, 64, 2048
+Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 1536, 128, 128, 64, 2048
 RANK, ROPE, INDEX_DIM, PAGE = layout.LATENT_RANK, layout.ROPE_DIM, layout.INDEX_DIM, layout.PAGE_SIZE
 SCALE = (NOPE + ROPE) ** -0.5
 EPS = 1e-6
-
-PROJECTIONS, NORMS, UP, SCORES, SELECTION, INDEXER, ATTENTION = OPERATIONS = (
-    "projections",
-    "norms, rope and caches",
-    "up-projection of the context",
-    "index scores",
-    "selection",
-    "index scores and selection",
-    "attention",
-)
-"""Every stage there is, in the order of a layer."""
 
 FP8_ERROR = 2.0**-10
 """Of the largest score: Hopper's fp8 product keeps about 13 bits below the largest of the 32 terms of a step."""
@@ -50,6 +40,7 @@ class Step:
     length: int
     new: int
     heads: int
+    hidden: int = 7168
 
     @property
     def decode(self) -> bool:
@@ -138,12 +129,12 @@ class Projections:
 
     def __init__(self, step: Step, *, indexes: bool, selects: bool, absorbs: bool) -> None:
         shapes = [
-            (HIDDEN, Q_RANK + RANK + ROPE),
+            (step.hidden, Q_RANK + RANK + ROPE),
             (Q_RANK, step.heads * (NOPE + ROPE)),
-            (step.heads * VALUE, HIDDEN),
+            (step.heads * VALUE, step.hidden),
         ]
         if indexes:
-            shapes.append((HIDDEN, INDEX_DIM + (INDEX_HEADS if selects else 0)))
+            shapes.append((step.hidden, INDEX_DIM + (INDEX_HEADS if selects else 0)))
         if selects:
             shapes.append((Q_RANK, INDEX_HEADS * INDEX_DIM))
         self._products = [(normal(step.tokens, k), normal(k, n), normal(step.tokens, n)) for k, n in shapes]
@@ -315,7 +306,7 @@ class InTree(Sparse):
 
 
 class Dense(Side):
-    """MLA over every key, in bfloat16: vLLM's kernels, or ours where vLLM is missing."""
+    """MLA over every key, in bfloat16: the kernels that vLLM takes on Hopper, or ours where vLLM is missing."""
 
     def __init__(self, inputs: Inputs, vllm: peers.Vllm | None) -> None:
         self.inputs, step = inputs, inputs.step
@@ -346,9 +337,9 @@ class Dense(Side):
             self.k = normal(step.length, step.heads, NOPE + ROPE)
             self.stages += [(UP, self._up_project), (ATTENTION, self._attend_wide)]
         else:
-            self.kernels = "vLLM: FlashMLA"
+            self.kernels = "vLLM: FlashAttention-3, absorbed"
             lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
-            self._decode = vllm.dense_decode(i.block_table, lengths, SCALE)
+            self._decode = vllm.dense_decode_fa3(i.block_table, lengths, step.length, SCALE)
             self.stages.append((ATTENTION, self._attend_latent))
 
     def _our_norms(self) -> None:
@@ -437,6 +428,3 @@ def build(name: str, inputs: Inputs) -> Side:
     if vllm is None:
         raise RuntimeError(reason)
     return InTree(inputs, vllm)
-
-
-SIDES = ("dense", "in-tree", "ours")

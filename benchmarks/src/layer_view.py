@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dsv32_plugin.benchmarks import layer
 from dsv32_plugin.benchmarks.harness import progress
-from dsv32_plugin.benchmarks.layer_sides import SIDES
+from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import stdout
 
 
@@ -37,7 +37,7 @@ def table(record: dict[str, Any]) -> Table:
     found = Table(title=f"{record['gpu']}, commit {record['commit']}", title_justify="left", header_style="bold")
     for heading in ("mode", "B", "heads", "context", *(f"{side} µs" for side in SIDES), "ours over dense"):
         found.add_column(heading, justify="left" if heading == "mode" else "right")
-    for (mode, batch, heads), sides in layer.curves(record["rows"]).items():
+    for (mode, batch, heads), sides in curves(record["rows"]).items():
         found.add_section()
         for context in sorted({n for measured in sides.values() for n in measured}):
             us = {side: sides.get(side, {}).get(context, {}).get("total", {}).get("median_us") for side in SIDES}

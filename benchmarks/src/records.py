@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,9 +23,18 @@ PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers",
 
 
 def results_folder() -> Path:
-    """`benchmarks/results` of the checkout; where the package is installed without one, `bench-results` here."""
+    """`benchmarks/results` of the checkout; where the package is installed without one, $OUT or `bench-results`."""
     folder = CHECKOUT / "benchmarks" / "results"
-    return folder if folder.is_dir() else Path("bench-results")
+    return folder if folder.is_dir() else Path(os.environ.get("OUT", "bench-results"))
+
+
+def default_path(kind: str) -> Path:
+    """Where a record of this kind goes on this machine: one folder a GPU."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    model = re.search(r"[A-Za-z]*\d+[A-Za-z]*", name)
+    return results_folder() / (model.group() if model else name).lower() / f"{kind}.json"
 
 
 def provenance(kind: str) -> dict[str, Any]:
@@ -91,4 +102,4 @@ def _commit() -> str:
 
 def _command() -> str:
     name = Path(sys.argv[0]).name
-    return " ".join(["dsv32" if name == "dsv32" else f"python {name}", *sys.argv[1:]])
+    return shlex.join(["dsv32"] if name in ("dsv32", "cli.py") else ["python", name]) + " " + shlex.join(sys.argv[1:])

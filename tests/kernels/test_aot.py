@@ -39,7 +39,7 @@ def test_compiles(records, target, kernels):
 
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_record_is_complete_and_clean(target):
-    """Otherwise: python -m dsv32_plugin.benchmarks.compile_matrix && python -m dsv32_plugin.benchmarks.document."""
+    """Otherwise: python -m dsv32_plugin.benchmarks.compile_matrix && dsv32 bench report."""
     rows = json.loads((BENCHMARKS / "results" / "compile_matrix.json").read_text())["rows"]
     mine = {(r["operation"], r["implementation"], r["case"]): r["error"] for r in rows if r["target"] == target}
     assert set(mine) == {(o, i, case.name) for o, i, case in aot.cases(aot.TARGETS[target])}
@@ -73,8 +73,3 @@ def test_what_is_launched_is_listed(target):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines() == []
-
-
-def test_tables_of_the_documentation_are_current():
-    done = subprocess.run([sys.executable, str(BENCHMARKS / "document.py"), "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
