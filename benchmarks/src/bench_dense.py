@@ -99,8 +99,9 @@ def prefill(tokens: int, heads: int) -> Work:
     work = Work(ours, check, bytes=2 * (q.numel() + k.numel() + 2 * v.numel()), flops=flops)
 
     def torch_attention() -> torch.Tensor:
-        by_head = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        attended = torch.nn.functional.scaled_dot_product_attention(*by_head, is_causal=True, scale=SCALE)
+        by_head = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+        attention = torch.nn.functional.scaled_dot_product_attention
+        attended = attention(by_head[0], by_head[1], by_head[2], is_causal=True, scale=SCALE)
         return attended[0].transpose(0, 1)
 
     work.peers["torch"] = torch_attention

@@ -52,7 +52,8 @@ TINY = Plan(contexts=(512, 2176), batches=(1, 2), heads=(4,), chunk=4, hidden=25
 """What the references can do on a CPU in seconds."""
 
 
-def default_plan(**changes: Sequence[int]) -> Plan:
+def default_plan(**changes: Any) -> Plan:
+    """The whole plan, or the tiny one without a GPU, with some of its fields changed."""
     return replace(Plan() if DEVICE == "cuda" else TINY, **changes)
 
 

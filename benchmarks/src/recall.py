@@ -107,7 +107,8 @@ def measure() -> dict:
         found: dict[str, list[float]] = {"fp8": [], "fp8 rotated": [], "bf16": []}
         for seed in range(SEEDS):
             data = make(torch.Generator().manual_seed(seed))
-            rounded = tuple(x.bfloat16().float() for x in data)
+            key, weight, query, head_weights = (x.bfloat16().float() for x in data)
+            rounded = (key, weight, query, head_weights)
             truth = true_scores(rounded, table).topk(TOPK).indices
             member = torch.zeros(QUERIES, KEYS, dtype=torch.bool).scatter_(1, truth, True)
             for variant, rotate, fp8 in (("fp8", False, True), ("fp8 rotated", True, True), ("bf16", False, False)):

@@ -51,7 +51,8 @@ def rewritten(text: str, results: Path, folder: Path) -> str:
     for name, render in blocks(results, folder).items():
         if f"<!-- {name} -->" in text:
             block = f"<!-- {name} -->\n{render()}\n<!-- end -->"
-            text = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=block: new, text, flags=re.DOTALL)
+            head, _, rest = text.partition(f"<!-- {name} -->\n")
+            text = head + block + rest.partition("<!-- end -->")[2]
     return text
 
 

@@ -6,10 +6,12 @@ layers, and the answers mean nothing. With two numbers of layers the times are e
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -142,17 +144,17 @@ def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]
             rows = []
             load(server.url, plan, WARM_UP, 4, lambda: None)
             for workload in plan.workloads:
-                done = iter(range(1, plan.requests + 1))
-                label = f"{name}: {workload}"
-                figures = load(
-                    server.url, plan, WORKLOADS[workload], plan.requests,
-                    lambda label=label, done=done: on_state(f"{label}, {next(done)} of {plan.requests}"),
-                )  # fmt: skip
+                state = functools.partial(_say, on_state, f"{name}: {workload}", plan.requests, itertools.count(1))
+                figures = load(server.url, plan, WORKLOADS[workload], plan.requests, state)
                 server.check_running()
                 rows.append({**about, "workload": workload, **figures})
             return rows
         except serving.ServerError as error:
             return [{**about, "workload": workload, "error": str(error)[-2000:]} for workload in plan.workloads]
+
+
+def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
+    on_state(f"{label}, {next(numbers)} of {total}")
 
 
 def load(url: str, plan: Plan, workload: Workload, count: int, on_answer: Callable[[], None]) -> dict[str, Any]:
