@@ -172,12 +172,15 @@ def cells(row: dict[str, Any]) -> list[str]:
 def table(record: dict[str, Any]) -> Table:
     """The record for the terminal."""
     found = Table(title=f"{record['gpu']}, commit {record['commit']}", title_justify="left", header_style="bold")
-    for heading in HEADINGS:
-        found.add_column(heading, justify="right" if "µs" in heading or heading == "faster" else "left")
+    found.add_column("case", min_width=24)
+    for heading in ("ours µs", "spread", "warm µs", "best peer", "peer µs", "faster", "floor µs"):
+        name = heading == "best peer"
+        found.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
     for row in record["rows"]:
         slower = row.get("speedup", 1.0) < 1.0
         style = "red" if "error" in row else "" if "speedup" not in row else "yellow" if slower else "green"
-        found.add_row(*cells(row), style=style)
+        operation, shape, *rest, _must, floor = cells(row)
+        found.add_row(f"{operation}\n{shape}", *rest, floor.partition(" ")[0], style=style)
     return found
 
 

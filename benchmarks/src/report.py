@@ -18,7 +18,7 @@ from dsv32_plugin.benchmarks import compile_matrix, cost, harness, layer_view, p
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import CommandError
 
-DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "README.md")
+DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "docs/engine.md", "README.md")
 NOT_MEASURED = "Not measured yet."
 Record = dict[str, Any]
 

@@ -136,7 +136,7 @@ def checkout(tmp_path: Path) -> Path:
         for picture in plots.paths(record, path):
             picture.touch()
     (tmp_path / "docs").mkdir()
-    for name in report.DOCUMENTS:
+    for name in (name for name in report.DOCUMENTS if (ROOT / name).exists()):
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     return tmp_path
 
