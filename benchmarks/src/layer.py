@@ -20,7 +20,7 @@ import torch
 from dsv32_plugin.benchmarks import peers, records
 from dsv32_plugin.benchmarks.clock import DEVICE, Clock, Launch, ceilings, new_clock
 from dsv32_plugin.benchmarks.layer_record import SIDES, crossovers
-from dsv32_plugin.benchmarks.layer_sides import Inputs, Side, Step, build
+from dsv32_plugin.benchmarks.layer_sides import Inputs, Missing, Side, Step, build
 
 METHOD = (
     "One layer under a CUDA graph with a cold L2 cache: norms, rope, cache writes, indexer, selection, attention, and "
@@ -97,25 +97,14 @@ def measure(step: Step, clock: Clock) -> list[dict[str, Any]]:
             row["kernels"] = side.kernels
             side.check()
             sides[name] = side
-        except RuntimeError as error:
-            row["missing"] = f"{type(error).__name__}: {str(error)[:300]}"
-        except AssertionError as error:
-            row["error"] = f"wrong result: {str(error)[:300]}"
+        except Missing as error:
+            row["missing"] = str(error)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
     try:
-        chains = {(name, i): chain(side, i) for name, side in sides.items() for i in range(len(side.stages))}
-        times = clock.time({f"{name}:{i}": launch for (name, i), launch in chains.items()})
-        for name, side in sides.items():
-            ends = [times[f"{name}:{i}"] for i in range(len(side.stages))]
-            operations: dict[str, float] = {}
-            for i, (operation, _) in enumerate(side.stages):
-                added = ends[i].median_us - (ends[i - 1].median_us if i else 0.0)
-                operations[operation] = round(operations.get(operation, 0.0) + added, 2)
-            rows[name] |= {
-                "total": ends[-1].json(),
-                "operations": operations,
-                "us_per_token": round(ends[-1].median_us / step.tokens, 4),
-            }
-    except (RuntimeError, AssertionError) as error:
+        for name, found in timed(sides, clock).items():
+            rows[name] |= found
+    except Exception as error:
         for name in sides:
             rows[name]["error"] = f"{type(error).__name__}: {str(error)[:300]}"
     del inputs, sides
@@ -123,6 +112,23 @@ def measure(step: Step, clock: Clock) -> list[dict[str, Any]]:
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
     return list(rows.values())
+
+
+def timed(sides: dict[str, Side], clock: Clock) -> dict[str, dict[str, Any]]:
+    """The times of each side, all in turn; each must still be right afterwards."""
+    chains = {f"{name}:{i}": chain(side, i) for name, side in sides.items() for i in range(len(side.stages))}
+    times = clock.time(chains)
+    found = {}
+    for name, side in sides.items():
+        ends = [times[f"{name}:{i}"] for i in range(len(side.stages))]
+        operations: dict[str, float] = {}
+        for i, (operation, _) in enumerate(side.stages):
+            added = ends[i].median_us - (ends[i - 1].median_us if i else 0.0)
+            operations[operation] = round(operations.get(operation, 0.0) + added, 2)
+        us_per_token = round(ends[-1].median_us / side.inputs.step.tokens, 4)
+        side.check()
+        found[name] = {"total": ends[-1].json(), "operations": operations, "us_per_token": us_per_token}
+    return found
 
 
 def chain(side: Side, last: int) -> Launch:

@@ -156,6 +156,7 @@ class Side:
 
     kernels = ""
     """Whose, for the record."""
+    inputs: Inputs
     stages: list[tuple[str, Callable[[], None]]]
 
     def check(self) -> None:
@@ -166,7 +167,8 @@ class Sparse(Side):
     """What both sparse sides keep for the check, and the check."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs, step = inputs, inputs.step
+        self.inputs = inputs
+        step = inputs.step
         pages = step.sequences * step.length // PAGE
         self.latent, self.index = latent_cache_fp8(pages), index_cache_fp8(pages)
         self.q_a = normal(step.tokens, Q_RANK)
@@ -177,8 +179,8 @@ class Sparse(Side):
     def check(self) -> None:
         for _, launch in self.stages:
             launch()
-        inputs, step = self.inputs, self.inputs.step
-        for token in sampled(step):
+        inputs = self.inputs
+        for token in sampled(inputs.step):
             table = inputs.block_table[inputs.sequence[token]]
             visible = int(inputs.positions[token]) + 1
             if self.slots is None:
@@ -309,7 +311,8 @@ class Dense(Side):
     """MLA over every key, in bfloat16: the kernels that vLLM takes on Hopper, or ours where vLLM is missing."""
 
     def __init__(self, inputs: Inputs, vllm: peers.Vllm | None) -> None:
-        self.inputs, step = inputs, inputs.step
+        self.inputs = inputs
+        step = inputs.step
         i = inputs
         self.latent = latent_cache_bf16(step.sequences * step.length // PAGE)
         self.q_latent, self.q_rope, self.k_rope = i.q_latent, i.q_rope.clone(), i.k_rope.contiguous()
@@ -414,11 +417,15 @@ def check_close(got: torch.Tensor, want: torch.Tensor) -> None:
     assert error < ATTENTION_ERROR, f"attention: relative error {error:.4f}"
 
 
+class Missing(Exception):
+    """The kernels of a side are not installed."""
+
+
 def build(name: str, inputs: Inputs) -> Side:
     """The side `name` on these inputs.
 
     Raises:
-        RuntimeError: its kernels are not installed; the message says why.
+        Missing: its kernels are not installed; the message says why.
     """
     vllm, reason = peers.load()
     if name == "ours":
@@ -426,5 +433,5 @@ def build(name: str, inputs: Inputs) -> Side:
     if name == "dense":
         return Dense(inputs, vllm)
     if vllm is None:
-        raise RuntimeError(reason)
+        raise Missing(reason)
     return InTree(inputs, vllm)

@@ -180,15 +180,15 @@ def options(plan: Plan, backend: str) -> list[str]:
     on_gpu = torch.cuda.is_available()
     if plan.engine == "sglang":
         common = ["--served-model-name", MODEL, "--context-length", str(plan.longest)]
-        dummy = ["--load-format", "dummy"]
+        common += [] if on_gpu else ["--dtype", "float32", "--skip-server-warmup"]
     else:
         common = ["--served-model-name", MODEL, "--max-model-len", str(plan.longest), "--max-num-seqs", "256"]
-        dummy = ["--load-format", "dummy"]
-        if on_gpu and backend != "dense":
-            common += ["--kv-cache-dtype", "fp8_ds_mla"]
         if not on_gpu:
             common += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20)]
-    return [*common, *([] if plan.checkpoint else dummy), *plan.options]
+        elif backend != "dense":
+            common += ["--kv-cache-dtype", "fp8_ds_mla"]
+    dummy = [] if plan.checkpoint else ["--load-format", "dummy"]
+    return [*common, *dummy, *plan.options]
 
 
 def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
