@@ -55,7 +55,9 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--heads", type=int, help="attention heads (default: 128)")
     parser.add_argument("--longest", type=int, help="tokens of a prompt with its answer (default: 131072)")
     parser.add_argument("--checkpoint", type=Path, help="serve this one in place of dummy weights of the real sizes")
-    parser.add_argument("--output", type=Path, help="the record (default: one folder a GPU in benchmarks/results)")
+    parser.add_argument(
+        "--output", type=Path, help="the record (default: benchmarks/results/GPU; of a part of the run: bench-results)"
+    )
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_serve)
 
@@ -101,7 +103,9 @@ def _add_report(commands: Any) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this long")
-    parser.add_argument("--output", type=Path, help="the record (default: one folder a GPU in benchmarks/results)")
+    parser.add_argument(
+        "--output", type=Path, help="the record (default: benchmarks/results/GPU; of a part of the run: bench-results)"
+    )
     parser.add_argument("--no-precompile", action="store_true", help="compile kernels one by one as they are needed")
 
 
@@ -131,11 +135,11 @@ def _kernels(arguments: argparse.Namespace) -> int:
 def _layer(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import layer, layer_view
 
-    plan = layer.default_plan(
-        **{name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
-    )
+    chosen = {name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
+    whole = not chosen and arguments.seconds == math.inf
+    output = arguments.output or records.default_path("layer", whole=whole)
     _precompile(arguments)
-    return layer_view.run(plan, arguments.output or records.default_path("layer"), arguments.seconds)
+    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -222,5 +222,6 @@ def handle(cases: Callable[[], list[Case]], arguments: argparse.Namespace, name:
     if arguments.list:
         stdout.print("\n".join(case.name for case in cases()), markup=False)
         return 0
-    output = arguments.output or records.default_path(name)
+    whole = not arguments.only and arguments.seconds == math.inf
+    output = arguments.output or records.default_path(name, whole=whole)
     return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
 
 def _footer(figure: Figure, record: dict[str, Any], text: str) -> None:
     warning = f"\n{record['meaningless']}" if "meaningless" in record else ""
-    figure.supxlabel(f"{text}\n{record['gpu']}, commit {record['commit']}{warning}", fontsize=7, color="#555555")
+    figure.supxlabel(
+        f"{textwrap.fill(text, 120)}\n{record['gpu']}, commit {record['commit']}{warning}", fontsize=7, color="#555555"
+    )
 
 
 def _context_axis(axes: Axes, contexts: list[int]) -> None:
@@ -190,12 +193,7 @@ def cost(record: dict[str, Any]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.set_title(mode)
     axes[0].legend(frameon=False, fontsize=8)
-    words, lines = record["method"].split(), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 120:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    _footer(figure, record, "\n".join(lines))
+    _footer(figure, record, record["method"])
     return figure
 
 
@@ -219,7 +217,8 @@ def serve(record: dict[str, Any]) -> Figure:
         axis.set_xticks(range(len(workloads)), workloads)
         axis.set_title(title)
         axis.grid(axis="x", visible=False)
-    axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
     _footer(figure, record, record["method"])
     return figure
 

@@ -22,19 +22,20 @@ MEANINGLESS = "no GPU: the references at tiny sizes. It shows that the harness w
 PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers", "flashinfer-python")
 
 
-def results_folder() -> Path:
-    """`benchmarks/results` of the checkout; where the package is installed without one, $OUT or `bench-results`."""
-    folder = CHECKOUT / "benchmarks" / "results"
-    return folder if folder.is_dir() else Path(os.environ.get("OUT", "bench-results"))
+def default_path(kind: str, *, whole: bool = True) -> Path:
+    """Where a record of this kind goes on this machine.
 
-
-def default_path(kind: str) -> Path:
-    """Where a record of this kind goes on this machine: one folder a GPU."""
+    A whole run on a GPU goes to that GPU's folder in `benchmarks/results` of the checkout. What would make a poor
+    record there (a part, a run without a GPU), and every run without a checkout, goes to $OUT or `bench-results`.
+    """
     import torch
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    results = CHECKOUT / "benchmarks" / "results"
+    if not (whole and torch.cuda.is_available() and results.is_dir()):
+        return Path(os.environ.get("OUT", "bench-results")) / f"{kind}.json"
+    name = torch.cuda.get_device_name()
     model = re.search(r"[A-Za-z]*\d+[A-Za-z]*", name)
-    return results_folder() / (model.group() if model else name).lower() / f"{kind}.json"
+    return results / (model.group() if model else name).lower() / f"{kind}.json"
 
 
 def provenance(kind: str) -> dict[str, Any]:
