@@ -14,10 +14,9 @@ MODULES = ("bench_chain", "bench_index", "bench_mla", "bench_cache", "bench_dens
 
 
 def cases() -> list[Case]:
-    """The grid; without a GPU a few tiny shapes of it."""
+    """The grid; without a GPU a few tiny shapes of each operation."""
     modules = [importlib.import_module(f"dsv32_plugin.benchmarks.{name}") for name in MODULES]
-    lists = [module.cases if DEVICE == "cuda" else getattr(module, "tiny_cases", list) for module in modules]
-    return [case for cases_of in lists for case in cases_of()]
+    return [case for module in modules for case in (module.cases() if DEVICE == "cuda" else module.tiny_cases())]
 
 
 if __name__ == "__main__":
