@@ -249,7 +249,7 @@ class Ours(Sparse):
 class InTree(Sparse):
     """vLLM 0.26.0, `models/deepseek_v32/nvidia`, with its fp8_ds_mla cache."""
 
-    kernels = "vLLM: fused norms, DeepGEMM, top-k, FlashMLA sparse"
+    kernels = "vLLM's fused norms, DeepGEMM, top-k and FlashMLA sparse"
 
     def __init__(self, inputs: Inputs, vllm: peers.Vllm) -> None:
         super().__init__(inputs)
@@ -321,7 +321,7 @@ class Dense(Side):
         self.projections = Projections(step, indexes=False, selects=False, absorbs=not self.widens)
         self.stages = [(PROJECTIONS, self.projections.run)]
         if vllm is None:
-            self.kernels = "dsv32-plugin: dense_mla"
+            self.kernels = "dsv32-plugin's dense_mla"
             self.batch = i.batch()
             self.stages += [(NORMS, self._our_norms), (ATTENTION, self._our_attention)]
             return
@@ -331,7 +331,7 @@ class Dense(Side):
         )  # fmt: skip
         self.stages.append((NORMS, norms))
         if self.widens:
-            self.kernels = "vLLM: FlashAttention-3"
+            self.kernels = "vLLM's FlashAttention-3"
             self._prefill = vllm.dense_prefill(step.tokens, step.length, SCALE)
             self.up_weight = normal(RANK, step.heads * (NOPE + VALUE)) * RANK**-0.5
             self.q = torch.cat((normal(step.tokens, step.heads, NOPE), self.q_rope), -1)
@@ -340,7 +340,7 @@ class Dense(Side):
             self.k = normal(step.length, step.heads, NOPE + ROPE)
             self.stages += [(UP, self._up_project), (ATTENTION, self._attend_wide)]
         else:
-            self.kernels = "vLLM: FlashAttention-3, absorbed"
+            self.kernels = "vLLM's FlashAttention-3, absorbed"
             lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
             self._decode = vllm.dense_decode_fa3(i.block_table, lengths, step.length, SCALE)
             self.stages.append((ATTENTION, self._attend_latent))

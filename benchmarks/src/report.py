@@ -157,7 +157,10 @@ def layer_table(record: Record, name: str) -> str:
     table = markdown([*headings, "over dense", "over in-tree"], rows)
     crossing = "\n".join(f"- {layer_view.crossover_text(row)}" for row in record["crossovers"])
     reasons = {f"{row['side']}": row["missing"] for row in record["rows"] if "missing" in row}
-    return f"{record['method']}\n\n{table}\n\n{crossing}{missing(reasons)}"
+    whose = dict.fromkeys(
+        f"{row['side']} {row['mode']}: {row['kernels']}" for row in record["rows"] if "kernels" in row
+    )
+    return f"{record['method']} Kernels: {'; '.join(whose)}.\n\n{table}\n\n{crossing}{missing(reasons)}"
 
 
 def cost_table(record: Record, name: str) -> str:
