@@ -41,7 +41,7 @@ def attention(checkpoint: Callable[[TinySpec], Path]) -> Iterator[DsaAttention]:
         init_distributed_environment(1, 0, f"tcp://127.0.0.1:{free_port()}", 0, "gloo")
         ensure_model_parallel_initialized(1, 1)
         model = get_model(vllm_config=config)
-        with set_forward_context(None, config):
+        with set_forward_context(None, config), torch.inference_mode():
             yield model.model.layers[0].self_attn
     cleanup_dist_env_and_memory()
 
