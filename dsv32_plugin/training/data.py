@@ -41,22 +41,22 @@ def answer_mask(tokens_bt: torch.Tensor) -> torch.Tensor:
 
 
 class Rows(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches [B, length] of one length; worker and batch number seed each, so a run can be repeated."""
+    """Endless batches [B, length], from number `first` on; each is seeded by its number, so a run can be repeated."""
 
-    def __init__(self, seed: int, batch: int, length: int, needle_share: float) -> None:
-        self.seed, self.batch, self.length, self.needle_share = seed, batch, length, needle_share
+    def __init__(self, seed: int | str, batch: int, length: int, needle_share: float, first: int = 0) -> None:
+        self.seed, self.batch, self.length, self.needle_share, self.first = seed, batch, length, needle_share, first
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         info = get_worker_info()
         number, step = (info.id, info.num_workers) if info else (0, 1)
+        number += self.first
         while True:
             random = Random(f"{self.seed}/{self.length}/{number}")
             yield torch.tensor([row(random, self.length, self.needle_share) for _ in range(self.batch)])
             number += step
 
 
-def batches(seed: int, batch: int, length: int, needle_share: float, workers: int) -> Iterator[torch.Tensor]:
+def batches(rows: Rows, workers: int) -> Iterator[torch.Tensor]:
     """The same batches in the same order whatever the number of workers."""
-    rows = Rows(seed, batch, length, needle_share)
     loader = DataLoader(rows, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
     return iter(loader)

@@ -16,8 +16,8 @@ from dsv32_plugin.training.data import Rows, answer_mask
 from dsv32_plugin.training.losses import attention_target
 from dsv32_plugin.training.model import DsaModel, IndexInputs, Select, causal, top_k
 from dsv32_plugin.training.recipe import TRAINED_LENGTH
+from dsv32_plugin.training.steps import probes
 from dsv32_plugin.training.tokenizer import PAD_ID, encode
-from dsv32_plugin.training.train import probes
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 SEED = "evaluation"
@@ -103,7 +103,7 @@ def needle_table(
 
 
 def _sample(seed: str, length: int, needle_share: float, count: int) -> torch.Tensor:
-    return torch.cat(list(islice(Rows(seed, 4, length, needle_share), count // 4)))  # type: ignore[arg-type]
+    return torch.cat(list(islice(Rows(seed, 4, length, needle_share), count // 4)))
 
 
 @torch.no_grad()

@@ -157,7 +157,9 @@ def test_rows_have_their_length() -> None:
 
 
 def test_batches_do_not_depend_on_the_workers() -> None:
-    alone, shared = (list(islice(batches(7, 2, 128, 0.5, workers), 5)) for workers in (0, 2))
+    alone, shared = (list(islice(batches(Rows(7, 2, 128, 0.5), workers), 5)) for workers in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
     assert not torch.equal(alone[0], alone[1])
     assert not torch.equal(alone[0], next(iter(Rows(8, 2, 128, 0.5))))
+    later = next(batches(Rows(7, 2, 128, 0.5, first=3), 2))
+    assert torch.equal(later, alone[3]), "as after a resume"

@@ -16,7 +16,7 @@ from dsv32_plugin.config import ConfigError
 from dsv32_plugin.training import checkpoint
 from dsv32_plugin.training.losses import attention_target, indexer_kl
 from dsv32_plugin.training.model import DsaModel, Experts, IndexInputs, index_scores, top_k
-from dsv32_plugin.training.train import is_indexer
+from dsv32_plugin.training.steps import is_indexer
 
 TOP_K = partial(top_k, k=small.SIZES["index_topk"])
 

@@ -1,21 +1,17 @@
-"""The three stages of the paper: dense training, warm-up of the indexer against the attention, sparse training."""
+"""One training step of each stage: which parameters move, at what rate, and against which losses."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from dsv32_plugin.training.data import answer_mask, batches
+from dsv32_plugin.training.data import answer_mask
 from dsv32_plugin.training.losses import attention_target, indexer_kl
-from dsv32_plugin.training.model import DsaModel, Experts, Output, top_k
+from dsv32_plugin.training.model import DsaModel, Output, top_k
 from dsv32_plugin.training.muon import Muon
 from dsv32_plugin.training.recipe import Recipe, Stage
 from dsv32_plugin.training.tokenizer import PAD_ID, encode
@@ -125,66 +121,3 @@ def batch_losses(
     if stage.kind == "warmup":
         return Losses(divergences.sum(), language.parts)
     return Losses(language.total + recipe.indexer_weight * divergences.sum(), language.parts)
-
-
-Report = Callable[[dict[str, Any]], None]
-
-
-def run_stage(
-    model: DsaModel,
-    stage: Stage,
-    recipe: Recipe,
-    *,
-    number: int,
-    workers: int,
-    report: Report,
-    every: int = 20,
-    losses: Callable[..., Losses] = batch_losses,
-) -> None:
-    """Train one stage from its beginning; `report` gets the means of every `every` steps."""
-    device = model.rope.device
-    model.train()
-    chosen = optimizers(model, stage)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    generator = torch.Generator(device).manual_seed(recipe.seed + 1000 * number)
-    window: list[dict[str, torch.Tensor]] = []
-    started, since, tokens_done = time.monotonic(), time.monotonic(), 0
-    for step, tokens in enumerate(_batches(stage, recipe, number, workers)):
-        tokens = tokens.to(device, non_blocking=True)
-        factor = learning_rate_factor(step, stage)
-        result = losses(model, tokens, stage, recipe, generator)
-        result.total.backward()
-        norm = nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
-        for optimizer in chosen:
-            for group in optimizer.param_groups:
-                group["lr"] = group["full_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        if stage.kind != "warmup":
-            for module in model.modules():
-                if isinstance(module, Experts):
-                    module.balance(recipe.balance_speed)
-        window.append({**result.parts, "gradient_norm": norm})
-        tokens_done += tokens.numel()
-        if (step + 1) % every == 0 or step + 1 == stage.steps:
-            means = {name: torch.stack([part[name] for part in window]).mean().item() for name in window[0]}
-            now = time.monotonic()
-            report(
-                {
-                    "stage": stage.kind,
-                    "step": step + 1,
-                    "length": tokens.shape[1],
-                    "seconds": round(now - started, 2),
-                    "tokens_per_second": round(tokens_done / (now - since)),
-                    **{name: round(value, 5) for name, value in means.items()},
-                }
-            )
-            window, since, tokens_done = [], now, 0
-
-
-def _batches(stage: Stage, recipe: Recipe, number: int, workers: int) -> Iterator[torch.Tensor]:
-    for part, (length, steps) in enumerate(stage.lengths):
-        seed = recipe.seed * 10000 + number * 100 + part
-        made = batches(seed, max(1, stage.tokens_per_step // length), length, recipe.needle_share, workers)
-        for _ in range(steps):
-            yield next(made)
