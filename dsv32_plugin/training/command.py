@@ -25,6 +25,7 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the data (default: 0)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda if there is one)")
     parser.add_argument("--workers", type=int, default=8, help="processes that generate data (default: 8)")
+    parser.add_argument("--skip-warmup", action="store_true", help="leave out the indexer's warm-up, to compare")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     choice.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -49,6 +50,8 @@ def _handle(arguments: argparse.Namespace) -> int:
     if out.exists() and arguments.force:
         shutil.rmtree(out)
     recipe = replace(Recipe(), seed=arguments.seed)
+    if arguments.skip_warmup:
+        recipe = replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.kind != "warmup"))
     with _Progress(sum(stage.steps for stage in recipe.stages)) as progress:
         trainer = Trainer(
             recipe, out, device=device, workers=arguments.workers, resume=arguments.resume, report=progress.show

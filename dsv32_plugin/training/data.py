@@ -11,12 +11,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dsv32_plugin.training import tasks
 from dsv32_plugin.training.tokenizer import EOS_ID, PAD_ID, THINK_END_ID, THINK_START_ID, encode
 
+SINGLE_SHARE = 0.15
+"""Of the long lists of codes, how many are followed by one question only, as in the evaluation."""
+
 
 def row(random: Random, tokens: int, needle_share: float) -> list[int]:
     """`tokens` ids: one conversation about a list of codes, or short ones after each other; then padding."""
     ids: list[int] = []
     if random.random() < needle_share:
-        ids = encode(tasks.needles_of(random, tokens).text())
+        questions = 1 if random.random() < SINGLE_SHARE else None
+        ids = encode(tasks.needles_of(random, tokens, questions).text())
     misses = 0
     while misses < 3:
         more = encode(tasks.chat(random).text())

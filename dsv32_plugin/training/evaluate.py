@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
+from dsv32_plugin.console import stderr
 from dsv32_plugin.kernels.formulas import quantize, rotate
-from dsv32_plugin.training import tasks
+from dsv32_plugin.training import checkpoint, tasks
 from dsv32_plugin.training.data import Rows, answer_mask
 from dsv32_plugin.training.losses import attention_target
 from dsv32_plugin.training.model import DsaModel, IndexInputs, Select, causal, top_k
 from dsv32_plugin.training.recipe import TRAINED_LENGTH
 from dsv32_plugin.training.steps import probes
 from dsv32_plugin.training.tokenizer import PAD_ID, encode
+from dsv32_plugin.training.trainer import STAGES
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 SEED = "evaluation"
 BATCH_TOKENS = 65536
+
+Record = dict[str, Any]
 
 
 def fp8_top_k(index: IndexInputs, k: int, *, rotated: bool) -> torch.Tensor:
@@ -90,24 +98,12 @@ def share(results: Sequence[bool]) -> float:
     return sum(results) / len(results)
 
 
-def needle_table(
-    model: DsaModel, names: Iterable[str], lengths: Iterable[int], count: int
-) -> dict[str, dict[str, float]]:
-    """selection -> context length -> share of exact answers."""
-    known = selections(model)
-    questions = {length: needle_questions(length, count) for length in lengths}
-    return {
-        name: {str(length): share(exact(model, asked, known[name])) for length, asked in questions.items()}
-        for name in names
-    }
-
-
 def _sample(seed: str, length: int, needle_share: float, count: int) -> torch.Tensor:
     return torch.cat(list(islice(Rows(seed, 4, length, needle_share), count // 4)))
 
 
 @torch.no_grad()
-def attention_mass(model: DsaModel, length: int = TRAINED_LENGTH, rows: int = 16, queries: int = 128) -> list[float]:
+def attention_mass(model: DsaModel, length: int, rows: int = 16, queries: int = 128) -> list[float]:
     """For each layer the share of dense attention that the indexer's best keys hold, MTP last; where K < position."""
     device = model.rope.device
     totals = torch.zeros(model.config.num_layers + 1)
@@ -154,15 +150,87 @@ def chat_accuracy(model: DsaModel, count: int) -> dict[str, float]:
     return {name: share(exact(model, asked, select)) for name, asked in questions.items()}
 
 
-def summary(model: DsaModel, lengths: Iterable[int], count: int, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """All of the above; `count` questions of each kind."""
-    was_training = model.training
-    model.eval()
-    record = {
-        "needles": needle_table(model, names or selections(model), lengths, count),
-        "attention_mass": attention_mass(model),
-        "chat": chat_accuracy(model, count),
-        "mtp_acceptance": mtp_acceptance(model),
+def evaluate(folder: Path, device: str, lengths: Sequence[int], count: int, write: Callable[[Record], None]) -> None:
+    """Measure the checkpoint in `folder`, and those after its stages; `write` gets the record as it grows."""
+    stages = {path.name: checkpoint.load(path, device) for path in sorted((folder / STAGES).glob("*"))}
+    model = checkpoint.load(folder, device)
+    record: Record = {"questions": count, "selected": model.config.index_topk, "parameters": parameters(model)}
+    length = min(TRAINED_LENGTH, model.config.max_position_embeddings)
+    record["chat"] = chat_accuracy(model, count)
+    record["mtp_acceptance"] = mtp_acceptance(model)
+    record["attention_mass"] = {
+        name: attention_mass(stage, length) for name, stage in (stages or {"final": model}).items()
     }
-    model.train(was_training)
-    return record
+    write(record)
+    known: dict[str, tuple[DsaModel, Select | None]] = {
+        name: (model, select) for name, select in selections(model).items()
+    }
+    for name, stage in stages.items():
+        if name != max(stages):
+            known[f"sparse, after stage {name}"] = (stage, selections(stage)["sparse"])
+    record["needles"] = {name: {} for name in known}
+    for length in lengths:
+        asked = needle_questions(length, count)
+        for name, (asked_model, select) in known.items():
+            record["needles"][name][str(length)] = share(exact(asked_model, asked, select))
+            write(record)
+
+
+def parameters(model: DsaModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dsv32_plugin.training.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="folder that train-tiny wrote")
+    parser.add_argument("--out", type=Path, default=Path("training.json"), help="record to write (JSON)")
+    parser.add_argument("--plot", type=Path, help="picture of the attention mass to draw (PNG)")
+    parser.add_argument("--questions", type=int, default=500, help="of each kind and length (default: 500)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help="contexts, in tokens")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    if longest := [length for length in arguments.lengths if length > TRAINED_LENGTH]:
+        stderr.print(f"warning: contexts of {longest} tokens exceed the {TRAINED_LENGTH} of the training")
+    where = torch.cuda.get_device_name(arguments.device) if arguments.device.startswith("cuda") else "CPU"
+    about = {
+        "command": " ".join(["python -m dsv32_plugin.training.evaluate", *sys.argv[1:]]),
+        "device": where,
+        "torch": torch.__version__,
+    }
+
+    def write(record: Record) -> None:
+        arguments.out.write_text(json.dumps({**about, **record}, indent=1) + "\n", encoding="utf-8")
+
+    try:
+        evaluate(arguments.checkpoint, arguments.device, arguments.lengths, arguments.questions, write)
+    except ValueError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    record = json.loads(arguments.out.read_text(encoding="utf-8"))
+    if arguments.plot:
+        from dsv32_plugin.training import plots
+
+        plots.attention_mass(record["attention_mass"], record["selected"], arguments.plot)
+    print(markdown(record))
+    return 0
+
+
+def markdown(record: Record) -> str:
+    """The tables of docs/training.md."""
+    lengths = list(next(iter(record["needles"].values())))
+    lines = ["| selection | " + " | ".join(lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
+    for name, shares in record["needles"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{100 * shares[length]:.1f} %" for length in lengths) + " |")
+    layers = len(next(iter(record["attention_mass"].values())))
+    names = [*(f"layer {layer}" for layer in range(layers - 1)), "MTP"]
+    lines += ["", "| after stage | " + " | ".join(names) + " |", "| --- |" + " ---: |" * layers]
+    for name, shares in record["attention_mass"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{100 * value:.1f} %" for value in shares) + " |")
+    lines += ["", "| task | exact |", "| --- | ---: |"]
+    lines += [f"| {name} | {100 * value:.1f} % |" for name, value in record["chat"].items()]
+    lines.append(f"| MTP drafts accepted | {100 * record['mtp_acceptance']:.1f} % |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

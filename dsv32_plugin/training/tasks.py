@@ -63,29 +63,32 @@ def codes(random: Random, count: int) -> dict[str, str]:
     return made
 
 
-def needles(random: Random, pairs: int, questions: int) -> Conversation:
+def needles(random: Random, pairs: int, questions: int, *, thinking: float = 0.25) -> Conversation:
     """A list of codes, then questions about some of them, no code twice while there are others."""
     made = codes(random, pairs)
     asked: list[str] = []
     while len(asked) < questions:
         asked += random.sample(list(made), min(questions - len(asked), pairs))
     head = CODES_HEAD + "".join(f"{key}={value}\n" for key, value in made.items())
-    thinking = mode(random, 0.1)
     messages = []
     for number, key in enumerate(asked):
         question = random.choices(QUESTIONS, (8, 1, 1))[0].format(key)
         messages.append(user(question if number else head + question))
         messages.append(assistant(f"{key}={made[key]}", f"Look up {key}."))
-    return Conversation(messages, thinking)
+    return Conversation(messages, mode(random, thinking))
 
 
-def needles_of(random: Random, tokens: int, questions: int | None = None) -> Conversation:
+def needles_of(random: Random, tokens: int, questions: int | None = None, *, thinking: float = 0.25) -> Conversation:
     """Codes and questions of about `tokens` tokens together, never more; a random share are questions by default."""
     room = tokens - len(CODES_HEAD) - 40
     if questions is None:
         questions = max(1, int(room * random.uniform(0.1, 0.7) / TURN_TOKENS))
     room -= questions * TURN_TOKENS
-    return needles(random, max(1, room // LINE_TOKENS), questions)
+    return needles(random, max(1, room // LINE_TOKENS), questions, thinking=thinking)
+
+
+def few_codes(random: Random) -> Conversation:
+    return needles(random, random.randint(1, 20), random.randint(1, 3), thinking=0.5)
 
 
 def word(random: Random, shortest: int = 3, longest: int = 8) -> str:
@@ -226,7 +229,7 @@ TOOLS: tuple[tuple[Message, Callable[[Random], Use]], ...] = (
 
 def tool_use(random: Random, turns: int | None = None) -> Conversation:
     """Turns with one call each: question, call, result, answer; some of the offered tools are never used."""
-    offered = random.sample(TOOLS, random.randint(1, 3))
+    offered = random.sample(TOOLS, random.choice((1, 2, 3, 5)))
     messages: list[Message] = []
     if random.random() < 0.5:
         messages.append({"role": "system", "content": "You are a helpful assistant."})
@@ -245,6 +248,6 @@ def tool_use(random: Random, turns: int | None = None) -> Conversation:
 
 
 def chat(random: Random) -> Conversation:
-    """One short conversation of any kind but needles."""
-    kinds: Sequence[Callable[[Random], Conversation]] = (tool_use, addition, copying, greeting)
-    return random.choices(kinds, (50, 30, 18, 2))[0](random)
+    """One short conversation of any kind."""
+    kinds: Sequence[Callable[[Random], Conversation]] = (tool_use, addition, few_codes, copying, greeting)
+    return random.choices(kinds, (45, 25, 15, 13, 2))[0](random)

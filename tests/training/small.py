@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
     "index_topk": 16,
     "intermediate_size": 128,
     "moe_intermediate_size": 32,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 2048,
 }
 STAGES = (
     Stage("dense", ((64, 2), (128, 2)), 256, 0.02, 3e-3, warmup_steps=2),

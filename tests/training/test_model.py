@@ -191,8 +191,8 @@ def test_balancing_moves_the_bias_towards_an_even_load() -> None:
 
 class TestBadInput:
     def test_too_long(self, model: DsaModel) -> None:
-        with pytest.raises(ValueError, match=r"at most max_position_embeddings \(512\), got 513"):
-            model(small.random_tokens(1, 513))
+        with pytest.raises(ValueError, match=r"at most max_position_embeddings \(2048\), got 2049"):
+            model(small.random_tokens(1, 2049))
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected a checkpoint folder with a config\.json"):
