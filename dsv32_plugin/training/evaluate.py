@@ -70,18 +70,21 @@ def needle_questions(length: int, count: int) -> list[tuple[str, str]]:
     return [tasks.needles_of(random, length, 1).cut(0) for _ in range(count)]
 
 
-@torch.no_grad()
 def exact(model: DsaModel, questions: Sequence[tuple[str, str]], select: Select | None) -> list[bool]:
-    """Whether greedy decoding gives the answer exactly, its EOS included.
+    """Whether greedy decoding of each prompt gives its answer exactly, the EOS included."""
+    return greedy_gives(model, [(encode(prompt), encode(answer)) for prompt, answer in questions], select)
 
-    Every token of the true answer is the best one after those before it: that is when greedy decoding yields it.
+
+@torch.no_grad()
+def greedy_gives(model: DsaModel, pairs: Sequence[tuple[list[int], list[int]]], select: Select | None) -> list[bool]:
+    """Whether greedy decoding of each prompt begins with these tokens.
+
+    It does when each of them is the best one after the prompt and those before it: one pass, no generation.
     """
-    encoded = [(encode(prompt), encode(answer)) for prompt, answer in questions]
     results: list[bool] = []
-    longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
-    size = max(1, BATCH_TOKENS // longest)
-    for begin in range(0, len(encoded), size):
-        part = encoded[begin : begin + size]
+    size = max(1, BATCH_TOKENS // max(len(prompt) + len(answer) for prompt, answer in pairs))
+    for begin in range(0, len(pairs), size):
+        part = pairs[begin : begin + size]
         width = max(len(prompt) + len(answer) for prompt, answer in part)
         tokens = torch.full((len(part), width), PAD_ID)
         asked = torch.zeros(len(part), width, dtype=torch.bool)
