@@ -1,7 +1,7 @@
 """The trained tiny checkpoint's tokenizer: bytes, and one token for every fixed piece of the chat protocol.
 
-DeepSeek's own vocabulary would be ten times the model. Here the head of the tools block is one token too: a renderer
-that gets one byte of it wrong shows the model something it has never seen, and the answer shows it.
+DeepSeek's own vocabulary would be ten times the model. The prose that opens a tools block is one token as well, which
+leaves the context to the schemas.
 """
 
 from __future__ import annotations
