@@ -180,21 +180,20 @@ def _show(label: str, text: str) -> None:
 
 def _ask(client: OpenAI, messages: list[dict[str, Any]], max_tokens: int, *, thinking: bool, **request: Any) -> Answer:
     """Stream one answer to the terminal."""
+    request |= {
+        "model": NAME,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "extra_body": {"chat_template_kwargs": {"thinking": thinking}},
+    }
     stdout.print("answer      ", end="")
     started = time.monotonic()
     answer, shown = Answer(), None
     try:
-        chunks: Any = client.chat.completions.create(
-            model=NAME,
-            messages=messages,  # type: ignore[arg-type]
-            max_tokens=max_tokens,
-            temperature=0.0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"chat_template_kwargs": {"thinking": thinking}},
-            **request,
-        )
-        for chunk in chunks:
+        for chunk in client.chat.completions.create(**request):
             if chunk.usage:
                 answer.prompt_tokens, answer.tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
             for choice in chunk.choices:

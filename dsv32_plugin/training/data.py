@@ -44,7 +44,7 @@ def answer_mask(tokens_bt: torch.Tensor) -> torch.Tensor:
     return (before >= 0) & opens.gather(1, before.clamp(min=0))
 
 
-class Rows(IterableDataset):  # type: ignore[type-arg]
+class Rows(IterableDataset):
     """Endless batches [B, length], from number `first` on; each is seeded by its number, so a run can be repeated."""
 
     def __init__(self, seed: int | str, batch: int, length: int, needle_share: float, first: int = 0) -> None:

@@ -34,15 +34,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            same_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     same_shape[parameter.shape].append(parameter)
             for shape, parameters in same_shape.items():
                 self._update(shape, parameters, group["lr"], group["momentum"])
 
-    def _update(self, shape: torch.Size, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+    def _update(self, shape: torch.Size, parameters: list[torch.Tensor], lr: float, momentum: float) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         buffers = []
         for parameter in parameters:
             state = self.state[parameter]

@@ -42,7 +42,8 @@ def is_indexer(name: str) -> bool:
 
 def optimizers(model: DsaModel, stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon for matrices, AdamW for the rest; the warm-up moves the indexer only."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         trained = stage.kind == "sparse" or is_indexer(name) == (stage.kind == "warmup")
         parameter.requires_grad_(trained)

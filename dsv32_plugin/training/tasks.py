@@ -123,7 +123,8 @@ def held_out(a: int, b: int) -> bool:
 
 def steps(a: int, b: int) -> str:
     """The column-by-column addition, from the right."""
-    written, carry = [], 0
+    written: list[str] = []
+    carry = 0
     while a or b or not written:
         (a, x), (b, y) = divmod(a, 10), divmod(b, 10)
         total = x + y + carry
