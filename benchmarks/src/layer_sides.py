@@ -14,7 +14,7 @@ import torch
 
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, build_batch
+from dsv32_plugin.batch import DsaBatch, mixed_batch
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
@@ -78,7 +78,7 @@ class Inputs:
         step = self.step
         starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
-        return build_batch(
+        return mixed_batch(
             slots_t=self.slots,
             block_table_bp=self.block_table,
             seq_lens_b=lengths.to(DEVICE),
@@ -87,7 +87,6 @@ class Inputs:
             query_start_cpu_b1=starts,
             max_visible=step.length,
             num_decodes=step.sequences if step.decode else 0,
-            queries_per_decode=1,
         )
 
 
