@@ -7,7 +7,7 @@ import torch
 
 from dsv32_plugin.benchmarks.clock import GpuClock, ceilings
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 @pytest.fixture(scope="module")
