@@ -21,7 +21,7 @@ from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter import rendering
 from dsv32_plugin.vllm_adapter.parsers import DsaReasoningParser, DsaToolParser
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
+from dsv32_plugin.thinking import thinking_requested
 
 START_ID, END_ID = 7, 8
 USER = [{"role": "user", "content": "Weather in Paris?"}]

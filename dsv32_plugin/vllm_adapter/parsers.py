@@ -36,7 +36,7 @@ from dsv32_plugin.parsers import (
 )
 from dsv32_plugin.parsers.constraint import forced_calls, optional_calls
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
+from dsv32_plugin.thinking import thinking_requested
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 

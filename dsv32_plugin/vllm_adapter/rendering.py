@@ -18,7 +18,7 @@ from vllm.utils.async_utils import make_async
 from dsv32_plugin import settings
 from dsv32_plugin.parsers import encode_messages
 from dsv32_plugin.parsers.encoding import Variant
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
+from dsv32_plugin.thinking import thinking_requested
 
 SPECIALE: Literal["speciale"] = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")

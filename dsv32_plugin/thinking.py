@@ -1,4 +1,4 @@
-"""Whether a request asks for thinking: the renderer and the reasoning parser must agree."""
+"""Whether a request asks for thinking: what renders the prompt and what parses the answer must agree."""
 
 from __future__ import annotations
 

@@ -1,0 +1,56 @@
+"""What must hold before a request is served: supported options, and code that is really ours."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from transformers import PretrainedConfig
+
+from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODEL_PATH
+from dsv32_plugin.sglang_adapter.compat import installed_version
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+    from torch import nn
+
+IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
+
+
+def read_config(server_args: ServerArgs) -> DsaConfig:
+    """The checkpoint's config as it is stored, with `--json-model-override-args` applied.
+
+    Not as Transformers has it, which puts a default of its own where a key is missing.
+    """
+    stored, _ = PretrainedConfig.get_config_dict(server_args.model_path, revision=server_args.revision)
+    return DsaConfig.from_hf({**stored, **json.loads(server_args.json_model_override_args)})
+
+
+def check_options(server_args: ServerArgs) -> None:
+    """Raise for a start-up option that this adapter would have to ignore."""
+    backends = set(server_args.get_attention_backends())
+    if backends != {BACKEND_NAME}:
+        found = ", ".join(sorted(str(backend) for backend in backends))
+        raise ValueError(f"--attention-backend: expected {BACKEND_NAME} or nothing, got {found}; {IN_TREE_HINT}")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise RuntimeError unless SGLang has loaded our model."""
+    found = f"{type(model).__module__}:{type(model).__qualname__}"
+    if found != MODEL_PATH:
+        raise RuntimeError(
+            f"model: the attention backend {BACKEND_NAME} is for {MODEL_PATH}, but SGLang loaded {found}; "
+            f"leave --attention-backend out, and SGLANG_EXTERNAL_MODEL_PACKAGE if it is set"
+        )
+
+
+def check_hooks() -> None:
+    """Raise RuntimeError where SGLang has not applied a hook of ours; it only logs when it cannot."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from dsv32_plugin.sglang_adapter.registration import hooks
+
+    missing = [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
+    if missing:
+        raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")
