@@ -37,6 +37,12 @@ class DsaCpuPlatform(SRTPlatform):
         # Overlap hides the host's work behind a device's; here they are the same.
         server_args.disable_overlap_schedule = True
         server_args.sampling_backend = "pytorch"
+        if server_args.tp_size > 1:
+            # By default SGLang wants a NUMA node for every rank, which a small machine does not have.
+            cores = sorted(os.sched_getaffinity(0))
+            every = ",".join(map(str, cores))
+            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([every] * server_args.tp_size))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // server_args.tp_size)))
 
     def init_backend(self) -> None:
         from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
@@ -101,3 +107,8 @@ def get_last_loc(
     """The slot of each sequence's last token, -1 where it has none."""
     last = req_to_token[req_pool_indices_tensor, (prefix_lens_tensor - 1).clamp(min=0)]
     return torch.where(prefix_lens_tensor > 0, last.to(prefix_lens_tensor.dtype), -1)
+
+
+def refuse_nccl(*args: Any) -> None:
+    """NCCL's library loads without a GPU and fails later; SGLang goes on without it only where it does not load."""
+    raise OSError("there is no GPU for NCCL")

@@ -73,6 +73,12 @@ def hooks() -> list[Hook]:
             replaces=True,
             parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
         ),
+        Hook(
+            "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__",
+            platform.refuse_nccl,
+            replaces=True,
+            parameters=("self",),
+        ),
     ]
 
 
