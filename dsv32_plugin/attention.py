@@ -65,9 +65,7 @@ class Indexer(nn.Module):
         self.interleaved = config.index_rope_interleave
         self.quantised = quantises_index_keys(torch.get_default_dtype())
         self.wq_b = layers.replicated(config.q_lora_rank, self.heads * self.dim, f"{prefix}.wq_b")
-        self.weights_proj = layers.replicated(
-            config.hidden_size, self.heads, f"{prefix}.weights_proj", quantised=False
-        )
+        self.weights_proj = layers.replicated(config.hidden_size, self.heads, f"{prefix}.weights_proj", quantised=False)
         self.k_norm = nn.LayerNorm(self.dim, eps=INDEX_NORM_EPS)
 
     def query(
@@ -119,9 +117,7 @@ class LatentUpProjection(nn.Module):
 class DsaAttention(nn.Module):
     """One layer's attention. A layer without an indexer attends to the slots that an earlier layer selected."""
 
-    def __init__(
-        self, config: DsaConfig, layers: Layers, layer: int, rope_table_pr: torch.Tensor, prefix: str
-    ) -> None:
+    def __init__(self, config: DsaConfig, layers: Layers, layer: int, rope_table_pr: torch.Tensor, prefix: str) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads = config.num_heads // layers.tp_size

@@ -10,7 +10,6 @@ from dsv32_plugin import settings
 from dsv32_plugin.parsers import ContentDelta, Event, OutputParser, ReasoningDelta, encode_messages
 from dsv32_plugin.parsers.constraint import Format, forced_calls, optional_calls
 from dsv32_plugin.parsers.encoding import Variant
-from dsv32_plugin.thinking import thinking_requested
 
 SPECIALE: Literal["speciale"] = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
@@ -20,6 +19,16 @@ _UP_TO_TAG_END = re.compile(r"[^>]*>?")
 def variant(*names: str | None) -> Variant:
     """What the settings say, or else what the model's names do."""
     return settings.variant() or (SPECIALE if any(SPECIALE in (name or "").lower() for name in names) else "v3.2")
+
+
+def thinking_requested(chat_template_kwargs: Mapping[str, Any] | None) -> bool:
+    """`thinking` or `enable_thinking` of a request's `chat_template_kwargs`; off where neither is given.
+
+    vLLM sets `enable_thinking` for requests with a `reasoning_effort`. An explicit `thinking` wins.
+    """
+    kwargs = chat_template_kwargs or {}
+    thinking = kwargs.get("thinking")
+    return bool(kwargs.get("enable_thinking") if thinking is None else thinking)
 
 
 def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], variant: Variant) -> str:

@@ -40,7 +40,9 @@ class DsaBackend(AttentionBackend):
         elif mode.is_extend_without_speculative():
             self.forward_metadata = self._extend_batch(forward_batch)
         else:
-            raise NotImplementedError(f"forward mode {mode.name}: the plugin has decode and extend; {guard.IN_TREE_HINT}")
+            raise NotImplementedError(
+                f"forward mode {mode.name}: the plugin has decode and extend; {guard.IN_TREE_HINT}"
+            )
 
     def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
         """Describe a decode step from SGLang's static buffers, as operations that the graph replays.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from transformers import PretrainedConfig
 
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODEL_PATH
 from dsv32_plugin.sglang_adapter.compat import installed_version
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
+KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
+UNSUPPORTED: dict[str, Any] = {
+    "speculative_algorithm": None,
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "enable_prefill_cp": False,
+    "dcp_size": 1,
+    "enable_two_batch_overlap": False,
+    "enable_pdmux": False,
+    "enable_hisparse": False,
+    "enable_eplb": False,
+    "enable_lora": None,
+    "moe_a2a_backend": "none",
+}
+"""Options that change how attention, caches or experts are laid out, and the one value that the plugin has."""
 
 
 def read_config(server_args: ServerArgs) -> DsaConfig:
@@ -29,10 +46,30 @@ def read_config(server_args: ServerArgs) -> DsaConfig:
 
 def check_options(server_args: ServerArgs) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
+    model = server_args.get_model_config()
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
+    if getattr(model.hf_config, "tie_word_embeddings", False):
+        raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
     backends = set(server_args.get_attention_backends())
     if backends != {BACKEND_NAME}:
         found = ", ".join(sorted(str(backend) for backend in backends))
         raise ValueError(f"--attention-backend: expected {BACKEND_NAME} or nothing, got {found}; {IN_TREE_HINT}")
+    if server_args.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(
+            f"--kv-cache-dtype: expected {', '.join(KV_CACHE_DTYPES)}, got {server_args.kv_cache_dtype}; "
+            "fp8_e4m3 is the 656-byte layout"
+        )
+    if server_args.device == "cpu" and server_args.page_size % PAGE_SIZE_MULTIPLE:
+        raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {server_args.page_size}")
+    if server_args.device != "cpu" and server_args.page_size != PAGE_SIZE:
+        raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {server_args.page_size}")
+    for option, off in UNSUPPORTED.items():
+        value = getattr(server_args, option)
+        if (value or None) != (off or None):
+            raise NotImplementedError(
+                f"--{option.replace('_', '-')}: the plugin supports {off}, got {value}; leave it out, or {IN_TREE_HINT}"
+            )
 
 
 def check_model(model: nn.Module) -> None:

@@ -134,7 +134,9 @@ class DsaForCausalLM(nn.Module):
         self.logits_processor = LogitsProcessor(config)
         choices = dispatch.choices(self.model.rope_table_pr.device)
         kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
-        logger.info("dsv32: serving %s with dsv32-plugin %s; kernels: %s", dsa_config.architecture, __version__, kernels)
+        logger.info(
+            "dsv32: serving %s with dsv32-plugin %s; kernels: %s", dsa_config.architecture, __version__, kernels
+        )
 
     @torch.no_grad()
     def forward(

@@ -11,7 +11,6 @@ from sglang.srt.server_args import get_global_server_args
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.attention import LayerCaches, quantises_index_keys
-from dsv32_plugin.cache_layout import PAGE_SIZE_MULTIPLE
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -37,8 +36,6 @@ class DsaTokenToKVPool(DSATokenToKVPool):
         end_layer: int | None = None,
         index_buf_size: int | None = None,
     ) -> None:
-        if page_size % PAGE_SIZE_MULTIPLE:
-            raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {page_size}")
         stored_fp8 = dtype == torch.float8_e4m3fn
         MLATokenToKVPool.__init__(
             self,
@@ -101,16 +98,15 @@ class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
 
         A sequence first fills the page that `last_loc`, the slot of its last token so far, is in.
         """
-        first_free, last_new = _pages_through(prefix_lens, self.page_size), _pages_through(seq_lens, self.page_size)
-        wanted = int((last_new - first_free).sum())
+        held_b, total_b = _pages(prefix_lens, self.page_size), _pages(seq_lens, self.page_size)
+        wanted = int((total_b - held_b).sum())
         if self.need_sort and wanted > len(self.free_pages):
             self.merge_and_sort_free()
         if wanted > len(self.free_pages):
             return None
         slots = []
-        for prefix, length, last, held, total in zip(
-            prefix_lens.tolist(), seq_lens.tolist(), last_loc.tolist(), first_free.tolist(), last_new.tolist(), strict=True
-        ):
+        columns = (prefix_lens, seq_lens, last_loc, held_b, total_b)
+        for prefix, length, last, held, total in zip(*(column.tolist() for column in columns), strict=True):
             position = torch.arange(prefix, length)
             # Row 0 is the page that is already held, if it has room; the others are new.
             pages = torch.cat((torch.tensor([last // self.page_size]), self.free_pages[: total - held]))
@@ -125,7 +121,7 @@ class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
         return self.alloc_extend(seq_lens - 1, seq_lens_cpu - 1, seq_lens, seq_lens_cpu, last_loc, len(seq_lens))
 
 
-def _pages_through(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
+def _pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
     return (lengths + page_size - 1) // page_size
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from dsv32_plugin import chat
 from dsv32_plugin.config import DEEPSEEK_V32
 from dsv32_plugin.sglang_adapter import PARSER_NAME
-from dsv32_plugin.thinking import thinking_requested
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
@@ -42,9 +41,7 @@ def encode_messages_around(
     return ids
 
 
-def reasoning_around(
-    original: Callable[..., bool], serving: OpenAIServingChat, request: ChatCompletionRequest
-) -> bool:
+def reasoning_around(original: Callable[..., bool], serving: OpenAIServingChat, request: ChatCompletionRequest) -> bool:
     """Whether the answer begins inside the reasoning: for our parser, whenever the prompt was made to."""
     return thinks(request) if serving.reasoning_parser == PARSER_NAME else original(serving, request)
 
@@ -54,4 +51,4 @@ def thinks(request: ChatCompletionRequest) -> bool:
     kwargs = request.chat_template_kwargs or {}
     if kwargs.get("thinking") is None and kwargs.get("enable_thinking") is None:
         return request.reasoning_effort not in (None, "none")
-    return thinking_requested(kwargs)
+    return chat.thinking_requested(kwargs)
