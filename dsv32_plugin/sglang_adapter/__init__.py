@@ -11,6 +11,7 @@ from dsv32_plugin.config import ARCHITECTURES
 
 BACKEND_NAME = "dsv32"
 PARSER_NAME = "dsv32"
+BACKEND_PATH = "dsv32_plugin.sglang_adapter.backend.DsaBackend"
 CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.platform.DsaCpuPlatform"
 MODEL_PATH = "dsv32_plugin.sglang_adapter.model:DsaForCausalLM"
 MODELS = dict.fromkeys(ARCHITECTURES.values(), MODEL_PATH)
@@ -29,7 +30,7 @@ def register() -> None:
 
             registration.register()
     except Exception as error:
-        raise SystemExit(f"dsv32-plugin: {error}\nSet DSV32_PLUGIN=0 to run SGLang without the plugin.") from error
+        raise SystemExit(f"dsv32-plugin: {error}; DSV32_PLUGIN=0 runs SGLang without the plugin") from error
 
 
 def platform() -> str | None:

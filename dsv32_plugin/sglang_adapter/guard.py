@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
@@ -82,12 +82,16 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def check_hooks() -> None:
-    """Raise RuntimeError where SGLang has not applied a hook of ours; it only logs when it cannot."""
+def missing_hooks() -> list[str]:
+    """Targets of hooks of ours that SGLang has not applied; it only logs when it cannot."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from dsv32_plugin.sglang_adapter.registration import hooks
 
-    missing = [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
-    if missing:
+    return [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
+
+
+def check_hooks() -> None:
+    """Raise RuntimeError where a hook of ours is not in place."""
+    if missing := missing_hooks():
         raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")
