@@ -1,4 +1,4 @@
-"""`dsv32 demo`: stock `vllm serve` with this plugin answers a chat, on whatever machine this is."""
+"""`dsv32 demo`: a stock engine with this plugin answers a chat, on whatever machine this is."""
 
 from __future__ import annotations
 
@@ -20,25 +20,48 @@ from dsv32_plugin import __version__, settings, tiny
 from dsv32_plugin.console import CommandError, stderr, stdout
 
 if TYPE_CHECKING:
-    from dsv32_plugin.serving import VllmServer
+    from dsv32_plugin.serving import Server
 
 NAME = "dsv32-demo"
 START_SECONDS = 600
-PARSERS = ["--enable-auto-tool-choice", "--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
-OPTIONS = [
-    *("--served-model-name", NAME),
-    *("--dtype", "float32"),
-    *("--max-model-len", "2048"),
-    *("--kv-cache-memory-bytes", str(256 * 2**20)),
-    "--enforce-eager",
-    *PARSERS,
-]
+PARSERS = ["--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
+COMMON_OPTIONS = ["--served-model-name", NAME, "--dtype", "float32", *PARSERS]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the demonstration starts an engine."""
+
+    command: str
+    server: str
+    """Class in `serving`."""
+    options: tuple[str, ...]
+    on_gpus: str
+
+
+ENGINES = {
+    "vllm": Engine(
+        "vllm serve",
+        "VllmServer",
+        (
+            *("--max-model-len", "2048"),
+            *("--kv-cache-memory-bytes", str(256 * 2**20)),
+            "--enforce-eager",
+            "--enable-auto-tool-choice",
+        ),
+        "vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 --enable-auto-tool-choice",
+    ),
+    "sglang": Engine(
+        "sglang.launch_server",
+        "SglangServer",
+        ("--context-length", "2048", "--max-total-tokens", "8192"),
+        "python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3.2 --tp-size 8",
+    ),
+}
+"""By their names on PyPI."""
 # Nothing leaves the machine, and waiting threads leave the cores to working ones.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-ON_GPUS = (
-    "vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 " + " ".join(PARSERS) + "\n"
-    "and ask it with temperature 1.0 and top_p 0.95, as DeepSeek recommends"
-)
+RECOMMENDED = "and ask it with temperature 1.0 and top_p 0.95, as DeepSeek recommends"
 MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the weather in Hangzhou today, and should I take an umbrella?"},
@@ -69,24 +92,29 @@ class Figures:
     total_s: float
 
 
-def run(model: Path | None = None, *, max_tokens: int = 48, options: Sequence[str] = ()) -> None:
+def run(
+    model: Path | None = None, *, engine: str | None = None, max_tokens: int = 48, options: Sequence[str] = ()
+) -> None:
     """The whole demonstration; raises CommandError with the next step when a part of it fails."""
-    for name in ("vllm", "openai"):
+    engine = engine or next((name for name in ENGINES if find_spec(name) is not None), "vllm")
+    for name in (engine, "openai"):
         if find_spec(name) is None:
-            raise CommandError(f"{name} is not installed; pip install 'dsv32-plugin[vllm]'")
-    from dsv32_plugin.serving import ServerError, VllmServer
+            raise CommandError(f"{name} is not installed; pip install 'dsv32-plugin[{engine}]'")
+    from dsv32_plugin import serving
 
+    chosen = ENGINES[engine]
     model = model or _checkpoint()
-    log_path = _cache() / "demo-server.log"
-    server = VllmServer(model, [*OPTIONS, *options], log_path=log_path, env=ENVIRONMENT)
+    log_path = _cache() / f"demo-{engine}.log"
+    server_class: type[Server] = getattr(serving, chosen.server)
+    server = server_class(model, [*COMMON_OPTIONS, *chosen.options, *options], log_path=log_path, env=ENVIRONMENT)
     stdout.print(f"server      {' '.join(server.command)}", soft_wrap=True, markup=False)
     try:
         with _stopping_on_sigterm(), server:
-            ready_s = _wait(server)
+            ready_s = _wait(server, chosen.command)
             stdout.print(f"ready       {ready_s:.1f} s")
             figures = _chat(f"{server.url}/v1", max_tokens)
             proof = re.search(r"dsv32: serving .*", server.log())
-    except ServerError as error:
+    except serving.ServerError as error:
         off = "" if settings.plugin_enabled() else "\nDSV32_PLUGIN=0 switches the plugin off; unset it"
         raise CommandError(f"{error}{off}\n'dsv32 doctor' says what is wrong") from error
     if proof is None:
@@ -98,7 +126,7 @@ def run(model: Path | None = None, *, max_tokens: int = 48, options: Sequence[st
         soft_wrap=True,
     )
     stdout.print("stopped     the weights are random, so is the answer; on GPUs the same is", soft_wrap=True)
-    stdout.print(f"\n{ON_GPUS}", soft_wrap=True, markup=False)
+    stdout.print(f"\n{chosen.on_gpus} {' '.join(PARSERS)}\n{RECOMMENDED}", soft_wrap=True, markup=False)
 
 
 def _checkpoint() -> Path:
@@ -119,11 +147,11 @@ def _cache() -> Path:
     return path
 
 
-def _wait(server: VllmServer) -> float:
-    with stderr.status("vllm serve is starting") as status:
+def _wait(server: Server, command: str) -> float:
+    with stderr.status(f"{command} is starting") as status:
 
         def show(elapsed_s: float) -> None:
-            status.update(f"vllm serve is starting, {elapsed_s:.0f} s; its log is {server.log_path}")
+            status.update(f"{command} is starting, {elapsed_s:.0f} s; its log is {server.log_path}")
 
         return server.wait_until_ready(START_SECONDS, show)
 
@@ -193,16 +221,17 @@ def _stopping_on_sigterm() -> Iterator[None]:
 
 def add_command(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "demo", help="serve a tiny checkpoint with vLLM and chat with it", description=__doc__
+        "demo", help="serve a tiny checkpoint and chat with it", description=__doc__
     )
     parser.add_argument("--model", type=Path, help="checkpoint to serve (default: a tiny one, written when missing)")
+    parser.add_argument("--engine", choices=tuple(ENGINES), help="default: the one that is installed")
     parser.add_argument("--max-tokens", type=int, default=48, help="length of the answer (default: 48)")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for vllm serve, after --")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_handle)
 
 
 def _handle(arguments: argparse.Namespace) -> int:
     if arguments.model is not None and not (arguments.model / "config.json").exists():
         raise CommandError(f"--model: expected a checkpoint folder with a config.json, got {arguments.model}")
-    run(arguments.model, max_tokens=arguments.max_tokens, options=arguments.options)
+    run(arguments.model, engine=arguments.engine, max_tokens=arguments.max_tokens, options=arguments.options)
     return 0

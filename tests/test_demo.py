@@ -161,7 +161,17 @@ def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_with_the_real_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("vllm")
     monkeypatch.delenv("PYTHONPATH")
-    assert cli.main(["demo", "--max-tokens", "8"]) == 0
+    assert cli.main(["demo", "--engine", "vllm", "--max-tokens", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    assert "8 tokens in" in printed
+
+
+@pytest.mark.engine
+def test_with_the_real_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sglang")
+    monkeypatch.delenv("PYTHONPATH")
+    assert cli.main(["demo", "--engine", "sglang", "--max-tokens", "8"]) == 0
     printed = capsys.readouterr().out
     assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
     assert "8 tokens in" in printed

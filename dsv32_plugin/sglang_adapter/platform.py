@@ -109,6 +109,13 @@ def get_last_loc(
     return torch.where(prefix_lens_tensor > 0, last.to(prefix_lens_tensor.dtype), -1)
 
 
+def apply_vocab_mask(grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+    """Forbid the tokens that a grammar does not allow. SGLang calls Triton here, or refuses."""
+    from xgrammar import apply_token_bitmask_inplace
+
+    apply_token_bitmask_inplace(logits, vocab_mask)
+
+
 def refuse_nccl(*args: Any) -> None:
     """NCCL's library loads without a GPU and fails later; SGLang goes on without it only where it does not load."""
     raise OSError("there is no GPU for NCCL")

@@ -74,6 +74,12 @@ def hooks() -> list[Hook]:
             parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
         ),
         Hook(
+            "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.apply_vocab_mask",
+            platform.apply_vocab_mask,
+            replaces=True,
+            parameters=("self", "logits", "vocab_mask"),
+        ),
+        Hook(
             "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__",
             platform.refuse_nccl,
             replaces=True,
