@@ -135,8 +135,8 @@ class DsaAttention(nn.Module):
             self.a_proj_name, layers.merged(config.hidden_size, self.a_widths, f"{prefix}.{self.a_proj_name}")
         )
         self.indexer = Indexer(config, layers, f"{prefix}.indexer") if selects else None
-        self.q_a_layernorm = layers.norm(config.q_lora_rank, self.eps)
-        self.kv_a_layernorm = layers.norm(self.latent, self.eps)
+        self.q_a_layernorm: Any = layers.norm(config.q_lora_rank, self.eps)
+        self.kv_a_layernorm: Any = layers.norm(self.latent, self.eps)
         self.q_b_proj = layers.column(config.q_lora_rank, config.num_heads * config.qk_head_dim, f"{prefix}.q_b_proj")
         self.kv_up = LatentUpProjection(config, self.num_heads, layers.tp_rank)
         self.o_proj = layers.row(config.num_heads * config.v_head_dim, config.hidden_size, f"{prefix}.o_proj")

@@ -129,3 +129,10 @@ class SglangServer(Server):
 
     module = "sglang.launch_server"
     model_arguments = ("--model-path",)
+
+    def __init__(
+        self, model: str | Path, options: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        # By default SGLang takes a port that is 10000 higher than the server's, which need not exist.
+        env = {"SGLANG_GRPC_PORT": str(free_port()), **(env or {})}
+        super().__init__(model, options, log_path=log_path, env=env)

@@ -12,7 +12,7 @@ from dsv32_plugin.config import ARCHITECTURES
 BACKEND_NAME = "dsv32"
 PARSER_NAME = "dsv32"
 BACKEND_PATH = "dsv32_plugin.sglang_adapter.backend.DsaBackend"
-CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.platform.DsaCpuPlatform"
+CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.cpu.DsaCpuPlatform"
 MODEL_PATH = "dsv32_plugin.sglang_adapter.model:DsaForCausalLM"
 MODELS = dict.fromkeys(ARCHITECTURES.values(), MODEL_PATH)
 """Architecture in config.json -> the class that serves it."""

@@ -132,7 +132,7 @@ class DsaForCausalLM(nn.Module):
             dsa_config.vocab_size, dsa_config.hidden_size, quant_config=quant_config, prefix=f"{prefix}lm_head"
         )
         self.logits_processor = LogitsProcessor(config)
-        choices = dispatch.choices(self.model.rope_table_pr.device)
+        choices = dispatch.choices(torch.get_default_device())
         kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info(
             "dsv32: serving %s with dsv32-plugin %s; kernels: %s", dsa_config.architecture, __version__, kernels

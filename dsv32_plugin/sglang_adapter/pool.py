@@ -84,6 +84,8 @@ class DsaTokenToKVPool(DSATokenToKVPool):
 class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
     """SGLang's allocator of pages, whose two kernels are Triton's, in torch."""
 
+    free_pages: torch.Tensor
+
     def alloc_extend(
         self,
         prefix_lens: torch.Tensor,

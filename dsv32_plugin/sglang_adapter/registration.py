@@ -62,26 +62,26 @@ def hooks() -> list[Hook]:
     ]
     if not current_platform.is_out_of_tree():
         return everywhere
-    from dsv32_plugin.sglang_adapter import platform
+    from dsv32_plugin.sglang_adapter import cpu
 
     return [
         *everywhere,
-        Hook("sglang.srt.utils.common.support_triton", platform.support_triton_around, parameters=("backend",)),
+        Hook("sglang.srt.utils.common.support_triton", cpu.support_triton_around, parameters=("backend",)),
         Hook(
             "sglang.srt.mem_cache.common.get_last_loc",
-            platform.get_last_loc,
+            cpu.get_last_loc,
             replaces=True,
             parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
         ),
         Hook(
             "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.apply_vocab_mask",
-            platform.apply_vocab_mask,
+            cpu.apply_vocab_mask,
             replaces=True,
             parameters=("self", "logits", "vocab_mask"),
         ),
         Hook(
             "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__",
-            platform.refuse_nccl,
+            cpu.refuse_nccl,
             replaces=True,
             parameters=("self",),
         ),
