@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
 
 INDEX_NORM_EPS = 1e-6
@@ -23,6 +24,8 @@ class Layers(Protocol):
 
     tp_rank: int
     tp_size: int
+    ranks: dsa.Ranks | None
+    """With whom the selection of prefills is shared out."""
 
     def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> nn.Module:
         """The whole matrix on every rank."""
@@ -84,36 +87,6 @@ class Indexer(nn.Module):
         )
 
 
-class LatentUpProjection(nn.Module):
-    """`kv_b_proj` cut in two: W_UK takes a query to the latent space, W_UV takes the result back to values.
-
-    Attention runs on the latents, so the two halves are needed apart and the whole never is.
-    """
-
-    def __init__(self, config: DsaConfig, num_heads: int, tp_rank: int) -> None:
-        super().__init__()
-        self.first_head = tp_rank * num_heads
-        self.w_uk_hdc = nn.Parameter(torch.empty(num_heads, config.qk_nope_head_dim, config.kv_lora_rank))
-        self.w_uv_hcv = nn.Parameter(torch.empty(num_heads, config.kv_lora_rank, config.v_head_dim))
-        self.requires_grad_(False)
-
-    def load_kv_b_proj(self, weight_nc: torch.Tensor) -> None:
-        """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
-        num_heads, nope, latent = self.w_uk_hdc.shape
-        value = self.w_uv_hcv.shape[2]
-        weight_hnc = weight_nc.view(-1, nope + value, latent)[self.first_head : self.first_head + num_heads]
-        self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
-        self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
-
-    def absorb(self, q_thd: torch.Tensor) -> torch.Tensor:
-        """[T, H, nope] -> [T, H, C]."""
-        return torch.bmm(q_thd.transpose(0, 1), self.w_uk_hdc).transpose(0, 1)
-
-    def values(self, out_thc: torch.Tensor) -> torch.Tensor:
-        """[T, H, C] -> [T, H * v]."""
-        return torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv).transpose(0, 1).flatten(1)
-
-
 class DsaAttention(nn.Module):
     """One layer's attention. A layer without an indexer attends to the slots that an earlier layer selected."""
 
@@ -121,6 +94,7 @@ class DsaAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.num_heads = config.num_heads // layers.tp_size
+        self.ranks = layers.ranks
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.latent, self.topk = config.kv_lora_rank, config.index_topk
         self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
@@ -151,23 +125,54 @@ class DsaAttention(nn.Module):
     ) -> torch.Tensor:
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
         q_a_tl = self._write_caches(hidden_th, positions_t, batch, caches)
-        selected_tk = None
-        if dsa.needs_selection(batch, self.topk):
-            selected_tk = slots_tk
-            if self.indexer is not None:
-                q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
-                assert caches.index_keys is not None, "a layer that selects has index keys"
-                dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk)
-        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
+        selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
+        if selected_tk is not None and self.indexer is not None:
+            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+            assert caches.index_keys is not None, "a layer that selects has index keys"
+            dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk, self.ranks)
+        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
-        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk, self.scale)
-        return self.o_proj(self.kv_up.values(out_thc))[0]
+        if selected_tk is None and dsa.is_fresh_prefill(batch):
+            values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
+        else:
+            values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)
+        return self.o_proj(values_thv.flatten(1))[0]
+
+    def _attend_latents(
+        self,
+        batch: DsaBatch,
+        q_nope_thd: torch.Tensor,
+        q_rope_thr: torch.Tensor,
+        latent_cache: torch.Tensor,
+        selected_tk: torch.Tensor | None,
+    ) -> torch.Tensor:
+        q_latent_thc = self.kv_up.absorb(q_nope_thd)
+        return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
+
+    def _attend_expanded(
+        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, latent_cache: torch.Tensor
+    ) -> torch.Tensor:
+        """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
+        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        if batch.decodes is not None:
+            rows = batch.decodes.tokens
+            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
+            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], latent_cache, None)
+        for chunk in batch.prefill_chunks:
+            rows = chunk.tokens
+            rows_sc = kernels.gather_latents(
+                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_nope_thd.dtype
+            )
+            k_shd, v_shv = self.kv_up.expand(rows_sc)
+            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
+            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+        return values_thv
 
     def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries in the latent space [T, H, C], and their rope part [T, H, R], not yet rotated."""
+        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
         q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
         q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        return self.kv_up.absorb(q_nope_thd), q_rope_thr
+        return q_nope_thd, q_rope_thr
 
     def _write_caches(
         self, hidden_th: torch.Tensor, positions_t: torch.Tensor, batch: DsaBatch, caches: LayerCaches

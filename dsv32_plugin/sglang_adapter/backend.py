@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from dsv32_plugin.batch import DsaBatch, build_batch
+from dsv32_plugin import dsa
+from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard
 from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
 
@@ -29,6 +30,7 @@ class DsaBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         self.page_size = runner.page_size
         self.max_context_len = runner.model_config.context_len
+        self.topk = runner.model.dsa_config.index_topk
         self.forward_metadata: DsaBatch | None = None
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
@@ -59,22 +61,20 @@ class DsaBackend(AttentionBackend):
 
     def _decode_batch(self, forward_batch: ForwardBatch, max_visible: int) -> DsaBatch:
         num_tokens = forward_batch.batch_size
-        return DsaBatch(
+        return uniform_decodes(
             slots_t=forward_batch.out_cache_loc[:num_tokens],
             block_table_bp=self._block_table(forward_batch, max_visible),
             seq_t=torch.arange(num_tokens, dtype=torch.int32, device=forward_batch.seq_lens.device),
             visible_t=forward_batch.seq_lens.int(),
             max_visible=max_visible,
-            num_decodes=num_tokens,
-            queries_per_decode=1,
-            prefill_chunks=(),
+            queries=1,
         )
 
     def _extend_batch(self, forward_batch: ForwardBatch) -> DsaBatch:
         """Prefills, chunks of them, and, in SGLang's mixed batches, decodes as extensions by one token."""
         seq_lens_cpu_b = forward_batch.seq_lens_cpu.int()
         max_visible = int(seq_lens_cpu_b.max())
-        return build_batch(
+        return mixed_batch(
             slots_t=forward_batch.out_cache_loc[: forward_batch.extend_num_tokens],
             block_table_bp=self._block_table(forward_batch, max_visible),
             seq_lens_b=forward_batch.seq_lens.int(),
@@ -83,7 +83,7 @@ class DsaBackend(AttentionBackend):
             query_start_cpu_b1=_starts(torch.tensor(forward_batch.extend_seq_lens_cpu, dtype=torch.int32)),
             max_visible=max_visible,
             num_decodes=0,
-            queries_per_decode=1,
+            max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
 
     def _block_table(self, forward_batch: ForwardBatch, max_visible: int) -> torch.Tensor:

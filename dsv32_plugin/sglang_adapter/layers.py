@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from sglang.srt.distributed import tensor_model_parallel_all_gather
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.runtime_context import get_parallel
+
+from dsv32_plugin.dsa import Ranks
 
 
 class PackedLinear(ReplicatedLinear):
@@ -44,6 +48,9 @@ class SglangLayers:
         self.quant_config = quant_config
         parallel = get_parallel()
         self.tp_rank, self.tp_size = parallel.tp_rank, parallel.tp_size
+        self.ranks = None
+        if self.tp_size > 1:
+            self.ranks = Ranks(self.tp_rank, self.tp_size, partial(tensor_model_parallel_all_gather, dim=0))
 
     def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> ReplicatedLinear:
         quant_config = self.quant_config if quantised else None

@@ -19,9 +19,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin import __version__, weights
-from dsv32_plugin.attention import DsaAttention, LatentUpProjection
+from dsv32_plugin.attention import DsaAttention
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.sglang_adapter import guard
 from dsv32_plugin.sglang_adapter.layers import PackedLinear, SglangLayers

@@ -32,13 +32,22 @@ def encode_messages_around(
     options = {
         **(request.chat_template_kwargs or {}),
         "thinking": thinks(request),
-        "tools": [tool.model_dump() for tool in request.tools] if request.tools else None,
+        "tools": _functions(request),
         "continue_final_message": request.continue_final_message,
     }
     names = (manager.server_args.model_path, manager.server_args.served_model_name)
     prompt = chat.render(messages, options, chat.variant(*names))
     ids: list[int] = manager.tokenizer.encode(prompt, add_special_tokens=False)
     return ids
+
+
+def _functions(request: ChatCompletionRequest) -> list[dict[str, Any]]:
+    """The request's functions with what it says of them and no more, in the usual order: the model reads this."""
+    functions = []
+    for tool in request.tools or []:
+        fields = tool.function.model_dump(exclude_unset=True)
+        functions.append({key: fields[key] for key in ("name", "description", "parameters") if key in fields} | fields)
+    return functions
 
 
 def reasoning_around(original: Callable[..., bool], serving: OpenAIServingChat, request: ChatCompletionRequest) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed import get_tp_group
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
@@ -20,6 +22,7 @@ from vllm.model_executor.layers.linear import (
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
 from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
 
@@ -66,36 +69,6 @@ class Indexer(nn.Module):
         )
 
 
-class LatentUpProjection(nn.Module):
-    """`kv_b_proj` cut in two: W_UK takes a query to the latent space, W_UV takes the result back to values.
-
-    Attention runs on the latents, so the two halves are needed apart and the whole never is.
-    """
-
-    def __init__(self, config: DsaConfig, num_heads: int) -> None:
-        super().__init__()
-        self.w_uk_hdc = nn.Parameter(torch.empty(num_heads, config.qk_nope_head_dim, config.kv_lora_rank))
-        self.w_uv_hcv = nn.Parameter(torch.empty(num_heads, config.kv_lora_rank, config.v_head_dim))
-        self.requires_grad_(False)
-
-    def load_kv_b_proj(self, weight_nc: torch.Tensor) -> None:
-        """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
-        num_heads, nope, latent = self.w_uk_hdc.shape
-        value = self.w_uv_hcv.shape[2]
-        first = get_tensor_model_parallel_rank() * num_heads
-        weight_hnc = weight_nc.view(-1, nope + value, latent)[first : first + num_heads]
-        self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
-        self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
-
-    def absorb(self, q_thd: torch.Tensor) -> torch.Tensor:
-        """[T, H, nope] -> [T, H, C]."""
-        return torch.bmm(q_thd.transpose(0, 1), self.w_uk_hdc).transpose(0, 1)
-
-    def values(self, out_thc: torch.Tensor) -> torch.Tensor:
-        """[T, H, C] -> [T, H * v]."""
-        return torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv).transpose(0, 1).flatten(1)
-
-
 class DsaAttention(nn.Module):
     """One layer's attention. A layer without an indexer attends to the slots that an earlier layer selected."""
 
@@ -104,7 +77,11 @@ class DsaAttention(nn.Module):
     ) -> None:
         super().__init__()
         quant = vllm_config.quant_config
-        self.num_heads = config.num_heads // get_tensor_model_parallel_world_size()
+        group = get_tp_group()
+        self.num_heads = config.num_heads // group.world_size
+        self.ranks = None
+        if group.world_size > 1:
+            self.ranks = dsa.Ranks(group.rank_in_group, group.world_size, partial(group.all_gather, dim=0))
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.latent, self.topk = config.kv_lora_rank, config.index_topk
         self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
@@ -137,7 +114,7 @@ class DsaAttention(nn.Module):
             quant_config=quant,
             prefix=f"{prefix}.q_b_proj",
         )
-        self.kv_up = LatentUpProjection(config, self.num_heads)
+        self.kv_up = LatentUpProjection(config, self.num_heads, group.rank_in_group)
         self.o_proj = RowParallelLinear(
             config.num_heads * config.v_head_dim,
             config.hidden_size,
@@ -153,26 +130,57 @@ class DsaAttention(nn.Module):
         """Attend, and leave this layer's selection in `slots_tk` [max tokens, K] for the layers that share it."""
         batch = self._batch()
         if batch is None:
-            # vLLM measures memory before there are caches: everything runs but the attention itself.
-            q_a_tl = self._projected(hidden_th)[0]
-            return self._output(self._queries(q_a_tl)[0])
+            # A run without caches, to measure memory: `warmup` runs the attention itself, once for all layers.
+            q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+            return self._output(self.kv_up.values(self.kv_up.absorb(q_nope_thd)))
         num_tokens = batch.slots_t.shape[0]
-        positions_t, used_th = positions_t[:num_tokens], hidden_th[:num_tokens]
-        q_a_tl = self._write_caches(*self._projected(used_th), positions_t, batch)
-        if not dsa.needs_selection(batch, self.topk):
-            selected_tk = None
-        else:
-            selected_tk = slots_tk[:num_tokens]
-            if self.indexer is not None:
-                q_tid, weights_ti = self.indexer.query(used_th, q_a_tl, positions_t, self.rope_table_pr)
-                dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk)
-        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
-        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
-        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
-        out_th = self._output(out_thc)
+        out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
         if num_tokens == hidden_th.shape[0]:
             return out_th
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
+
+    def run(
+        self, batch: DsaBatch, positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward` of exactly the tokens of `batch`."""
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch)
+        selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
+        if selected_tk is not None and self.indexer is not None:
+            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+            dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk, self.ranks)
+        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
+        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        if selected_tk is None and dsa.is_fresh_prefill(batch):
+            return self._output(self._attend_expanded(batch, q_nope_thd, q_rope_thr))
+        return self._output(self._attend_latents(batch, q_nope_thd, q_rope_thr, selected_tk))
+
+    def _attend_latents(
+        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, selected_tk: torch.Tensor | None
+    ) -> torch.Tensor:
+        q_latent_thc = self.kv_up.absorb(q_nope_thd)
+        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
+        return self.kv_up.values(out_thc)
+
+    def _attend_expanded(self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor) -> torch.Tensor:
+        """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
+        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        if batch.decodes is not None:
+            rows = batch.decodes.tokens
+            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
+            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], None)
+        for chunk in batch.prefill_chunks:
+            rows = chunk.tokens
+            rows_sc = kernels.gather_latents(
+                self.latents.kv_cache,
+                chunk.block_table_bp,
+                chunk.cu_seqlens_b1,
+                chunk.total_keys,
+                dtype=q_nope_thd.dtype,
+            )
+            k_shd, v_shv = self.kv_up.expand(rows_sc)
+            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
+            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+        return values_thv
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
@@ -180,13 +188,13 @@ class DsaAttention(nn.Module):
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
     def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries in the latent space [T, H, C], and their rope part [T, H, R], not yet rotated."""
+        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
         q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
         q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        return self.kv_up.absorb(q_nope_thd), q_rope_thr
+        return q_nope_thd, q_rope_thr
 
-    def _output(self, out_thc: torch.Tensor) -> torch.Tensor:
-        return self.o_proj(self.kv_up.values(out_thc))[0]
+    def _output(self, values_thv: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(values_thv.flatten(1))[0]
 
     def _batch(self) -> DsaBatch | None:
         metadata = get_forward_context().attn_metadata
