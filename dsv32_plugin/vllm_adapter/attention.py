@@ -22,9 +22,9 @@ from vllm.model_executor.layers.linear import (
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
 from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
-from dsv32_plugin.vllm_adapter.latent_up import LatentUpProjection
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""
@@ -114,7 +114,7 @@ class DsaAttention(nn.Module):
             quant_config=quant,
             prefix=f"{prefix}.q_b_proj",
         )
-        self.kv_up = LatentUpProjection(config, self.num_heads)
+        self.kv_up = LatentUpProjection(config, self.num_heads, group.rank_in_group)
         self.o_proj = RowParallelLinear(
             config.num_heads * config.v_head_dim,
             config.hidden_size,

@@ -13,7 +13,7 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from dsv32_plugin import block_fp8
-from dsv32_plugin.vllm_adapter.latent_up import LatentUpProjection
+from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.vllm_adapter.quantisation import DequantisedFp8Config
 
 if TYPE_CHECKING:
