@@ -50,7 +50,7 @@ def evaluate(
     }
     write(record)
     subjects = [_subjects(folder, compared, device) for device in devices]
-    record["needles"] = {name: {str(length): None for length in lengths} for name in subjects[0]}
+    record["needles"] = {name: {str(length): None for length in sorted(lengths)} for name in subjects[0]}
     questions = {length: measures.needle_questions(length, count) for length in lengths}
     free: SimpleQueue[int] = SimpleQueue()
     for number in range(len(devices)):
@@ -65,7 +65,7 @@ def evaluate(
         finally:
             free.put(number)
 
-    cases = list(product(sorted(lengths, reverse=True), subjects[0]))  # the longest first: the devices end together
+    cases = list(product(lengths, subjects[0]))
     with ThreadPoolExecutor(len(devices)) as pool:
         for (length, name), found in zip(cases, pool.map(ask, cases), strict=True):
             record["needles"][name][str(length)] = found
@@ -89,7 +89,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("training.json"), help="record to write (JSON)")
     parser.add_argument("--plot", type=Path, help="picture of the attention mass to draw (PNG)")
     parser.add_argument("--questions", type=int, default=500, help="of each kind and length (default: 500)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help="contexts, in tokens")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help="contexts, in tokens, first to last"
+    )
     parser.add_argument("--compare", nargs="*", default=[], metavar="NAME=FOLDER", help="more checkpoints, sparse only")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--devices", nargs="+", default=[default], help="share the work, such as cuda:0 cuda:1")
