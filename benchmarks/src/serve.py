@@ -23,7 +23,7 @@ from dsv32_plugin.benchmarks import records, serve_client
 from dsv32_plugin.benchmarks.serve_client import WORKLOADS, Workload
 from dsv32_plugin.console import CommandError
 
-ENGINES = ("vllm", "sglang")
+SERVERS: dict[str, type[serving.Server]] = {"vllm": serving.VllmServer, "sglang": serving.SglangServer}
 BACKENDS = ("plugin", "in-tree", "dense")
 FULL_LAYERS = 61
 MODEL = "bench"
@@ -97,8 +97,6 @@ def check(plan: Plan) -> None:
     """What can be known before a server is started."""
     if find_spec(plan.engine) is None:
         raise CommandError(f"{plan.engine} is not installed; pip install 'dsv32-plugin[{plan.engine}]'")
-    if not hasattr(serving, SERVERS[plan.engine]):
-        raise CommandError(f"this version of dsv32-plugin does not start {plan.engine}; use --engine vllm")
     import torch
 
     others = [backend for backend in plan.backends if backend != "plugin"]
@@ -115,9 +113,6 @@ def check(plan: Plan) -> None:
             raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
 
 
-SERVERS = {"vllm": "VllmServer", "sglang": "SglangServer"}
-
-
 def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]) -> list[dict[str, Any]]:
     """The rows of one server: one a workload."""
     about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers, "rate": plan.rate}
@@ -130,8 +125,9 @@ def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]
             about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         # vLLM would compile FlashInfer's sampler at the first start, for minutes; greedy answers do not use it.
         switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        make = getattr(serving, SERVERS[plan.engine])
-        server = make(model, options(plan, backend), log_path=folder / "server.log", env={**demo.ENVIRONMENT, **switch})
+        server = SERVERS[plan.engine](
+            model, options(plan, backend), log_path=folder / "server.log", env={**demo.ENVIRONMENT, **switch}
+        )
         name = f"{plan.engine} {backend}, {layers} layers"
         about["server"] = " ".join(server.command[2:])
         try:
