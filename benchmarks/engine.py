@@ -1,0 +1,369 @@
+"""The whole engine, ours beside vLLM's own: prefill, decode, start-up and memory at DeepSeek-V3.2's sizes.
+
+    python benchmarks/engine.py                                     # every side, every case
+    python benchmarks/engine.py --sides plugin --heads 16 --only decode
+    python benchmarks/engine.py --table                             # print the record
+
+Real sizes but 5 layers, dummy bfloat16 weights and fewer experts, so that one GPU holds it. The sides get the same
+arguments; each runs in a process of its own. A run adds to the record or replaces what it measured again, so that parts
+can be measured one after the other; a record is of one kind of GPU and one set of versions.
+
+The answers of dummy weights mean nothing, so this proves only that every request got its tokens. That the answers of
+either side are right is what tests/engine shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine_worker import MARK
+from rich.console import Console
+from rich.table import Table
+
+RECORD = Path(__file__).parent / "results" / "engine.json"
+SIDES = {
+    "plugin": "this plugin",
+    "in-tree": "vLLM's own sparse attention (DSV32_PLUGIN=0)",
+    "dense": "vLLM's own dense MLA: the same sizes without the indexer, as DeepSeek-V3",
+}
+CONFIG: dict[str, Any] = {
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 7168,
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 5,
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+"""DeepSeek-V3.2's config.json with fewer layers and no quantisation."""
+LENGTHS = (2048, 32768, 131072)
+BATCHES = (1, 16, 64)
+MOST_DISTINCT = {2048: 64, 32768: 64, 131072: 16}
+"""Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
+MODEL_LENGTH = 135168
+CACHE_VARIABLES = (
+    "HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
+)  # fmt: skip
+"""Where engines keep what they compile: under --caches, so that a run knows whether it began cold."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One engine: what is compared is what differs in `side` alone."""
+
+    side: str
+    heads: int
+    kv_cache_dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.side}, {self.heads} heads, {self.kv_cache_dtype} cache"
+
+
+def cases(only: str) -> list[dict[str, Any]]:
+    """Short before long, so that a run that is cut off has the most rows; a case's name must hold every word of `only`."""
+    found: list[dict[str, Any]] = []
+    for length in LENGTHS:
+        found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
+        for batch in BATCHES:
+            distinct = min(batch, MOST_DISTINCT[length])
+            found.append({"kind": "decode", "B": batch, "L": length, "distinct": distinct})
+    return [case for case in found if all(word in case_name(case) for word in only.split())]
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return " ".join([case["kind"], *(f"{key}={case[key]}" for key in ("B", "L") if key in case)])
+
+
+def write_config(run: Run, experts: int, out: Path) -> None:
+    config = {**CONFIG, "num_attention_heads": run.heads, "num_key_value_heads": run.heads, "n_routed_experts": experts}
+    if run.side == "dense":
+        config = {key: value for key, value in config.items() if not key.startswith("index_")}
+        config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    else:
+        config |= {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def engine_options(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    # The dense kernels read their own fp8 layout.
+    kv_cache_dtype = "fp8" if run.side == "dense" and run.kv_cache_dtype == "fp8_ds_mla" else run.kv_cache_dtype
+    return {
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "kv_cache_dtype": kv_cache_dtype,
+        "max_model_len": MODEL_LENGTH,
+        "max_num_seqs": max(BATCHES),
+        "max_num_batched_tokens": 8192,
+        "kv_cache_memory_bytes": int(args.cache_gib * 2**30),
+        **json.loads(args.options),
+    }
+
+
+def environment(run: Run, caches: Path) -> dict[str, str]:
+    env = {**os.environ, "VLLM_DEEP_GEMM_WARMUP": "skip", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env["DSV32_PLUGIN"] = str(int(run.side == "plugin"))
+    for name in CACHE_VARIABLES:
+        folder = caches / name.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        env[name] = str(folder)
+    return env
+
+
+def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline: float) -> None:
+    """Start the engine, take its results one by one into `record`, save after each."""
+    caches = (args.caches or Path(tempfile.mkdtemp(prefix="dsv32-caches-"))) / run.side
+    entry = find(record, run)
+    with tempfile.TemporaryDirectory() as folder:
+        write_config(run, args.experts, Path(folder))
+        cold = not caches.exists()
+        task = {
+            "model": folder,
+            "options": engine_options(run, args),
+            "cases": cases(args.only),
+            "started": time.time(),
+            "deadline": deadline,
+        }
+        entry |= {"options": task["options"] | {"experts": args.experts}, "environment": machine(), "log": []}
+        log_path = args.logs / f"{run.side}-{run.heads}-{run.kv_cache_dtype}.log" if args.logs else Path(os.devnull)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        worker = Path(__file__).with_name("engine_worker.py")
+        process = subprocess.Popen(
+            [sys.executable, str(worker), json.dumps(task)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=environment(run, caches), start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        with log_path.open("w") as log:
+            tail: list[str] = []
+            for text in process.stdout:
+                log.write(text)
+                log.flush()
+                tail = [*tail[-15:], text.rstrip()]
+                if text.startswith(MARK):
+                    take(entry, json.loads(text[len(MARK) :]), cold)
+                    save(record, args.output)
+                    print(f"{run.name}: {text[len(MARK) :].rstrip()}", flush=True)
+        if process.wait():
+            entry["failed"] = tail
+            save(record, args.output)
+            print(f"{run.name} ended with status {process.returncode}\n" + "\n".join(tail), flush=True)
+        else:
+            entry.pop("failed", None)
+    if args.caches is None:
+        shutil.rmtree(caches.parent, ignore_errors=True)
+
+
+def take(entry: dict[str, Any], found: dict[str, Any], cold: bool) -> None:
+    if "startup" in found:
+        entry.setdefault("startup", {})["cold" if cold else "warm"] = found["startup"]
+    elif "peak_memory_gib" in found:
+        entry["peak_memory_gib"] = max(found["peak_memory_gib"], entry.get("peak_memory_gib", 0.0))
+    elif "not_run" not in found:
+        name = case_name(found["case"])
+        entry["rows"] = {**entry.get("rows", {}), name: found}
+
+
+def find(record: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The record's entry of this run, made if need be."""
+    key = {"side": run.side, "heads": run.heads, "kv_cache_dtype": run.kv_cache_dtype}
+    for entry in record["runs"]:
+        if all(entry[name] == value for name, value in key.items()):
+            return entry
+    record["runs"].append(dict(key))
+    return record["runs"][-1]
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to repeat this run, and what tells two machines apart."""
+    commit = os.environ.get("DSV32_COMMIT", "")
+    if not commit:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
+        "commit": commit,
+        "command": " ".join(["python", "benchmarks/engine.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def open_record(path: Path) -> dict[str, Any]:
+    """The record to add to. Raises SystemExit for one of another GPU or of other versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("vllm", "triton"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+    head = {"gpu": gpu, "driver": driver, "versions": versions}
+    if not path.exists():
+        return {**head, "runs": []}
+    record = json.loads(path.read_text())
+    if any(record[key] != head[key] for key in ("gpu", "versions")):
+        raise SystemExit(f"{path} is of {record['gpu']}, {record['versions']}, not of {head}; give another --output")
+    return record
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def rows(record: dict[str, Any]) -> list[list[str]]:
+    """Heads, cache, case, a figure for each side, and how many times faster ours is than vLLM's own."""
+    lines = []
+    for heads, cache in sorted({(entry["heads"], entry["kv_cache_dtype"]) for entry in record["runs"]}, reverse=True):
+        sides = {side: find(record, Run(side, heads, cache)) for side in SIDES}
+        for case in cases(""):
+            name = case_name(case)
+            figures = {side: figure(entry.get("rows", {}).get(name)) for side, entry in sides.items()}
+            if any(figures.values()):
+                ours, theirs = figures["plugin"], figures["in-tree"]
+                ratio = (ours / theirs if case["kind"] == "prefill" else theirs / ours) if ours and theirs else None
+                shared = " (pages shared)" if case.get("distinct", 0) < case.get("B", 0) else ""
+                unit = "tokens/s" if case["kind"] == "prefill" else "ms/step"
+                lines.append([str(heads), cache, name + shared, unit, *shown(figures.values()), ratio_text(ratio)])
+        for label, unit, get in (
+            ("start to first token, nothing compiled before", "s", lambda e: startup(e, "cold")),
+            ("start to first token, again", "s", lambda e: startup(e, "warm")),
+            ("most memory", "GiB", lambda e: e.get("peak_memory_gib")),
+        ):
+            values = [get(entry) for entry in sides.values()]
+            if any(values):
+                ratio = values[1] / values[0] if values[0] and values[1] else None
+                lines.append([str(heads), cache, label, unit, *shown(values), ratio_text(ratio)])
+    record["runs"] = [entry for entry in record["runs"] if len(entry) > 3]
+    return lines
+
+
+def figure(row: dict[str, Any] | None) -> float | None:
+    result = (row or {}).get("result", {})
+    return result.get("tokens_per_s") or result.get("ms_per_step")
+
+
+def startup(entry: dict[str, Any], state: str) -> float | None:
+    return entry.get("startup", {}).get(state, {}).get("first_token_s")
+
+
+def shown(values: Any) -> list[str]:
+    return [f"{value:,.0f}" if value and value >= 1000 else f"{value:.2f}" if value else "" for value in values]
+
+
+def ratio_text(ratio: float | None) -> str:
+    return f"{ratio:.2f}" if ratio else ""
+
+
+HEADINGS = ("heads", "cache", "case", "unit", *SIDES, "plugin over in-tree")
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as Markdown tables: figures, then how they were made."""
+    lines = [f"{record['gpu']}, driver {record['driver']}, vLLM {record['versions']['vllm']}", ""]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows(record)]
+    lines += ["", "| run | commit | machine | date |", "| --- | --- | --- | --- |"]
+    for entry in record["runs"]:
+        name = Run(entry["side"], entry["heads"], entry["kv_cache_dtype"]).name
+        made = entry["environment"]
+        lines.append(f"| {name} | {made['commit']} | {made['machine']} | {made['date']} |")
+    return "\n".join(lines)
+
+
+def show(record: dict[str, Any]) -> None:
+    table = Table(*HEADINGS, title=record["gpu"])
+    for cells in rows(record):
+        table.add_row(*cells)
+    Console(width=160).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated: " + ", ".join(SIDES))
+    parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
+    parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
+    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
+    parser.add_argument("--experts", type=int, default=32, help="routed experts, the same on every side (V3.2 has 256)")
+    parser.add_argument("--cache-gib", type=float, default=20.0, help="size of the KV cache")
+    parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
+    parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
+    parser.add_argument("--logs", type=Path, help="keep the engines' logs in this folder")
+    parser.add_argument("--output", type=Path, default=RECORD)
+    parser.add_argument("--table", action="store_true", help="print the record and stop")
+    args = parser.parse_args()
+    if args.table:
+        show(json.loads(args.output.read_text()))
+        return 0
+    unknown = set(args.sides.split(",")) - set(SIDES)
+    if unknown:
+        parser.error(f"--sides: expected {', '.join(SIDES)}; got {', '.join(sorted(unknown))}")
+    record = open_record(args.output)
+    deadline = time.time() + args.seconds
+    for heads in args.heads.split(","):
+        for cache in args.kv_cache_dtype.split(","):
+            for side in args.sides.split(","):
+                measure(Run(side, int(heads), cache), args, record, deadline)
+    show(record)
+    failed = [entry for entry in record["runs"] if "failed" in entry]
+    wrong = [row for entry in record["runs"] for row in entry.get("rows", {}).values() if "error" in row]
+    return int(bool(failed or wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
