@@ -19,10 +19,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ class Run:
 
 
 def cases(only: str) -> list[dict[str, Any]]:
-    """Short before long, so that a run that is cut off has the most rows; a case's name must hold every word of `only`."""
+    """Those whose name holds every word of `only`; short before long, so that a run that is cut off has the most rows."""
     found: list[dict[str, Any]] = []
     for length in LENGTHS:
         found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
@@ -182,17 +184,11 @@ def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=environment(run, caches), start_new_session=True,
         )  # fmt: skip
-        assert process.stdout is not None
-        with log_path.open("w") as log:
-            tail: list[str] = []
-            for text in process.stdout:
-                log.write(text)
-                log.flush()
-                tail = [*tail[-15:], text.rstrip()]
-                if text.startswith(MARK):
-                    take(entry, json.loads(text[len(MARK) :]), cold)
-                    save(record, args.output)
-                    print(f"{run.name}: {text[len(MARK) :].rstrip()}", flush=True)
+        try:
+            tail = follow(process, log_path, run, entry, record, args.output, cold)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         if process.wait():
             entry["failed"] = tail
             save(record, args.output)
@@ -201,6 +197,31 @@ def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline
             entry.pop("failed", None)
     if args.caches is None:
         shutil.rmtree(caches.parent, ignore_errors=True)
+
+
+def follow(
+    process: subprocess.Popen[str],
+    log_path: Path,
+    run: Run,
+    entry: dict[str, Any],
+    record: dict[str, Any],
+    output: Path,
+    cold: bool,
+) -> list[str]:
+    """Read the worker until it ends; the record is on disk after every result. Returns its last lines."""
+    assert process.stdout is not None
+    tail: list[str] = []
+    with log_path.open("w") as log:
+        for text in process.stdout:
+            log.write(text)
+            log.flush()
+            tail = [*tail[-15:], text.rstrip()]
+            if text.startswith(MARK):
+                take(entry, json.loads(text[len(MARK) :]), cold)
+                save(record, output)
+                print(f"{run.name}: {text[len(MARK) :].rstrip()}", flush=True)
+    process.wait()
+    return tail
 
 
 def take(entry: dict[str, Any], found: dict[str, Any], cold: bool) -> None:
@@ -353,6 +374,8 @@ def main() -> int:
     unknown = set(args.sides.split(",")) - set(SIDES)
     if unknown:
         parser.error(f"--sides: expected {', '.join(SIDES)}; got {', '.join(sorted(unknown))}")
+    # So that the engine is stopped, too, when this is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = open_record(args.output)
     deadline = time.time() + args.seconds
     for heads in args.heads.split(","):

@@ -1,8 +1,9 @@
-"""One engine in its own process: start it, then time prefills and decodes. Started by engine.py, one JSON line a result.
+"""One engine in its own process: start it, then time prefills and decodes; engine.py starts it and reads the results.
 
     python benchmarks/engine_worker.py '{"model": ..., "options": ..., "cases": ..., "started": ..., "deadline": ...}'
 
-Lines begin with MARK; everything else on stdout is the engine's. Needs vLLM, not the plugin: it also times vLLM's own code.
+A result is a line of JSON after MARK; everything else on stdout is the engine's. Needs vLLM, not the plugin: it also
+times vLLM's own code.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class PeakMemory:
 
         pynvml.nvmlInit()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        by_name = visible.startswith("GPU-")
-        handle = (
-            pynvml.nvmlDeviceGetHandleByUUID(visible) if by_name else pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
-        )
+        if visible.startswith("GPU-"):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
         self._used = lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
         self.before = self.peak = self._used()
         threading.Thread(target=self._watch, daemon=True).start()

@@ -1,0 +1,56 @@
+"""Only the right selection answers the needle checkpoint: on a GPU, from 1K to 128K tokens, the draft layer included.
+
+`../test_needle.py` proves on a CPU that wrong selections lose the needle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import needle
+import pytest
+
+pytest.importorskip("vllm")
+
+from offline import offline_engine
+
+pytestmark = [pytest.mark.engine, pytest.mark.gpu]
+
+STEPS = 12
+TOPK = 2048
+LENGTHS = (1000, 4096, 32768, 131072)
+"""The first selects every key; a decoy then answers, because attention prefers it."""
+DRAFTS = 3
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("mtp", [False, True], ids=["plain", "mtp"])
+def test_needle_in_long_contexts(tmp_path: Path, kv_cache_dtype: str, mtp: bool) -> None:
+    needle.write(tmp_path / "model", topk=TOPK, mtp=mtp, dtype="bfloat16")
+    haystacks = [needle.prompt(length, topk=TOPK, seed=length) for length in LENGTHS]
+    options: dict[str, Any] = {"kv_cache_dtype": kv_cache_dtype, "dtype": "bfloat16", "max_model_len": 131072 + 64}
+    if mtp:
+        options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": DRAFTS}
+    with offline_engine(tmp_path / "model", max_num_batched_tokens=8192, **options) as engine:
+        together = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
+        alone = [engine.generate([haystack.tokens], STEPS)[0] for haystack in haystacks]
+        for haystack, answers in zip(haystacks, zip(together, alone, strict=True), strict=True):
+            for answer in answers:
+                assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"
+        assert all(answer.cached_tokens > 0 for answer in alone)
+        if mtp:
+            # The draft layer is the model's own layer, so every draft is right if its selection is.
+            drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
+            accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
+            assert drafted > 0
+            assert accepted >= 0.9 * drafted, f"{accepted:.0f} of {drafted:.0f} drafts were right"
+
+
+def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
+    needle.write(tmp_path / "model", topk=512, dtype="bfloat16")
+    haystacks = [needle.prompt(length, topk=512, seed=length) for length in (540, 600, 1000, 1024)]
+    with offline_engine(tmp_path / "model", dtype="bfloat16") as engine:
+        answers = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
+    for haystack, answer in zip(haystacks, answers, strict=True):
+        assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"

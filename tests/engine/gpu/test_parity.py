@@ -1,0 +1,126 @@
+"""On a GPU the engine is as close to Hugging Face's float32 as Hugging Face itself is in bfloat16.
+
+Both sides are teacher forced: the judge is given the tokens that the engine was given or chose, and says what each
+one's log-probability is in float32, and in bfloat16. The engine's mean error must not exceed the mean error of the
+bfloat16 run by more than a factor that stands beside each variant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from client import Completion, random_prompt
+from offline import OfflineEngine, offline_engine
+from oracle import hf_greedy, hf_logprobs
+
+from dsv32_plugin.tiny import TinySpec
+
+pytestmark = [pytest.mark.engine, pytest.mark.gpu]
+
+LENGTHS = (2, 17, 64, 65, 130, 600, 2100, 4000)
+PROMPTS = [random_prompt(length, seed=1) for length in LENGTHS]
+STEPS = 24
+Checkpoints = Callable[[TinySpec], Path]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Engine options, and the most that its mean error may be in units of Hugging Face's bfloat16 error."""
+
+    options: dict[str, Any]
+    most: float
+    spec: TinySpec = field(default_factory=TinySpec)
+
+
+MTP = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}
+BFLOAT16 = {"dtype": "bfloat16"}
+VARIANTS = {
+    "bf16-graphs": Variant(BFLOAT16, 1.5),
+    "bf16-eager": Variant({**BFLOAT16, "enforce_eager": True}, 1.5),
+    "bf16-topk-2048": Variant(BFLOAT16, 1.5, TinySpec(index_topk=2048)),
+    "bf16-mtp": Variant({**BFLOAT16, **MTP}, 1.5, TinySpec(mtp=True)),
+    "fp8-cache-graphs": Variant({**BFLOAT16, "kv_cache_dtype": "fp8"}, 3.0),
+    "fp8-cache-eager": Variant({**BFLOAT16, "kv_cache_dtype": "fp8", "enforce_eager": True}, 3.0),
+    "fp8-cache-mtp": Variant({**BFLOAT16, "kv_cache_dtype": "fp8", **MTP}, 3.0, TinySpec(mtp=True)),
+    "fp8-weights": Variant({**BFLOAT16, "kv_cache_dtype": "fp8"}, 6.0, TinySpec(fp8=True)),
+    "fp32-graphs": Variant({"dtype": "float32"}, 0.1),
+    "fp32-mtp": Variant({"dtype": "float32", **MTP}, 0.1, TinySpec(mtp=True)),
+    "glm": Variant(BFLOAT16, 1.5, TinySpec.glm_defaults()),
+}
+
+
+class Judge:
+    """Hugging Face's log-probabilities of given tokens, in float32 and in bfloat16, remembered."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        self._known: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
+
+    def ask(self, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+        if tuple(tokens) not in self._known:
+            both = [hf_logprobs(self.model, tokens, dtype=t, device="cuda") for t in (torch.float32, torch.bfloat16)]
+            self._known[tuple(tokens)] = (both[0], both[1])
+        return self._known[tuple(tokens)]
+
+    def errors_of_prompts(self, served: Sequence[Sequence[float]]) -> float:
+        return self._ratio([(logprobs, *self.ask(prompt)) for prompt, logprobs in zip(PROMPTS, served, strict=True)])
+
+    def errors_of_answers(self, answers: Sequence[Completion]) -> float:
+        rows = []
+        for prompt, answer in zip(PROMPTS, answers, strict=True):
+            exact, plain = self.ask([*prompt, *answer.tokens])
+            rows.append((answer.logprobs, exact[len(prompt) - 1 :], plain[len(prompt) - 1 :]))
+        return self._ratio(rows)
+
+    @staticmethod
+    def _ratio(rows: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> float:
+        """Mean error of what was served over the mean error of the bfloat16 run, over all tokens of all prompts."""
+        ours = [abs(s - e) for served, exact, _ in rows for s, e in zip(served, exact, strict=True)]
+        theirs = [abs(p - e) for _, exact, plain in rows for p, e in zip(plain, exact, strict=True)]
+        return statistics.mean(ours) / statistics.mean(theirs)
+
+
+def errors(engine: OfflineEngine, judge: Judge) -> dict[str, float]:
+    """Every way to the same answers: prefill alone and batched, decode alone and batched, from a cached prefix."""
+    found = {"prefill batched": judge.errors_of_prompts(engine.prompt_logprobs(PROMPTS))}
+    found["prefill alone"] = judge.errors_of_prompts([engine.prompt_logprobs([prompt])[0] for prompt in PROMPTS])
+    engine.forget_prefixes()
+    found["decode batched"] = judge.errors_of_answers(engine.generate(PROMPTS, STEPS))
+    again = [engine.generate([prompt], STEPS)[0] for prompt in PROMPTS]
+    assert [answer.cached_tokens for answer in again] == [(length - 1) // 64 * 64 for length in LENGTHS], "prefix hits"
+    found["decode alone, prefix hit"] = judge.errors_of_answers(again)
+    return found
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_error_against_float32(checkpoint: Checkpoints, name: str) -> None:
+    variant = VARIANTS[name]
+    model = checkpoint(variant.spec)
+    # 1024 tokens a step: longer prompts come in chunks, beside the decodes of others.
+    with offline_engine(model, max_num_batched_tokens=1024, **variant.options) as engine:
+        found = errors(engine, Judge(model))
+    if report := os.environ.get("DSV32_PARITY_REPORT"):
+        with Path(report).open("a") as out:
+            out.write(json.dumps({"variant": name, "most": variant.most, **found}) + "\n")
+    assert max(found.values()) <= variant.most, found
+
+
+@pytest.mark.parametrize("mtp", [False, True], ids=["plain", "mtp"])
+def test_float32_tokens_equal_hugging_face(checkpoint: Checkpoints, mtp: bool) -> None:
+    model = checkpoint(TinySpec(mtp=mtp))
+    prompts = PROMPTS[:6]
+    with offline_engine(model, dtype="float32", max_num_batched_tokens=256, **(MTP if mtp else {})) as engine:
+        answers = engine.generate(prompts, STEPS)
+    for prompt, answer, truth in zip(prompts, answers, hf_greedy(model, prompts, STEPS), strict=True):
+        assert answer.tokens == truth.tokens, f"prompt of {len(prompt)} tokens"
