@@ -110,7 +110,7 @@ class Run:
 
 
 def cases(only: str) -> list[dict[str, Any]]:
-    """Those whose name holds every word of `only`; short before long, so that a run that is cut off has the most rows."""
+    """Those whose name holds every word of `only`; short before long, so that a run that is cut off has most rows."""
     found: list[dict[str, Any]] = []
     for length in LENGTHS:
         found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
