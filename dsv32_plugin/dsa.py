@@ -7,6 +7,9 @@ import torch
 from dsv32_plugin import kernels
 from dsv32_plugin.batch import DsaBatch
 
+DECODE_WORKSPACE_BYTES = 128 << 20
+"""Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
+
 
 def needs_selection(batch: DsaBatch, topk: int) -> bool:
     """Whether some token may see more keys than it may select. If not, every key is selected and scoring is skipped."""
@@ -29,26 +32,18 @@ def select_slots(
         slots_tk: [T, K] int32, written: slots in ascending position, then -1.
     """
     topk = slots_tk.shape[1]
-    page_size = index_cache.shape[1]
-    if batch.num_decodes:
-        rows = slice(0, batch.num_decode_tokens)
-        shape_bn = (batch.num_decodes, batch.queries_per_decode)
-        logits_bns = kernels.index_logits_paged(
+    if batch.decodes is not None:
+        rows, shape_bn = batch.decodes.tokens, batch.decodes.visible_bn.shape
+        kernels.index_topk_paged(
             q_tid[rows].unflatten(0, shape_bn),
             weights_ti[rows].unflatten(0, shape_bn),
             index_cache,
-            batch.block_table_bp[: batch.num_decodes],
-            batch.visible_t[rows].unflatten(0, shape_bn),
-            max_visible=batch.max_visible,
-        )
-        kernels.select_topk(
-            logits_bns.flatten(0, 1),
-            None,
-            batch.visible_t[rows],
+            batch.decodes.table_bp,
+            batch.decodes.visible_bn,
             topk,
-            block_table_bp=batch.block_table_bp[: batch.num_decodes],
-            page_size=page_size,
-            out=slots_tk[rows],
+            max_visible=batch.decodes.max_visible,
+            workspace_bytes=DECODE_WORKSPACE_BYTES,
+            out=slots_tk[rows].unflatten(0, shape_bn),
         )
     for chunk in batch.prefill_chunks:
         k_sd, k_scale_s = kernels.gather_index_keys(
@@ -64,7 +59,7 @@ def select_slots(
             topk,
             block_table_bp=chunk.block_table_bp,
             seq_t=chunk.seq_t,
-            page_size=page_size,
+            page_size=index_cache.shape[1],
             out=slots_tk[chunk.tokens],
         )
     return slots_tk

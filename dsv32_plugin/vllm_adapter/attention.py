@@ -153,26 +153,28 @@ class DsaAttention(nn.Module):
         """Attend, and leave this layer's selection in `slots_tk` [max tokens, K] for the layers that share it."""
         batch = self._batch()
         if batch is None:
-            # vLLM measures memory before there are caches: everything runs but the attention itself.
+            # A run without caches, to measure memory: `warmup` runs the attention itself, once for all layers.
             q_a_tl = self._projected(hidden_th)[0]
             return self._output(self._queries(q_a_tl)[0])
         num_tokens = batch.slots_t.shape[0]
-        positions_t, used_th = positions_t[:num_tokens], hidden_th[:num_tokens]
-        q_a_tl = self._write_caches(*self._projected(used_th), positions_t, batch)
-        if not dsa.needs_selection(batch, self.topk):
-            selected_tk = None
-        else:
-            selected_tk = slots_tk[:num_tokens]
-            if self.indexer is not None:
-                q_tid, weights_ti = self.indexer.query(used_th, q_a_tl, positions_t, self.rope_table_pr)
-                dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk)
-        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
-        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
-        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
-        out_th = self._output(out_thc)
+        out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
         if num_tokens == hidden_th.shape[0]:
             return out_th
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
+
+    def run(
+        self, batch: DsaBatch, positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward` of exactly the tokens of `batch`."""
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch)
+        selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
+        if selected_tk is not None and self.indexer is not None:
+            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+            dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk)
+        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
+        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
+        return self._output(out_thc)
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -22,13 +23,14 @@ from vllm.model_executor.models.utils import (
     make_layers,
     maybe_prefix,
 )
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from dsv32_plugin import __version__
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import guard, weights
+from dsv32_plugin.vllm_adapter import guard, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
 
@@ -103,6 +105,8 @@ class DsaModel(nn.Module):
                 config.indexer_types[self.start_layer],
                 "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
             )
+        self.vllm_config = vllm_config
+        self.precompilation = None if current_platform.is_cpu() else warmup.Precompilation(device)
         self.norm: nn.Module = PPMissingLayer()
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -125,11 +129,24 @@ class DsaModel(nn.Module):
             assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
+        if self.precompilation is not None and get_forward_context().attn_metadata is None:
+            self._warm_up(self.precompilation, positions, hidden_th)
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.slots_tk)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
+
+    def _warm_up(
+        self, precompilation: warmup.Precompilation, positions_t: torch.Tensor, hidden_th: torch.Tensor
+    ) -> None:
+        """Once, in the run that vLLM measures memory with."""
+        self.precompilation = None
+        precompilation.wait()
+        # One layer that selects and, where there is one, a layer that shares a selection.
+        attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
+        kinds = {attention.indexer is None: attention for attention in attentions}
+        warmup.run(list(kinds.values()), positions_t, hidden_th, self.slots_tk, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):

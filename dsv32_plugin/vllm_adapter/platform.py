@@ -9,7 +9,7 @@ from vllm.platforms import vllm_version_matches_substr
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.cache_layout import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -98,11 +98,6 @@ class DsaCpuPlatform(CpuPlatform):
         from vllm.config import CompilationMode
 
         cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
-        if cache.user_specified_block_size and cache.block_size % PAGE_SIZE_MULTIPLE:
-            raise ValueError(
-                f"--block-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {cache.block_size}; "
-                f"leave it out for {PAGE_SIZE}"
-            )
         chunked = scheduler.enable_chunked_prefill
         max_tokens = scheduler.max_num_batched_tokens
         super().check_and_update_config(vllm_config)

@@ -1,0 +1,43 @@
+"""What vLLM's configuration becomes for our models, before anything is built from it."""
+
+from __future__ import annotations
+
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+
+logger = init_logger("vllm.dsv32_plugin")
+
+
+class DsaEngineConfig(VerifyAndUpdateConfig):
+    """vLLM calls this for our architectures at the start of the configuration's checks."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
+        vllm_config.model_config.disable_cascade_attn = True
+        if not current_platform.is_cpu():
+            _compile_nothing(vllm_config)
+
+
+def _compile_nothing(vllm_config: VllmConfig) -> None:
+    """No torch.compile; CUDA graphs for batches of decodes.
+
+    What Inductor would fuse, our kernels and vLLM's own custom operators compute in one launch already, and it would
+    add its compilation to every start. A graph of a whole decode step leaves it nothing to win. Prefills run eagerly.
+    """
+    compilation = vllm_config.compilation_config
+    if compilation.mode not in (None, CompilationMode.NONE):
+        logger.warning("dsv32: compilation mode %s has no effect, the model is not compiled", compilation.mode.name)
+    compilation.mode = CompilationMode.NONE
+    if compilation.cudagraph_mode in (None, CUDAGraphMode.FULL_AND_PIECEWISE):
+        compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    elif compilation.cudagraph_mode == CUDAGraphMode.PIECEWISE:
+        raise ValueError(
+            "cudagraph_mode: expected FULL_DECODE_ONLY or NONE, got PIECEWISE, which needs torch.compile; leave it out"
+        )
+    logger.info_once(
+        "dsv32: torch.compile is off (the plugin's kernels are fused already); CUDA graphs: %s",
+        compilation.cudagraph_mode.name,
+    )
