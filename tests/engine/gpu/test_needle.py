@@ -54,3 +54,16 @@ def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
         answers = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
     for haystack, answer in zip(haystacks, answers, strict=True):
         assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"
+
+
+def test_short_run(tmp_path: Path) -> None:
+    """Small enough for compute-sanitizer (benchmarks/sanitize.sh): prefill in chunks, decode, both cache formats."""
+    needle.write(tmp_path / "model", topk=64, dtype="bfloat16")
+    haystacks = [needle.prompt(length, topk=64, seed=length) for length in (27, 90, 129, 200)]
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 256, "enforce_eager": True}
+    for kv_cache_dtype in ("auto", "fp8"):
+        options |= {"kv_cache_dtype": kv_cache_dtype, "kv_cache_memory_bytes": 1 << 26}
+        with offline_engine(tmp_path / "model", max_num_batched_tokens=256, max_num_seqs=8, **options) as engine:
+            answers = engine.generate([haystack.tokens for haystack in haystacks], 3)
+        for haystack, answer in zip(haystacks, answers, strict=True):
+            assert answer.tokens == haystack.answers(3), f"{len(haystack.tokens)} tokens"
