@@ -1,4 +1,4 @@
-"""Write the measured tables of docs/kernels.md from the records in benchmarks/results.
+"""Write the measured tables of the documents from the records in benchmarks/results.
 
 python benchmarks/document.py            # rewrite the blocks between <!-- NAME --> and <!-- end -->
 python benchmarks/document.py --check    # exit with 1 if a block is out of date
@@ -16,7 +16,8 @@ from pathlib import Path
 import compile_matrix
 import recall
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
+DOCS = Path(__file__).parent.parent / "docs"
+DOCUMENTS = ("kernels.md", "engine.md")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -26,12 +27,19 @@ def speed(record: dict) -> str:
     return harness.table(record)
 
 
+def engine_speed(record: dict) -> str:
+    import engine
+
+    return engine.markdown(record)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "compile matrix": ("compile_matrix.json", compile_matrix.markdown),
     "recall": ("recall.json", recall.markdown),
     "speed": ("kernels.json", speed),
+    "engine speed": ("engine.json", engine_speed),
 }
-"""Name in the document -> (record, how it becomes a table)."""
+"""Name in a document -> (record, how it becomes a table)."""
 
 
 def rewritten(text: str) -> str:
@@ -47,13 +55,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    old = DOCUMENT.read_text()
-    new = rewritten(old)
-    if not check:
-        DOCUMENT.write_text(new)
-    elif new != old:
-        print("docs/kernels.md is out of date: run python benchmarks/document.py", file=sys.stderr)
-    return int(check and new != old)
+    stale = 0
+    for name in DOCUMENTS:
+        old = (DOCS / name).read_text()
+        new = rewritten(old)
+        if not check:
+            (DOCS / name).write_text(new)
+        elif new != old:
+            print(f"docs/{name} is out of date: run python benchmarks/document.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

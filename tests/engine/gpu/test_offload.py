@@ -1,6 +1,6 @@
 """A prompt longer than the selection that comes back from the engine's CPU offload gives the same answer.
 
-Index keys that did not travel with the latents would only show past `index_topk` tokens; up to there no key is left out.
+Index keys that did not travel with the latents show only past `index_topk` tokens; up to there no key is left out.
 """
 
 from __future__ import annotations
