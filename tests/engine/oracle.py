@@ -23,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
 
 from dsv32_plugin.block_fp8 import dequantised
@@ -62,13 +63,15 @@ def hf_logprobs(
     fault: Fault | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    rounding: Rounding = EXACT,
 ) -> list[float]:
     """Teacher forced: the log-probability of each token but the first, given those before it."""
     with _faulty(model_dir, fault) as model, torch.inference_mode():
         here = dtype == torch.float32 and device == "cpu"
         cast = model if here else copy.deepcopy(model).to(device=device, dtype=dtype)
         tokens_t = torch.tensor(list(token_ids), device=device)
-        logprobs = cast(tokens_t[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        with rounded(cast, _modeling(cast), rounding):
+            logprobs = cast(tokens_t[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
     return logprobs.gather(1, tokens_t[1:, None])[:, 0].tolist()
 
 
