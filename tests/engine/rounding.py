@@ -6,7 +6,8 @@ these roundings Hugging Face's own error is the fair measure of the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+MARGIN = 1.25
+"""The most that an engine's mean error may be in units of Hugging Face's own with the same roundings."""
 FP8_MAX = 448.0
 AMAX_FLOOR = 1e-4
 TILE = 128
@@ -36,6 +39,10 @@ class Rounding:
 
 
 EXACT = Rounding()
+
+
+def mean_error(found: Sequence[float], exact: Sequence[float]) -> float:
+    return statistics.mean(abs(x - y) for x, y in zip(found, exact, strict=True))
 
 
 def round_fp8(x: torch.Tensor) -> torch.Tensor:

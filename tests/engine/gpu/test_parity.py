@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from client import Completion, random_prompt
 from offline import OfflineEngine, offline_engine
 from oracle import hf_greedy, hf_logprobs
-from rounding import Rounding
+from rounding import MARGIN, Rounding, mean_error
 
 from dsv32_plugin.tiny import TinySpec
 
@@ -35,8 +34,6 @@ STEPS = 24
 Checkpoints = Callable[[TinySpec], Path]
 
 
-MARGIN = 1.25
-"""The most that the engine's mean error may be in units of Hugging Face's own."""
 FLOAT32_MARGIN = 0.05
 INDEX = Rounding(index=True)
 CACHE = Rounding(index=True, latents=True)
@@ -99,9 +96,8 @@ class Judge:
     @staticmethod
     def _ratio(rows: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> float:
         """Mean error of what was served over the mean error of the bfloat16 run, over all tokens of all prompts."""
-        ours = [abs(s - e) for served, exact, _ in rows for s, e in zip(served, exact, strict=True)]
-        theirs = [abs(p - e) for _, exact, plain in rows for p, e in zip(plain, exact, strict=True)]
-        return statistics.mean(ours) / statistics.mean(theirs)
+        served, exact, plain = ([x for row in rows for x in row[i]] for i in range(3))
+        return mean_error(served, exact) / mean_error(plain, exact)
 
 
 def errors(engine: OfflineEngine, judge: Judge) -> dict[str, float]:
