@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.batch import DsaBatch, PrefillChunk
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
+
+LEAST_SHARED_TOKENS = 64
+"""Prefill tokens from which on the ranks share them out."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The tensor parallel ranks, each of which holds the whole indexer."""
+
+    rank: int
+    size: int
+    all_gather: Callable[[torch.Tensor], torch.Tensor]
+    """[T, K] of this rank -> [size * T, K] of all, in their order."""
 
 
 def needs_selection(batch: DsaBatch, topk: int) -> bool:
@@ -22,6 +38,7 @@ def select_slots(
     weights_ti: torch.Tensor,
     index_cache: torch.Tensor,
     slots_tk: torch.Tensor,
+    ranks: Ranks | None = None,
 ) -> torch.Tensor:
     """Score the visible index keys of every token and write the cache slots of the best K (paper, equations 1 and 2).
 
@@ -30,6 +47,7 @@ def select_slots(
         weights_ti: [T, I] float32 head weights, likewise.
         index_cache: [pages, page size, width] index keys, this step's included.
         slots_tk: [T, K] int32, written: slots in ascending position, then -1.
+        ranks: with whom the tokens of prefills are shared out; all of them hold the same arguments.
     """
     topk = slots_tk.shape[1]
     if batch.decodes is not None:
@@ -46,23 +64,49 @@ def select_slots(
             out=slots_tk[rows].unflatten(0, shape_bn),
         )
     for chunk in batch.prefill_chunks:
-        k_sd, k_scale_s = kernels.gather_index_keys(
-            index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
-        )
+        rows = chunk.tokens
+        _select_chunk(chunk, q_tid[rows], weights_ti[rows], index_cache, slots_tk[rows], ranks)
+    return slots_tk
+
+
+def _select_chunk(
+    chunk: PrefillChunk,
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    index_cache: torch.Tensor,
+    slots_tk: torch.Tensor,
+    ranks: Ranks | None,
+) -> None:
+    tokens, topk = slots_tk.shape
+    k_sd, k_scale_s = kernels.gather_index_keys(
+        index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
+    )
+
+    def select(rows: slice, out: torch.Tensor) -> None:
         kernels.index_topk_ragged(
-            q_tid[chunk.tokens],
-            weights_ti[chunk.tokens],
+            q_tid[rows],
+            weights_ti[rows],
             k_sd,
             k_scale_s,
-            chunk.start_t,
-            chunk.end_t,
+            chunk.start_t[rows].contiguous(),
+            chunk.end_t[rows].contiguous(),
             topk,
             block_table_bp=chunk.block_table_bp,
-            seq_t=chunk.seq_t,
+            seq_t=chunk.seq_t[rows].contiguous(),
             page_size=index_cache.shape[1],
-            out=slots_tk[chunk.tokens],
+            out=out,
         )
-    return slots_tk
+
+    if ranks is None or tokens < LEAST_SHARED_TOKENS:
+        select(slice(None), slots_tk)
+        return
+    # Every rank takes every n-th token, since later tokens see more keys.
+    mine = slice(ranks.rank, None, ranks.size)
+    most = -(-tokens // ranks.size)
+    part_tk = slots_tk.new_empty(most, topk)
+    select(mine, part_tk[: len(range(tokens)[mine])])
+    gathered_rtk = ranks.all_gather(part_tk).unflatten(0, (ranks.size, most))
+    slots_tk.copy_(gathered_rtk.transpose(0, 1).flatten(0, 1)[:tokens])
 
 
 def attend(

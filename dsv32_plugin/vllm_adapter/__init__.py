@@ -17,6 +17,8 @@ RENDERING_MODULE = "dsv32_plugin.vllm_adapter.rendering"
 PARSERS_MODULE = "dsv32_plugin.vllm_adapter.parsers"
 MODELS = dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM")
 """Architecture in config.json -> the class that serves it."""
+MTP_ARCHITECTURE = "DsaMtpModel"
+MTP_PATH = "dsv32_plugin.vllm_adapter.mtp:DsaMtp"
 
 
 def register() -> None:
@@ -43,6 +45,7 @@ def register() -> None:
     for architecture, path in MODELS.items():
         ModelRegistry.register_model(architecture, path)
         MODELS_CONFIG_MAP[architecture] = DsaEngineConfig
+    ModelRegistry.register_model(MTP_ARCHITECTURE, MTP_PATH)
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND_PATH)
     # The mode that vLLM chooses for DeepseekV32ForCausalLM. Assigned, since `register` warns where it replaces.
     TokenizerRegistry.tokenizers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaTokenizer")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed import get_tp_group
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
@@ -82,7 +83,7 @@ class LatentUpProjection(nn.Module):
         """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
         num_heads, nope, latent = self.w_uk_hdc.shape
         value = self.w_uv_hcv.shape[2]
-        first = get_tensor_model_parallel_rank() * num_heads
+        first = get_tp_group().rank_in_group * num_heads
         weight_hnc = weight_nc.view(-1, nope + value, latent)[first : first + num_heads]
         self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
         self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
@@ -104,7 +105,11 @@ class DsaAttention(nn.Module):
     ) -> None:
         super().__init__()
         quant = vllm_config.quant_config
-        self.num_heads = config.num_heads // get_tensor_model_parallel_world_size()
+        group = get_tp_group()
+        self.num_heads = config.num_heads // group.world_size
+        self.ranks = None
+        if group.world_size > 1:
+            self.ranks = dsa.Ranks(group.rank_in_group, group.world_size, partial(group.all_gather, dim=0))
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.latent, self.topk = config.kv_lora_rank, config.index_topk
         self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
@@ -170,7 +175,7 @@ class DsaAttention(nn.Module):
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
         if selected_tk is not None and self.indexer is not None:
             q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
-            dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk)
+            dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk, self.ranks)
         q_latent_thc, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
         out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)

@@ -7,6 +7,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE
+
 logger = init_logger("vllm.dsv32_plugin")
 
 
@@ -19,6 +21,10 @@ class DsaEngineConfig(VerifyAndUpdateConfig):
         vllm_config.model_config.disable_cascade_attn = True
         if not current_platform.is_cpu():
             _compile_nothing(vllm_config)
+        speculative = vllm_config.speculative_config
+        if speculative is not None and speculative.method == "mtp":
+            # First ours, then the name by which vLLM knows that the draft model returns two tensors.
+            speculative.draft_model_config.hf_config.architectures = [MTP_ARCHITECTURE, "DeepSeekMTPModel"]
 
 
 def _compile_nothing(vllm_config: VllmConfig) -> None:

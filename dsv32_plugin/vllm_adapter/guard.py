@@ -47,7 +47,7 @@ def check_options(vllm_config: VllmConfig) -> None:
     if backend not in (None, AttentionBackendEnum.CUSTOM):
         raise ValueError(f"--attention-backend: expected CUSTOM or nothing, got {backend.name}; {IN_TREE_HINT}")
     speculative = vllm_config.speculative_config
-    if speculative is not None and speculative.use_eagle():
+    if speculative is not None and speculative.use_eagle() and speculative.method != "mtp":
         raise NotImplementedError(
             f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have; "
             f"leave it out, or {IN_TREE_HINT}"

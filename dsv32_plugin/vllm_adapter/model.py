@@ -36,6 +36,13 @@ from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
 
 logger = init_logger("vllm.dsv32_plugin")
 
+PACKED_MODULES = {
+    "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
+    "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+"""Our module -> the modules of the checkpoint that it joins."""
+
 
 class DsaDecoderLayer(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
@@ -78,11 +85,12 @@ class DsaModel(nn.Module):
         device = vllm_config.device_config.device
         rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, None, config.rope).to(device)
         self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
-        # Written by the layers that select and read by those that share; one buffer, so that a captured graph finds it.
-        slots_tk = torch.empty(
+        # Slots, written by the layers that select and read by those that share; one buffer, so that a captured graph
+        # finds it. By this name vLLM gives it to the draft model, too.
+        topk_indices_buffer = torch.empty(
             vllm_config.scheduler_config.max_num_batched_tokens, config.index_topk, dtype=torch.int32, device=device
         )
-        self.register_buffer("slots_tk", slots_tk, persistent=False)
+        self.register_buffer("topk_indices_buffer", topk_indices_buffer, persistent=False)
 
         stage = get_pp_group()
         self.embed_tokens: nn.Module = PPMissingLayer()
@@ -132,7 +140,7 @@ class DsaModel(nn.Module):
         if self.precompilation is not None and get_forward_context().attn_metadata is None:
             self._warm_up(self.precompilation, positions, hidden_th)
         for layer in islice(self.layers, self.start_layer, self.end_layer):
-            hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.slots_tk)
+            hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
@@ -146,17 +154,13 @@ class DsaModel(nn.Module):
         # One layer that selects and, where there is one, a layer that shares a selection.
         attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
         kinds = {attention.indexer is None: attention for attention in attentions}
-        warmup.run(list(kinds.values()), positions_t, hidden_th, self.slots_tk, self.vllm_config)
+        warmup.run(list(kinds.values()), positions_t, hidden_th, self.topk_indices_buffer, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):
     """The class that vLLM runs for `DeepseekV32ForCausalLM` and `GlmMoeDsaForCausalLM` checkpoints."""
 
-    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
-        "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
-        "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-    }
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = PACKED_MODULES
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -199,4 +203,13 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return weights.load(self, weights_iterator)
+        return weights.load(self, weights_iterator, self._belongs_elsewhere)
+
+    def _belongs_elsewhere(self, name: str) -> bool:
+        """Whether a tensor is rightly not loaded: another stage's, a draft layer's or an unused indexer's."""
+        layer = weights.layer_of(name)
+        if layer is None:
+            return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+        if not self.model.start_layer <= layer < self.model.end_layer:
+            return layer < self.config.num_layers + self.config.num_nextn_predict_layers
+        return ".self_attn.indexer." in name and not self.config.selects(layer)

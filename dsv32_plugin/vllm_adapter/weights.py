@@ -18,17 +18,22 @@ from dsv32_plugin.vllm_adapter.quantisation import DequantisedFp8Config
 
 if TYPE_CHECKING:
     from dsv32_plugin.vllm_adapter.model import DsaForCausalLM
+    from dsv32_plugin.vllm_adapter.mtp import DsaMtp
+
+    Model = DsaForCausalLM | DsaMtp
 
 Load = Callable[[torch.Tensor], None]
 
 # Checkpoint names of the three matrices of an expert, and what vLLM calls them.
 _EXPERT_SHARDS = (("gate_proj", "w13_", "w1"), ("up_proj", "w13_", "w3"), ("down_proj", "w2_", "w2"))
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _SHOWN = 5
 
 
-def load(model: DsaForCausalLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-    """Load every tensor of the checkpoint. Returns the names of all parameters.
+def load(
+    model: Model, tensors: Iterable[tuple[str, torch.Tensor]], belongs_elsewhere: Callable[[str], bool]
+) -> set[str]:
+    """Load every tensor of the checkpoint but those that belong elsewhere. Returns the names of all parameters.
 
     Raises:
         ValueError: for a tensor that is missing, unknown or of the wrong shape, by its name in the checkpoint.
@@ -48,7 +53,7 @@ def load(model: DsaForCausalLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> 
                     f"checkpoint: {name} {tuple(tensor.shape)} does not fit the sizes in config.json: {error}"
                 ) from error
             missing.discard(name)
-        elif not _belongs_elsewhere(model, name):
+        elif not (belongs_elsewhere(name) or name.endswith("rotary_emb.inv_freq")):
             raise ValueError(
                 f"checkpoint: {name} is not a weight of {model.config.architecture}; "
                 "is config.json the one of this checkpoint?"
@@ -59,28 +64,18 @@ def load(model: DsaForCausalLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> 
     return {name for name, _ in model.named_parameters()}
 
 
-def _is_dequantised(model: DsaForCausalLM, name: str) -> bool:
+def _is_dequantised(model: Model, name: str) -> bool:
     """Whether this fp8 weight is needed in the model's dtype: `kv_b_proj` always, all where fp8 is not computed."""
     return isinstance(model.quant_config, DequantisedFp8Config) or name.endswith(".kv_b_proj.weight")
 
 
-def _belongs_elsewhere(model: DsaForCausalLM, name: str) -> bool:
-    """Whether a tensor is rightly not loaded: another stage's, a draft layer's, an unused indexer's, or a buffer."""
-    inner, config = model.model, model.config
-    if name.endswith("rotary_emb.inv_freq"):
-        return True
+def layer_of(name: str) -> int | None:
+    """The layer that a checkpoint's tensor belongs to."""
     match = _LAYER.match(name)
-    if match is None:
-        return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    layer, rest = int(match[1]), match[2]
-    if config.num_layers <= layer < config.num_layers + config.num_nextn_predict_layers:
-        return True
-    if not inner.start_layer <= layer < inner.end_layer:
-        return layer < config.num_layers
-    return rest.startswith("self_attn.indexer.") and not config.selects(layer)
+    return int(match[1]) if match else None
 
 
-def _targets(model: DsaForCausalLM) -> Iterator[tuple[str, Load]]:
+def _targets(model: Model) -> Iterator[tuple[str, Load]]:
     """For every tensor that this rank expects, its name in the checkpoint and what to do with it."""
     for prefix, module in model.named_modules():
         if isinstance(module, LatentUpProjection):
