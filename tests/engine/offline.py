@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {
     # Small, so that several engines fit on one GPU. vLLM wants so much of the memory to be free when it starts.
     "gpu_memory_utilization": 0.1,
     "kv_cache_memory_bytes": 1 << 30,
-    "max_model_len": 8192,
+    "max_model_len": 5120,
     "max_num_seqs": 16,
     "disable_log_stats": False,
 }
