@@ -15,6 +15,7 @@ either side are right is what tests/engine shows.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -25,7 +26,6 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ CONFIG: dict[str, Any] = {
 """DeepSeek-V3.2's config.json with fewer layers and no quantisation."""
 LENGTHS = (2048, 32768, 131072)
 BATCHES = (1, 16, 64)
-MOST_DISTINCT = {2048: 64, 32768: 64, 131072: 16}
+MOST_DISTINCT = {2048: 64, 32768: 64, 131072: 8}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 MODEL_LENGTH = 135168
 CACHE_VARIABLES = (
@@ -96,7 +96,7 @@ CACHE_VARIABLES = (
 """Where engines keep what they compile: under --caches, so that a run knows whether it began cold."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One engine: what is compared is what differs in `side` alone."""
 
@@ -109,15 +109,18 @@ class Run:
         return f"{self.side}, {self.heads} heads, {self.kv_cache_dtype} cache"
 
 
+KEY = tuple(field.name for field in dataclasses.fields(Run))
+
+
 def cases(only: str) -> list[dict[str, Any]]:
-    """Those whose name holds every word of `only`; short before long, so that a run that is cut off has most rows."""
+    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows."""
     found: list[dict[str, Any]] = []
     for length in LENGTHS:
         found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
         for batch in BATCHES:
             distinct = min(batch, MOST_DISTINCT[length])
             found.append({"kind": "decode", "B": batch, "L": length, "distinct": distinct})
-    return [case for case in found if all(word in case_name(case) for word in only.split())]
+    return [case for case in found if set(only.split()) <= set(case_name(case).split())]
 
 
 def case_name(case: dict[str, Any]) -> str:
@@ -163,8 +166,11 @@ def environment(run: Run, caches: Path) -> dict[str, str]:
 
 def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline: float) -> None:
     """Start the engine, take its results one by one into `record`, save after each."""
-    caches = (args.caches or Path(tempfile.mkdtemp(prefix="dsv32-caches-"))) / run.side
+    caches = (args.caches or Path(tempfile.mkdtemp(prefix="dsv32-caches-"))).resolve() / run.side
     entry = find(record, run)
+    if entry is None:
+        entry = dataclasses.asdict(run)
+        record["runs"].append(entry)
     with tempfile.TemporaryDirectory() as folder:
         write_config(run, args.experts, Path(folder))
         cold = not caches.exists()
@@ -175,7 +181,7 @@ def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline
             "started": time.time(),
             "deadline": deadline,
         }
-        entry |= {"options": task["options"] | {"experts": args.experts}, "environment": machine(), "log": []}
+        entry |= {"options": task["options"] | {"experts": args.experts}, "environment": machine()}
         log_path = args.logs / f"{run.side}-{run.heads}-{run.kv_cache_dtype}.log" if args.logs else Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         worker = Path(__file__).with_name("engine_worker.py")
@@ -234,14 +240,22 @@ def take(entry: dict[str, Any], found: dict[str, Any], cold: bool) -> None:
         entry["rows"] = {**entry.get("rows", {}), name: found}
 
 
-def find(record: dict[str, Any], run: Run) -> dict[str, Any]:
-    """The record's entry of this run, made if need be."""
-    key = {"side": run.side, "heads": run.heads, "kv_cache_dtype": run.kv_cache_dtype}
-    for entry in record["runs"]:
-        if all(entry[name] == value for name, value in key.items()):
-            return entry
-    record["runs"].append(dict(key))
-    return record["runs"][-1]
+def find(record: dict[str, Any], run: Run) -> dict[str, Any] | None:
+    """The record's entry of this run."""
+    return next((entry for entry in record["runs"] if run == Run(**{key: entry[key] for key in KEY})), None)
+
+
+def merge(record: dict[str, Any], other: dict[str, Any]) -> None:
+    """Add what another record of the same GPU and versions holds; its rows replace those of the same case."""
+    if any(record[key] != other[key] for key in ("gpu", "versions")):
+        names = [f"{found['gpu']}, {found['versions']}" for found in (record, other)]
+        raise SystemExit(f"expected a record of {names[0]}, got one of {names[1]}; give another --output")
+    for entry in other["runs"]:
+        mine = find(record, Run(**{key: entry[key] for key in KEY}))
+        if mine is None:
+            record["runs"].append(entry)
+        else:
+            mine |= entry | {name: {**mine.get(name, {}), **entry.get(name, {})} for name in ("rows", "startup")}
 
 
 def machine() -> dict[str, Any]:
@@ -259,7 +273,7 @@ def machine() -> dict[str, Any]:
 
 
 def open_record(path: Path) -> dict[str, Any]:
-    """The record to add to. Raises SystemExit for one of another GPU or of other versions."""
+    """The record to add to; one of this GPU and these versions if there is none."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -276,8 +290,7 @@ def open_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {**head, "runs": []}
     record = json.loads(path.read_text())
-    if any(record[key] != head[key] for key in ("gpu", "versions")):
-        raise SystemExit(f"{path} is of {record['gpu']}, {record['versions']}, not of {head}; give another --output")
+    merge(record, {**head, "runs": []})
     return record
 
 
@@ -290,7 +303,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     """Heads, cache, case, a figure for each side, and how many times faster ours is than vLLM's own."""
     lines = []
     for heads, cache in sorted({(entry["heads"], entry["kv_cache_dtype"]) for entry in record["runs"]}, reverse=True):
-        sides = {side: find(record, Run(side, heads, cache)) for side in SIDES}
+        sides = {side: find(record, Run(side, heads, cache)) or {} for side in SIDES}
         for case in cases(""):
             name = case_name(case)
             figures = {side: figure(entry.get("rows", {}).get(name)) for side, entry in sides.items()}
@@ -309,7 +322,6 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
             if any(values):
                 ratio = values[1] / values[0] if values[0] and values[1] else None
                 lines.append([str(heads), cache, label, unit, *shown(values), ratio_text(ratio)])
-    record["runs"] = [entry for entry in record["runs"] if len(entry) > 3]
     return lines
 
 
@@ -340,7 +352,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines += ["| " + " | ".join(cells) + " |" for cells in rows(record)]
     lines += ["", "| run | commit | machine | date |", "| --- | --- | --- | --- |"]
     for entry in record["runs"]:
-        name = Run(entry["side"], entry["heads"], entry["kv_cache_dtype"]).name
+        name = Run(**{key: entry[key] for key in KEY}).name
         made = entry["environment"]
         lines.append(f"| {name} | {made['commit']} | {made['machine']} | {made['date']} |")
     return "\n".join(lines)
@@ -367,9 +379,15 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="keep the engines' logs in this folder")
     parser.add_argument("--output", type=Path, default=RECORD)
     parser.add_argument("--table", action="store_true", help="print the record and stop")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add these records to --output and stop")
     args = parser.parse_args()
-    if args.table:
-        show(json.loads(args.output.read_text()))
+    if args.table or args.merge:
+        paths = [*([args.output] if args.output.exists() else []), *args.merge]
+        record, *others = [json.loads(path.read_text()) for path in paths]
+        for other in others:
+            merge(record, other)
+        save(record, args.output)
+        show(record)
         return 0
     unknown = set(args.sides.split(",")) - set(SIDES)
     if unknown:
