@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.batch import DsaBatch, PrefillChunk
+from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, PrefillChunk
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
@@ -25,6 +25,21 @@ class Ranks:
     size: int
     all_gather: Callable[[torch.Tensor], torch.Tensor]
     """[T, K] of this rank -> [size * T, K] of all, in their order."""
+
+
+MAX_EXPANDED_KEYS = 4096
+"""Latents that a prefill expands at a time: 4096 are 320 MiB of keys and values with 128 heads in bfloat16."""
+
+
+def gathered_keys(max_visible: int, topk: int) -> int:
+    """Keys that a prefill chunk of a batch gathers at most, unless one sequence is longer."""
+    return MAX_EXPANDED_KEYS if max_visible <= topk else MAX_GATHERED_KEYS
+
+
+def is_fresh_prefill(batch: DsaBatch) -> bool:
+    """Whether most keys that the prefills see are their own, which pays for expanding all of them to every head."""
+    tokens = sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks)
+    return tokens > 0 and 2 * tokens >= sum(chunk.total_keys for chunk in batch.prefill_chunks)
 
 
 def needs_selection(batch: DsaBatch, topk: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.rope import softmax_scale
 from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
+from dsv32_plugin.vllm_adapter.latent_up import LatentUpProjection
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""
@@ -65,36 +67,6 @@ class Indexer(nn.Module):
             rotate=self.quantised,
             quantize=self.quantised,
         )
-
-
-class LatentUpProjection(nn.Module):
-    """`kv_b_proj` cut in two: W_UK takes a query to the latent space, W_UV takes the result back to values.
-
-    Attention runs on the latents, so the two halves are needed apart and the whole never is.
-    """
-
-    def __init__(self, config: DsaConfig, num_heads: int) -> None:
-        super().__init__()
-        self.w_uk_hdc = nn.Parameter(torch.empty(num_heads, config.qk_nope_head_dim, config.kv_lora_rank))
-        self.w_uv_hcv = nn.Parameter(torch.empty(num_heads, config.kv_lora_rank, config.v_head_dim))
-        self.requires_grad_(False)
-
-    def load_kv_b_proj(self, weight_nc: torch.Tensor) -> None:
-        """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
-        num_heads, nope, latent = self.w_uk_hdc.shape
-        value = self.w_uv_hcv.shape[2]
-        first = get_tp_group().rank_in_group * num_heads
-        weight_hnc = weight_nc.view(-1, nope + value, latent)[first : first + num_heads]
-        self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
-        self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
-
-    def absorb(self, q_thd: torch.Tensor) -> torch.Tensor:
-        """[T, H, nope] -> [T, H, C]."""
-        return torch.bmm(q_thd.transpose(0, 1), self.w_uk_hdc).transpose(0, 1)
-
-    def values(self, out_thc: torch.Tensor) -> torch.Tensor:
-        """[T, H, C] -> [T, H * v]."""
-        return torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv).transpose(0, 1).flatten(1)
 
 
 class DsaAttention(nn.Module):
@@ -159,8 +131,8 @@ class DsaAttention(nn.Module):
         batch = self._batch()
         if batch is None:
             # A run without caches, to measure memory: `warmup` runs the attention itself, once for all layers.
-            q_a_tl = self._projected(hidden_th)[0]
-            return self._output(self._queries(q_a_tl)[0])
+            q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+            return self._output(self.kv_up.values(self.kv_up.absorb(q_nope_thd)))
         num_tokens = batch.slots_t.shape[0]
         out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
         if num_tokens == hidden_th.shape[0]:
@@ -176,10 +148,39 @@ class DsaAttention(nn.Module):
         if selected_tk is not None and self.indexer is not None:
             q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
             dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk, self.ranks)
-        q_latent_thc, q_rope_thr = self._queries(q_a_tl)
+        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        if selected_tk is None and dsa.is_fresh_prefill(batch):
+            return self._output(self._attend_expanded(batch, q_nope_thd, q_rope_thr))
+        return self._output(self._attend_latents(batch, q_nope_thd, q_rope_thr, selected_tk))
+
+    def _attend_latents(
+        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, selected_tk: torch.Tensor | None
+    ) -> torch.Tensor:
+        q_latent_thc = self.kv_up.absorb(q_nope_thd)
         out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, self.latents.kv_cache, selected_tk, self.scale)
-        return self._output(out_thc)
+        return self.kv_up.values(out_thc)
+
+    def _attend_expanded(self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor) -> torch.Tensor:
+        """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
+        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        if batch.decodes is not None:
+            rows = batch.decodes.tokens
+            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
+            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], None)
+        for chunk in batch.prefill_chunks:
+            rows = chunk.tokens
+            rows_sc = kernels.gather_latents(
+                self.latents.kv_cache,
+                chunk.block_table_bp,
+                chunk.cu_seqlens_b1,
+                chunk.total_keys,
+                dtype=q_nope_thd.dtype,
+            )
+            k_shd, v_shv = self.kv_up.expand(rows_sc)
+            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
+            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+        return values_thv
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
@@ -187,13 +188,13 @@ class DsaAttention(nn.Module):
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
     def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries in the latent space [T, H, C], and their rope part [T, H, R], not yet rotated."""
+        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
         q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
         q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        return self.kv_up.absorb(q_nope_thd), q_rope_thr
+        return q_nope_thd, q_rope_thr
 
-    def _output(self, out_thc: torch.Tensor) -> torch.Tensor:
-        return self.o_proj(self.kv_up.values(out_thc))[0]
+    def _output(self, values_thv: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(values_thv.flatten(1))[0]
 
     def _batch(self) -> DsaBatch | None:
         metadata = get_forward_context().attn_metadata

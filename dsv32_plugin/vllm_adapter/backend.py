@@ -16,7 +16,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsv32_plugin import settings
+from dsv32_plugin import dsa, settings
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 
@@ -47,6 +47,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
         assert self.reorder_batch_threshold is not None
         self.max_visible = vllm_config.model_config.max_model_len
+        self.topk = vllm_config.model_config.hf_config.index_topk
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # What a captured graph reads lies in tensors that are never replaced: these, and those of vLLM's runner.
         token_t = torch.arange(max_tokens, dtype=torch.int32, device=device)
@@ -64,6 +65,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
         if queries <= self.reorder_batch_threshold and num_tokens == num_reqs * queries:
             return self._uniform(common, queries)
         assert common.seq_lens_cpu_upper_bound is not None, "vLLM 0.26 always fills seq_lens_cpu_upper_bound"
+        max_visible = self._max_visible(common)
         num_decodes = split_decodes_and_prefills(common, decode_threshold=self.reorder_batch_threshold)[0]
         return mixed_batch(
             slots_t=common.slot_mapping[:num_tokens],
@@ -72,8 +74,9 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
             query_start_b1=common.query_start_loc[: num_reqs + 1],
             seq_lens_cpu_b=common.seq_lens_cpu_upper_bound[:num_reqs],
             query_start_cpu_b1=common.query_start_loc_cpu[: num_reqs + 1],
-            max_visible=self._max_visible(common),
+            max_visible=max_visible,
             num_decodes=num_decodes,
+            max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
 
     def _max_visible(self, common: CommonAttentionMetadata) -> int:

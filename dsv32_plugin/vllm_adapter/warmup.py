@@ -6,74 +6,62 @@ for it: first one as large as any can be, then small ones of every size that has
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_world_group
 from vllm.logger import init_logger
 
-from dsv32_plugin import cache_layout
+from dsv32_plugin import cache_layout, dsa
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
-from dsv32_plugin.kernels import aot
+from dsv32_plugin.kernels.ahead import Launches
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 
 logger = init_logger("vllm.dsv32_plugin")
 
 
-class Precompilation:
-    """Triton's disk cache, filled by processes beside the loading of the weights; once on each machine."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._thread: threading.Thread | None = None
-        self._seconds = 0.0
-        if get_world_group().local_rank == 0:
-            index = torch.cuda.current_device() if device.index is None else device.index
-            target = aot.target_of_device(index)
-            if target.name in aot.TARGETS:
-                self._thread = threading.Thread(target=self._run, args=(target,), name="dsv32-precompile", daemon=True)
-                self._thread.start()
-
-    def _run(self, target: aot.Target) -> None:
-        started = time.perf_counter()
-        failed = [record for record in aot.precompile(target) if record.error]
-        self._seconds = time.perf_counter() - started
-        for record in failed:
-            # Not needed by every model: what this one needs is compiled, and fails, in the first launch.
-            logger.warning("dsv32: %s %s does not compile: %s", record.operation, record.case, record.error)
-
-    def wait(self) -> None:
-        """Until the machine's cache is full."""
-        if self._thread is not None:
-            self._thread.join()
-            logger.info("dsv32: kernels compiled in %.1f s, beside the loading of the weights", self._seconds)
-        get_world_group().barrier()
-
-
 def run(
-    layers: list[DsaAttention], positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor,
+    layers: list[DsaAttention],
+    positions_t: torch.Tensor,
+    hidden_th: torch.Tensor,
+    slots_tk: torch.Tensor,
     vllm_config: VllmConfig,
-) -> None:  # fmt: skip
+) -> None:
     """Run each of `layers` on made-up batches of up to as many tokens as `hidden_th` has."""
-    started = time.perf_counter()
-    max_len, topk = vllm_config.model_config.max_model_len, slots_tk.shape[1]
-    most, device = hidden_th.shape[0], hidden_th.device
-    drafted = vllm_config.num_speculative_tokens
     positions_t = torch.zeros_like(positions_t)
-    most_decodes = vllm_config.scheduler_config.max_num_seqs * (1 + drafted)
-    lengths = [*_powers(min(topk, max_len)), *(n for n in _powers(max_len) if n > topk), max_len]
-    count = 0
-    for layer in layers:
-        with _made_up_caches(layer):
-            for batch in _batches(most, most_decodes, lengths, drafted, device):
-                tokens = slice(0, batch.slots_t.shape[0])
-                layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
-                count += 1
-    torch.accelerator.synchronize()
-    logger.info("dsv32: warmed up with %d batches in %.1f s", count, time.perf_counter() - started)
+    made_up = MadeUp(vllm_config.model_config.max_model_len, slots_tk.shape[1], hidden_th.device)
+    queries = 1 + vllm_config.num_speculative_tokens
+    most_decodes = vllm_config.scheduler_config.max_num_seqs * queries
+
+    def run_all() -> None:
+        for layer in layers:
+            with _made_up_caches(layer):
+                for batch in made_up.batches(hidden_th.shape[0], most_decodes, sorted({1, queries})):
+                    tokens = slice(0, batch.slots_t.shape[0])
+                    layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
+        torch.accelerator.synchronize()
+
+    started = time.perf_counter()
+    launches = Launches()
+    with launches.record():
+        run_all()
+    recorded, count = time.perf_counter(), len(launches)
+    # One process of a machine compiles, the others then find its results on the disk.
+    group = get_world_group()
+    if group.local_rank == 0:
+        launches.compile(hidden_th.device)
+    group.barrier()
+    launches.compile(hidden_th.device)
+    compiled = time.perf_counter()
+    run_all()
+    logger.info(
+        "dsv32: %d kernels: found in %.1f s, compiled in %.1f s, run in %.1f s",
+        count, recorded - started, compiled - recorded, time.perf_counter() - compiled,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -91,51 +79,59 @@ def _made_up_caches(layer: DsaAttention) -> Iterator[None]:
             cache.kv_cache = kv_cache
 
 
-def _batches(
-    most: int, most_decodes: int, lengths: list[int], drafted: int, device: torch.device
-) -> Iterator[DsaBatch]:
-    """The largest batch first, since what it frees serves all others."""
-    max_len = lengths[-1]
-    yield _prefill(most, max_len, min(most, max(1, MAX_GATHERED_KEYS // max_len)), max_len, device)
-    for tokens in (*_powers(most), most):
-        for length in lengths:
-            yield _prefill(tokens, length, 1, max_len, device)
-            for queries in {1, 1 + drafted}:
-                if tokens % queries == 0 and tokens <= most_decodes:
-                    yield _decode(tokens, length, queries, max_len, device)
+@dataclass(frozen=True)
+class MadeUp:
+    """Batches that write nothing and whose pages are all the first one."""
 
+    max_len: int
+    topk: int
+    device: torch.device
 
-def _prefill(tokens: int, length: int, num_seqs: int, max_len: int, device: torch.device) -> DsaBatch:
-    """`tokens` shared by sequences that are `length` long after them (or longer, if they are more)."""
-    share = tokens // num_seqs
-    query_start_b1 = torch.arange(num_seqs + 1, dtype=torch.int32) * share
-    seq_lens_b = torch.full((num_seqs,), max(length, share), dtype=torch.int32)
-    return mixed_batch(
-        slots_t=torch.full((share * num_seqs,), -1, device=device),
-        block_table_bp=_table(num_seqs, max_len, device),
-        seq_lens_b=seq_lens_b.to(device),
-        query_start_b1=query_start_b1.to(device),
-        seq_lens_cpu_b=seq_lens_b,
-        query_start_cpu_b1=query_start_b1,
-        max_visible=int(seq_lens_b[0]),
-        num_decodes=0,
-    )
+    def batches(self, most: int, most_decodes: int, queries: list[int]) -> Iterator[DsaBatch]:
+        """The largest first, since what they free serves all others."""
+        yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
+        short = min(self.topk, self.max_len)
+        yield self.prefill(most, short, most // short)
+        lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
+        for tokens in (*_powers(most), most):
+            for length in lengths:
+                yield self.prefill(tokens, length, tokens // length)
+                for n in queries:
+                    if n <= tokens <= most_decodes:
+                        yield self.decode(tokens // n, length, n)
 
+    def prefill(self, tokens: int, length: int, num_seqs: int) -> DsaBatch:
+        """About `tokens`, the last ones of sequences of this length."""
+        num_seqs = min(max(1, num_seqs), tokens)
+        share = min(tokens // num_seqs, length)
+        query_start_b1 = torch.arange(num_seqs + 1, dtype=torch.int32) * share
+        seq_lens_b = torch.full((num_seqs,), length, dtype=torch.int32)
+        return mixed_batch(
+            slots_t=torch.full((share * num_seqs,), -1, device=self.device),
+            block_table_bp=self._table(num_seqs),
+            seq_lens_b=seq_lens_b.to(self.device),
+            query_start_b1=query_start_b1.to(self.device),
+            seq_lens_cpu_b=seq_lens_b,
+            query_start_cpu_b1=query_start_b1,
+            max_visible=length,
+            num_decodes=0,
+            max_gathered_keys=dsa.gathered_keys(length, self.topk),
+        )
 
-def _decode(tokens: int, length: int, queries: int, max_len: int, device: torch.device) -> DsaBatch:
-    return uniform_decodes(
-        slots_t=torch.full((tokens,), -1, device=device),
-        block_table_bp=_table(tokens // queries, max_len, device),
-        seq_t=torch.arange(tokens, dtype=torch.int32, device=device) // queries,
-        visible_t=torch.full((tokens,), length, dtype=torch.int32, device=device),
-        max_visible=length,
-        queries=queries,
-    )
+    def decode(self, num_seqs: int, length: int, queries: int) -> DsaBatch:
+        tokens = num_seqs * queries
+        return uniform_decodes(
+            slots_t=torch.full((tokens,), -1, device=self.device),
+            block_table_bp=self._table(num_seqs),
+            seq_t=torch.arange(tokens, dtype=torch.int32, device=self.device) // queries,
+            visible_t=torch.full((tokens,), length, dtype=torch.int32, device=self.device),
+            max_visible=length,
+            queries=queries,
+        )
 
-
-def _table(num_seqs: int, max_len: int, device: torch.device) -> torch.Tensor:
-    pages = -(-max_len // cache_layout.PAGE_SIZE)
-    return torch.zeros(num_seqs, pages, dtype=torch.int32, device=device)
+    def _table(self, num_seqs: int) -> torch.Tensor:
+        pages = -(-self.max_len // cache_layout.PAGE_SIZE)
+        return torch.zeros(num_seqs, pages, dtype=torch.int32, device=self.device)
 
 
 def _powers(limit: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from vllm.model_executor.layers.fused_moe import RoutedExperts
@@ -13,14 +13,14 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from dsv32_plugin import block_fp8
-from dsv32_plugin.vllm_adapter.attention import LatentUpProjection
+from dsv32_plugin.vllm_adapter.latent_up import LatentUpProjection
 from dsv32_plugin.vllm_adapter.quantisation import DequantisedFp8Config
 
 if TYPE_CHECKING:
     from dsv32_plugin.vllm_adapter.model import DsaForCausalLM
     from dsv32_plugin.vllm_adapter.mtp import DsaMtp
 
-    Model = DsaForCausalLM | DsaMtp
+    Model: TypeAlias = DsaForCausalLM | DsaMtp
 
 Load = Callable[[torch.Tensor], None]
 
