@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import needle
 import pytest
@@ -15,9 +15,10 @@ DENSE = [needle.prompt(length, topk=TOPK, seed=length) for length in (27, 32)]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the multi-token prediction layer, which Hugging Face leaves out."""
     out = tmp_path_factory.mktemp("needle") / "model"
-    needle.write(out, topk=TOPK)
+    needle.write(out, topk=TOPK, mtp=True)
     return out
 
 
@@ -37,15 +38,24 @@ def test_a_wrong_selection_loses_the_needle(model: Path, fault: Fault) -> None:
         assert answer.tokens != haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp8-caches": {"dtype": "bfloat16", "kv_cache_dtype": "fp8"},
+    "mtp": {"dtype": "float32", "speculative_config": {"method": "mtp", "num_speculative_tokens": 3}},
+}
+
+
 @pytest.mark.engine
-def test_vllm_answers(model: Path) -> None:
-    """In chunks, batched with the decodes of others; index keys and latents are fp8."""
+@pytest.mark.parametrize("name", VARIANTS)
+def test_vllm_answers(model: Path, name: str) -> None:
+    """In chunks, batched with the decodes of others. Every draft is right, since the draft layer selects as well."""
     pytest.importorskip("vllm")
     from offline import offline_engine
 
     haystacks = SPARSE + DENSE
-    options = {"dtype": "bfloat16", "kv_cache_dtype": "fp8", "kv_cache_memory_bytes": 1 << 28}
-    with offline_engine(model, max_num_batched_tokens=512, **options) as engine:
+    with offline_engine(model, max_num_batched_tokens=512, kv_cache_memory_bytes=1 << 28, **VARIANTS[name]) as engine:
         answers = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
+        if name == "mtp":
+            drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
+            assert engine.metric("vllm:spec_decode_num_accepted_tokens") == drafted > 0
     for haystack, answer in zip(haystacks, answers, strict=True):
         assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"

@@ -44,7 +44,7 @@ def test_needle_in_long_contexts(tmp_path: Path, kv_cache_dtype: str, mtp: bool)
             drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
             accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
             assert drafted > 0
-            assert accepted >= 0.9 * drafted, f"{accepted:.0f} of {drafted:.0f} drafts were right"
+            assert accepted == drafted
 
 
 def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
