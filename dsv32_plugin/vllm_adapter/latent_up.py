@@ -35,8 +35,10 @@ class LatentUpProjection(nn.Module):
         return torch.bmm(q_thd.transpose(0, 1), self.w_uk_hdc).transpose(0, 1)
 
     def values(self, out_thc: torch.Tensor) -> torch.Tensor:
-        """[T, H, C] -> [T, H, v]."""
-        return torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv).transpose(0, 1)
+        """[T, H, C] -> [T, H, v], contiguous, as the output projection takes it."""
+        values_thv = out_thc.new_empty(*out_thc.shape[:2], self.value_dim)
+        torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv, out=values_thv.transpose(0, 1))
+        return values_thv
 
     def expand(self, rows_sc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents with their rope keys, [S, C + R] -> keys [S, H, nope + R] and values [S, H, v]."""

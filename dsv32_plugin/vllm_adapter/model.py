@@ -180,9 +180,12 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         guard.check_backend()
         choices = dispatch.choices(vllm_config.device_config.device)
-        kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info_once(
-            "dsv32: serving %s with dsv32-plugin %s; kernels: %s", config.architecture, __version__, kernels
+            "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",
+            config.architecture,
+            __version__,
+            current_platform.get_device_name(),
+            ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items()),
         )
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:

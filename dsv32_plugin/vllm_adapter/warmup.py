@@ -39,7 +39,7 @@ def run(
 
     def run_all() -> None:
         for layer in layers:
-            with _made_up_caches(layer):
+            with made_up_caches(layer):
                 for batch in made_up.batches(hidden_th.shape[0], most_decodes, sorted({1, queries})):
                     tokens = slice(0, batch.slots_t.shape[0])
                     layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
@@ -65,7 +65,7 @@ def run(
 
 
 @contextmanager
-def _made_up_caches(layer: DsaAttention) -> Iterator[None]:
+def made_up_caches(layer: DsaAttention) -> Iterator[None]:
     """One page of zeros stands for all."""
     caches = [layer.latents, *([layer.indexer.k_cache] if layer.indexer is not None else [])]
     real = [cache.kv_cache for cache in caches]
