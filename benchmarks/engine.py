@@ -89,6 +89,14 @@ BATCHES = (1, 16, 64)
 MOST_DISTINCT = {2048: 64, 32768: 64, 131072: 8}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 MODEL_LENGTH = 135168
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Compile what is used, when it is used first: each case warms up.
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
+    # Greedy requests do not use FlashInfer's sampler, and its compilation at the first start takes 100 s on every side.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
 CACHE_VARIABLES = (
     "HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
@@ -155,8 +163,7 @@ def engine_options(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def environment(run: Run, caches: Path) -> dict[str, str]:
-    env = {**os.environ, "VLLM_DEEP_GEMM_WARMUP": "skip", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    env["DSV32_PLUGIN"] = str(int(run.side == "plugin"))
+    env = {**os.environ, **ENVIRONMENT, "DSV32_PLUGIN": str(int(run.side == "plugin"))}
     for name in CACHE_VARIABLES:
         folder = caches / name.lower()
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,14 +188,18 @@ def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline
             "started": time.time(),
             "deadline": deadline,
         }
-        entry |= {"options": task["options"] | {"experts": args.experts}, "environment": machine()}
+        entry |= {
+            "options": task["options"] | {"experts": args.experts},
+            "variables": ENVIRONMENT,
+            "environment": machine(),
+        }
         log_path = args.logs / f"{run.side}-{run.heads}-{run.kv_cache_dtype}.log" if args.logs else Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        worker = Path(__file__).with_name("engine_worker.py")
+        worker = Path(__file__).resolve().with_name("engine_worker.py")
         process = subprocess.Popen(
             [sys.executable, str(worker), json.dumps(task)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=environment(run, caches), start_new_session=True,
+            env=environment(run, caches), cwd=folder, start_new_session=True,
         )  # fmt: skip
         try:
             tail = follow(process, log_path, run, entry, record, args.output, cold)

@@ -81,10 +81,22 @@ class OfflineEngine:
         return self.llm.generate(given, sampling, use_tqdm=False)
 
 
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    # This process may have used CUDA, which a fork of it then cannot.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # `python -m` in a checkout would import the checkout's folder, not the installed package.
+    "PYTHONSAFEPATH": "1",
+    # FlashInfer's sampler is compiled at the first start, which takes longer than a test. Greedy requests do not use it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+
+
 @contextmanager
 def offline_engine(model: Path, *, env: Mapping[str, str] | None = None, **options: Any) -> Iterator[OfflineEngine]:
     """An engine that runs in a process of its own and ends with the block."""
-    with patch.dict(os.environ, {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}):
+    with patch.dict(os.environ, {**ENVIRONMENT, **(env or {})}):
         engine = OfflineEngine(model, options)
         try:
             yield engine

@@ -21,7 +21,7 @@ pytest.importorskip("vllm")
 import client
 import httpx
 from client import random_prompt
-from offline import BATCH_INVARIANT
+from offline import BATCH_INVARIANT, ENVIRONMENT
 
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
@@ -110,7 +110,7 @@ class Client:
 def test_concurrent_requests_with_aborts(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> None:
     model = checkpoint(TinySpec())
     prompts = [random_prompt(length, seed=1) for length, _ in REQUESTS]
-    env = {**BATCH_INVARIANT, "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+    env = {**ENVIRONMENT, **BATCH_INVARIANT, "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
     with VllmServer(model, OPTIONS, log_path=tmp_path / "server.log", env=env) as server:
         server.wait_until_ready(START_TIMEOUT_S)
         expected = [client.complete(server.url, p, steps) for p, (_, steps) in zip(prompts, REQUESTS, strict=True)]
