@@ -4,9 +4,10 @@
     python benchmarks/engine.py --sides plugin --heads 16 --only decode
     python benchmarks/engine.py --table                             # print the record
 
-Real sizes but 5 layers, dummy bfloat16 weights and fewer experts, so that one GPU holds it. The sides get the same
-arguments; each runs in a process of its own. A run adds to the record or replaces what it measured again, so that parts
-can be measured one after the other; a record is of one kind of GPU and one set of versions.
+Real sizes but 5 layers, dummy bfloat16 weights and fewer experts, so that one GPU holds all sides at once. The sides
+get the same arguments; each runs in a process of its own. They are started one after the other, then take turns, case by
+case. A run adds to the record or replaces what it measured again, so that parts can be measured one after the other; a
+record is of one kind of GPU and one set of versions.
 
 The answers of dummy weights mean nothing, so this proves only that every request got its tokens. That the answers of
 either side are right is what tests/engine shows.
@@ -19,12 +20,14 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,7 @@ CONFIG: dict[str, Any] = {
 """DeepSeek-V3.2's config.json with fewer layers and no quantisation."""
 LENGTHS = (2048, 32768, 131072)
 BATCHES = (1, 16, 64)
-MOST_DISTINCT = {2048: 64, 32768: 64, 131072: 8}
+MOST_DISTINCT = {2048: 64, 32768: 32, 131072: 4}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 MODEL_LENGTH = 135168
 ENVIRONMENT = {
@@ -96,6 +99,8 @@ ENVIRONMENT = {
     "VLLM_DEEP_GEMM_WARMUP": "skip",
     # Greedy requests do not use FlashInfer's sampler, and its compilation at the first start takes 100 s on every side.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # The worker asks the engine's process for its memory with a function of its own.
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
 CACHE_VARIABLES = (
     "HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
@@ -157,6 +162,8 @@ def engine_options(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         "max_model_len": MODEL_LENGTH,
         "max_num_seqs": max(BATCHES),
         "max_num_batched_tokens": 8192,
+        # Of the memory, so much must be free when the second side starts; the cache has a size of its own.
+        "gpu_memory_utilization": 0.3,
         "kv_cache_memory_bytes": int(args.cache_gib * 2**30),
         **json.loads(args.options),
     }
@@ -171,84 +178,108 @@ def environment(run: Run, caches: Path) -> dict[str, str]:
     return env
 
 
-def measure(run: Run, args: argparse.Namespace, record: dict[str, Any], deadline: float) -> None:
-    """Start the engine, take its results one by one into `record`, save after each."""
-    caches = (args.caches or Path(tempfile.mkdtemp(prefix="dsv32-caches-"))).resolve() / run.side
-    entry = find(record, run)
-    if entry is None:
-        entry = dataclasses.asdict(run)
-        record["runs"].append(entry)
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(run, args.experts, Path(folder))
-        cold = not caches.exists()
-        task = {
-            "model": folder,
-            "options": engine_options(run, args),
-            "cases": cases(args.only),
-            "started": time.time(),
-            "deadline": deadline,
-        }
-        entry |= {
-            "options": task["options"] | {"experts": args.experts},
-            "variables": ENVIRONMENT,
-            "environment": machine(),
-        }
+class Worker:
+    """One side's process. What it says beside results goes to its log."""
+
+    def __init__(self, run: Run, args: argparse.Namespace) -> None:
+        self.run, self.tail = run, deque(maxlen=15)
+        self._folder = tempfile.TemporaryDirectory()
+        caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
+        self.state = "warm" if caches.exists() else "cold"
+        write_config(run, args.experts, Path(self._folder.name))
+        self.options = engine_options(run, args)
         log_path = args.logs / f"{run.side}-{run.heads}-{run.kv_cache_dtype}.log" if args.logs else Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        worker = Path(__file__).resolve().with_name("engine_worker.py")
-        process = subprocess.Popen(
-            [sys.executable, str(worker), json.dumps(task)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=environment(run, caches), cwd=folder, start_new_session=True,
+        task = {"model": self._folder.name, "options": self.options, "started": time.time()}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve().with_name("engine_worker.py")), json.dumps(task)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=environment(run, caches), cwd=self._folder.name, start_new_session=True,
         )  # fmt: skip
+        self._results: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, args=(log_path,), daemon=True).start()
+
+    def _read(self, log_path: Path) -> None:
+        assert self._process.stdout is not None
+        with log_path.open("w") as log:
+            for text in self._process.stdout:
+                log.write(text)
+                log.flush()
+                if text.startswith(MARK):
+                    self._results.put(json.loads(text[len(MARK) :]))
+                else:
+                    self.tail.append(text.rstrip())
+        self._results.put(None)
+
+    def result(self) -> dict[str, Any] | None:
+        """The next result; None once the process has ended."""
+        return self._results.get()
+
+    def ask(self, case: dict[str, Any]) -> dict[str, Any] | None:
+        assert self._process.stdin is not None
         try:
-            tail = follow(process, log_path, run, entry, record, args.output, cold)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if process.wait():
-            entry["failed"] = tail
-            save(record, args.output)
-            print(f"{run.name} ended with status {process.returncode}\n" + "\n".join(tail), flush=True)
-        else:
-            entry.pop("failed", None)
-    if args.caches is None:
-        shutil.rmtree(caches.parent, ignore_errors=True)
+            self._process.stdin.write(json.dumps(case) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self.result()
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._folder.cleanup()
 
 
-def follow(
-    process: subprocess.Popen[str],
-    log_path: Path,
-    run: Run,
-    entry: dict[str, Any],
-    record: dict[str, Any],
-    output: Path,
-    cold: bool,
-) -> list[str]:
-    """Read the worker until it ends; the record is on disk after every result. Returns its last lines."""
-    assert process.stdout is not None
-    tail: list[str] = []
-    with log_path.open("w") as log:
-        for text in process.stdout:
-            log.write(text)
-            log.flush()
-            tail = [*tail[-15:], text.rstrip()]
-            if text.startswith(MARK):
-                take(entry, json.loads(text[len(MARK) :]), cold)
-                save(record, output)
-                print(f"{run.name}: {text[len(MARK) :].rstrip()}", flush=True)
-    process.wait()
-    return tail
+def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], deadline: float) -> None:
+    """Start the sides, then let them take turns; the record is on disk after every result."""
+    workers: list[Worker] = []
+    try:
+        for run in runs:
+            workers.append(Worker(run, args))
+            if not args.start_together:
+                started(workers[-1], args, record, workers[-1].result())
+        if args.start_together:
+            for worker in workers:
+                started(worker, args, record, worker.result())
+        for case in cases(args.only):
+            for worker in workers:
+                if time.time() < deadline:
+                    take(worker, args, record, case, worker.ask(case))
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
-def take(entry: dict[str, Any], found: dict[str, Any], cold: bool) -> None:
-    if "startup" in found:
-        entry.setdefault("startup", {})["cold" if cold else "warm"] = found["startup"]
-    elif "peak_memory_gib" in found:
-        entry["peak_memory_gib"] = max(found["peak_memory_gib"], entry.get("peak_memory_gib", 0.0))
-    elif "not_run" not in found:
-        name = case_name(found["case"])
-        entry["rows"] = {**entry.get("rows", {}), name: found}
+def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], found: dict[str, Any] | None) -> None:
+    entry = find(record, worker.run)
+    if entry is None:
+        entry = dataclasses.asdict(worker.run)
+        record["runs"].append(entry)
+    options = worker.options | {"experts": args.experts}
+    entry |= {"options": options, "variables": ENVIRONMENT, "environment": machine(), "failed": None}
+    if found is None:
+        entry["failed"] = list(worker.tail)
+        print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
+    elif not args.start_together:
+        entry.setdefault("startup", {})[worker.state] = found
+    print(f"{worker.run.name}: {found}", flush=True)
+    save(record, args.output)
+
+
+def take(
+    worker: Worker, args: argparse.Namespace, record: dict[str, Any], case: dict[str, Any], found: dict[str, Any] | None
+) -> None:
+    entry = find(record, worker.run)
+    assert entry is not None
+    if entry["failed"]:
+        return
+    if found is None:
+        entry["failed"] = list(worker.tail)
+        found = {"error": "the engine ended", "log": list(worker.tail)}
+    entry["rows"] = {**entry.get("rows", {}), case_name(case): case | found}
+    print(f"{worker.run.name}, {case_name(case)}: {found}", flush=True)
+    save(record, args.output)
 
 
 def find(record: dict[str, Any], run: Run) -> dict[str, Any] | None:
@@ -327,7 +358,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
         for label, unit, get in (
             ("start to first token, nothing compiled before", "s", lambda e: startup(e, "cold")),
             ("start to first token, again", "s", lambda e: startup(e, "warm")),
-            ("most memory", "GiB", lambda e: e.get("peak_memory_gib")),
+            ("most memory held by torch", "GiB", peak),
         ):
             values = [get(entry) for entry in sides.values()]
             if any(values):
@@ -337,8 +368,11 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def figure(row: dict[str, Any] | None) -> float | None:
-    result = (row or {}).get("result", {})
-    return result.get("tokens_per_s") or result.get("ms_per_step")
+    return (row or {}).get("tokens_per_s") or (row or {}).get("ms_per_step")
+
+
+def peak(entry: dict[str, Any]) -> float | None:
+    return max((row.get("peak_gib", 0.0) for row in entry.get("rows", {}).values()), default=None)
 
 
 def startup(entry: dict[str, Any], state: str) -> float | None:
@@ -383,7 +417,8 @@ def main() -> int:
     parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
     parser.add_argument("--experts", type=int, default=32, help="routed experts, the same on every side (V3.2 has 256)")
-    parser.add_argument("--cache-gib", type=float, default=20.0, help="size of the KV cache")
+    parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
+    parser.add_argument("--cache-gib", type=float, default=12.0, help="size of the KV cache")
     parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
     parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
@@ -409,10 +444,10 @@ def main() -> int:
     deadline = time.time() + args.seconds
     for heads in args.heads.split(","):
         for cache in args.kv_cache_dtype.split(","):
-            for side in args.sides.split(","):
-                measure(Run(side, int(heads), cache), args, record, deadline)
+            runs = [Run(side, int(heads), cache) for side in args.sides.split(",")]
+            measure(runs, args, record, deadline)
     show(record)
-    failed = [entry for entry in record["runs"] if "failed" in entry]
+    failed = [entry for entry in record["runs"] if entry["failed"]]
     wrong = [row for entry in record["runs"] for row in entry.get("rows", {}).values() if "error" in row]
     return int(bool(failed or wrong))
 

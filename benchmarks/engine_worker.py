@@ -1,18 +1,16 @@
-"""One engine in its own process: start it, then time prefills and decodes; engine.py starts it and reads the results.
+"""One engine in its own process: start it, then time the cases that come on stdin; engine.py drives it.
 
-    python benchmarks/engine_worker.py '{"model": ..., "options": ..., "cases": ..., "started": ..., "deadline": ...}'
+    python benchmarks/engine_worker.py '{"model": ..., "options": ..., "started": ...}'
 
-A result is a line of JSON after MARK; everything else on stdout is the engine's. Needs vLLM, not the plugin: it also
-times vLLM's own code.
+A case is a line of JSON on stdin; a result a line of JSON after MARK on stdout, where everything else is the engine's.
+Needs vLLM, not the plugin: it also times vLLM's own code.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,28 +32,6 @@ def emit(**fields: Any) -> None:
     print(MARK + json.dumps(fields), flush=True)
 
 
-class PeakMemory:
-    """The most memory in use on this process's GPU, by the driver's account, sampled while the process runs."""
-
-    def __init__(self) -> None:
-        from vllm.third_party import pynvml
-
-        pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        if visible.startswith("GPU-"):
-            handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
-        self._used = lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-        self.before = self.peak = self._used()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            self.peak = max(self.peak, self._used())
-            time.sleep(0.1)
-
-
 class Engine:
     """vLLM's LLM, driven step by step so that every step has its time."""
 
@@ -65,6 +41,10 @@ class Engine:
         self._params = SamplingParams
         self.engine = LLM(model=model, **options).llm_engine
         self._requests = 0
+
+    def peak_gib(self) -> float:
+        """The most memory that torch has held for the engine's tensors: weights, caches and what is computed."""
+        return round(max(self.engine.collective_rpc(_peak_bytes)) / 2**30, 2)
 
     def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[float, float, list[float]]:
         """Send all prompts at once and wait for `tokens` tokens of each.
@@ -97,6 +77,10 @@ class Engine:
         if wrong:
             raise RuntimeError(f"expected {tokens} tokens of every request, got {wrong}")
         return first_s, time.perf_counter() - started, steps
+
+
+def _peak_bytes(worker: Any) -> int:
+    return torch.cuda.max_memory_allocated(worker.device) if worker.device.type == "cuda" else 0
 
 
 def prompt(stream: int, length: int) -> list[int]:
@@ -148,28 +132,18 @@ CASES: dict[str, Callable[[Engine, dict[str, Any]], dict[str, Any]]] = {"prefill
 
 def main() -> int:
     task = json.loads(sys.argv[1])
-    memory = PeakMemory()
     engine = Engine(task["model"], task["options"])
     ready_s = time.time() - task["started"]
     engine.run([prompt(1 << 20, 16)], 1)
-    emit(
-        startup={
-            "ready_s": round(ready_s, 1),
-            "first_token_s": round(time.time() - task["started"], 1),
-            "memory_gib": round((memory.peak - memory.before) / 2**30, 2),
-        }
-    )
-    for case in task["cases"]:
-        if time.time() > task["deadline"]:
-            emit(case=case, not_run="no time was left")
-            continue
+    emit(ready_s=round(ready_s, 1), first_token_s=round(time.time() - task["started"], 1))
+    for line in sys.stdin:
+        case = json.loads(line)
         try:
-            emit(case=case, result=CASES[case["kind"]](engine, case))
+            emit(**CASES[case["kind"]](engine, case), peak_gib=engine.peak_gib())
         except Exception as error:
-            emit(case=case, error=f"{type(error).__name__}: {str(error)[:500]}")
+            emit(error=f"{type(error).__name__}: {str(error)[:500]}")
             if "EngineDead" in type(error).__name__:
                 return 1
-    emit(peak_memory_gib=round((memory.peak - memory.before) / 2**30, 2))
     return 0
 
 

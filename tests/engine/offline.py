@@ -88,7 +88,7 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # `python -m` in a checkout would import the checkout's folder, not the installed package.
     "PYTHONSAFEPATH": "1",
-    # FlashInfer's sampler is compiled at the first start, which takes longer than a test. Greedy requests do not use it.
+    # FlashInfer's sampler is compiled at the first start, longer than a test takes. Greedy requests do not use it.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 
