@@ -74,7 +74,7 @@ def select_slots(
             batch.decodes.table_bp,
             batch.decodes.visible_bn,
             topk,
-            max_visible=batch.decodes.max_visible,
+            max_visible=batch.decodes.longest,
             workspace_bytes=DECODE_WORKSPACE_BYTES,
             out=slots_tk[rows].unflatten(0, shape_bn),
         )

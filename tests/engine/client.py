@@ -46,10 +46,10 @@ def complete(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Com
     return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"], details.get("cached_tokens", 0))
 
 
-def complete_together(url: str, prompts: Sequence[Sequence[int]], steps: int) -> list[Completion]:
+def complete_together(url: str, prompts: Sequence[Sequence[int]], steps: int, **options: Any) -> list[Completion]:
     """All prompts at once, so that the engine batches them."""
     with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(lambda prompt: complete(url, prompt, steps), prompts))
+        return list(pool.map(lambda prompt: complete(url, prompt, steps, **options), prompts))
 
 
 def prompt_logprobs(url: str, prompt: Sequence[int]) -> list[float]:

@@ -33,23 +33,23 @@ def test_needle_in_long_contexts(tmp_path: Path, kv_cache_dtype: str, mtp: bool)
     if mtp:
         options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": DRAFTS}
     with offline_engine(tmp_path / "model", max_num_batched_tokens=8192, **options) as engine:
-        together = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
         alone = [engine.generate([haystack.tokens], STEPS)[0] for haystack in haystacks]
-        for haystack, answers in zip(haystacks, zip(together, alone, strict=True), strict=True):
-            for answer in answers:
-                assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"
-        assert all(answer.cached_tokens > 0 for answer in alone)
         if mtp:
             # The draft layer is the model's own layer, so every draft is right if its selection is.
             drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
-            accepted = engine.metric("vllm:spec_decode_num_accepted_tokens")
-            assert drafted > 0
-            assert accepted == drafted
+            assert engine.metric("vllm:spec_decode_num_accepted_tokens") == drafted > 0
+        hits = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
+        engine.forget_prefixes()
+        together = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
+    assert all(answer.cached_tokens > 0 for answer in hits)
+    for way, answers in {"alone": alone, "prefix hits": hits, "together": together}.items():
+        for haystack, answer in zip(haystacks, answers, strict=True):
+            assert answer.tokens == haystack.answers(STEPS), f"{len(haystack.tokens)} tokens, {way}"
 
 
 def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
     needle.write(tmp_path / "model", topk=512, dtype="bfloat16")
-    haystacks = [needle.prompt(length, topk=512, seed=length) for length in (540, 600, 1000, 1024)]
+    haystacks = [needle.prompt(length, topk=512, seed=length) for length in (550, 600, 1000, 1024)]
     with offline_engine(tmp_path / "model", dtype="bfloat16") as engine:
         answers = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
     for haystack, answer in zip(haystacks, answers, strict=True):
@@ -59,7 +59,7 @@ def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
 def test_short_run(tmp_path: Path) -> None:
     """Small enough for compute-sanitizer (benchmarks/sanitize.sh): prefill in chunks, decode, both cache formats."""
     needle.write(tmp_path / "model", topk=64, dtype="bfloat16")
-    haystacks = [needle.prompt(length, topk=64, seed=length) for length in (27, 90, 129, 200)]
+    haystacks = [needle.prompt(length, topk=64, seed=length) for length in (28, 95, 129, 200)]
     options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 256, "enforce_eager": True}
     for kv_cache_dtype in ("auto", "fp8"):
         options |= {"kv_cache_dtype": kv_cache_dtype, "kv_cache_memory_bytes": 1 << 26}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import peers
 import torch
-from harness import Case, Work, main
 
 from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.benchmarks import peers
+from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.harness import Case, Work, main
 from dsv32_plugin.kernels.dispatch import force, function_for
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
 
@@ -24,10 +26,10 @@ def random_cache(kind: str, slots: int) -> torch.Tensor:
     pages = slots // layout.PAGE_SIZE
     if kind == "bf16":
         shape = (pages, layout.PAGE_SIZE, layout.LATENT_WIDTH)
-        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    cache = torch.empty((pages, layout.PAGE_SIZE, layout.LATENT_BYTES_FP8), device="cuda", dtype=torch.uint8)
+        return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+    cache = torch.empty((pages, layout.PAGE_SIZE, layout.LATENT_BYTES_FP8), device=DEVICE, dtype=torch.uint8)
     shape = (pages, layout.PAGE_SIZE, layout.LATENT_RANK)
-    values = torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(100).clamp_(-layout.FP8_MAX, layout.FP8_MAX)
+    values = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).mul_(100).clamp_(-layout.FP8_MAX, layout.FP8_MAX)
     cache[..., : layout.LATENT_RANK] = values.to(torch.float8_e4m3fn).view(torch.uint8)
     cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).fill_(2.0**-7)
     cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_()
@@ -38,7 +40,7 @@ def widened(cache: torch.Tensor) -> torch.Tensor:
     """The same rows as bfloat16, exactly: for the peers that read no fp8."""
     if cache.dtype is torch.bfloat16:
         return cache
-    wide = torch.empty((*cache.shape[:2], layout.LATENT_WIDTH), device="cuda", dtype=torch.bfloat16)
+    wide = torch.empty((*cache.shape[:2], layout.LATENT_WIDTH), device=DEVICE, dtype=torch.bfloat16)
     codes = cache[..., : layout.LATENT_RANK].view(torch.float8_e4m3fn)
     scale = cache[:1, :1, layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).flatten()[0]
     torch.mul(codes.to(torch.bfloat16), scale.bfloat16(), out=wide[..., : layout.LATENT_RANK])
@@ -55,7 +57,7 @@ def vllm_attention(
         return {}
     tokens, heads, rank = q_latent.shape
     padded = 64 if heads <= 64 else 128
-    query = torch.zeros(tokens, padded, layout.LATENT_WIDTH, device="cuda", dtype=torch.bfloat16)
+    query = torch.zeros(tokens, padded, layout.LATENT_WIDTH, device=DEVICE, dtype=torch.bfloat16)
     query[:, :heads, :rank], query[:, :heads, rank:] = q_latent, q_rope
     found: dict[str, Callable[[], Any]] = {}
     flash = vllm.flashmla
@@ -71,8 +73,8 @@ def vllm_attention(
 
     from vllm.vllm_flash_attn.flash_attn_interface import flash_attn_varlen_func
 
-    starts = torch.arange(tokens + 1, device="cuda", dtype=torch.int32)
-    used = torch.full((tokens,), KEYS, device="cuda", dtype=torch.int32)
+    starts = torch.arange(tokens + 1, device=DEVICE, dtype=torch.int32)
+    used = torch.full((tokens,), KEYS, device=DEVICE, dtype=torch.int32)
     found["FA3 bf16"] = lambda: flash_attn_varlen_func(
         q=q_rope, k=wide[..., rank:].unsqueeze(1), v=wide[..., :rank].unsqueeze(1), q_v=q_latent, max_seqlen_q=1,
         cu_seqlens_q=starts, max_seqlen_k=KEYS, seqused_k=used, block_table=slots, softmax_scale=SCALE, causal=True,
@@ -84,7 +86,7 @@ def vllm_attention(
 def random_selection(tokens: int, length: int, first: torch.Tensor) -> torch.Tensor:
     """2048 of `length` positions in ascending order, from a different place of the cache for each of `first`."""
     distinct = min(tokens, 256)
-    chosen = torch.rand(distinct, length, device="cuda").argsort(1)[:, :KEYS].sort(1).values
+    chosen = torch.rand(distinct, length, device=DEVICE).argsort(1)[:, :KEYS].sort(1).values
     chosen = chosen.repeat((tokens + distinct - 1) // distinct, 1)[:tokens]
     return (chosen + first[:, None]).int().contiguous()
 
@@ -93,11 +95,11 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
     """One layer: each token of a decode has its own sequence, those of a prefill share one."""
     torch.manual_seed(0)
     cache = random_cache(kind, length * (tokens if decode else 1))
-    first = torch.arange(tokens, device="cuda") * (length if decode else 0)
+    first = torch.arange(tokens, device=DEVICE) * (length if decode else 0)
     slots = random_selection(tokens, length, first)
-    q_latent = torch.randn(tokens, heads, layout.LATENT_RANK, device="cuda", dtype=torch.bfloat16)
-    q_rope = torch.randn(tokens, heads, layout.ROPE_DIM, device="cuda", dtype=torch.bfloat16)
-    out, lse = torch.empty_like(q_latent), torch.empty(tokens, heads, device="cuda")
+    q_latent = torch.randn(tokens, heads, layout.LATENT_RANK, device=DEVICE, dtype=torch.bfloat16)
+    q_rope = torch.randn(tokens, heads, layout.ROPE_DIM, device=DEVICE, dtype=torch.bfloat16)
+    out, lse = torch.empty_like(q_latent), torch.empty(tokens, heads, device=DEVICE)
     kernel = function_for("sparse_mla", cache.device)
 
     def ours() -> None:
@@ -106,7 +108,7 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
     def check() -> None:
         out.fill_(float("nan"))
         ours()
-        some = torch.linspace(0, tokens - 1, min(tokens, 8)).long().cuda()
+        some = torch.linspace(0, tokens - 1, min(tokens, 8)).long().to(DEVICE)
         with force("reference"):
             want, want_lse = reference(q_latent[some].float(), q_rope[some].float(), cache, slots[some], SCALE)
         error = (out[some] - want).norm() / want.norm()
@@ -131,9 +133,15 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
         bytes=rows * row_bytes + slots.numel() * 4 + (q_latent.numel() + q_rope.numel()) * 2 + results,
         peers=rivals,
         peer_checks={name: agrees(launch) for name, launch in rivals.items()},
-        missing={} if rivals else {"vLLM": peers.load()[1]},
+        missing={} if rivals else dict.fromkeys(("FlashMLA sparse", "FA3 sparse"), peers.load()[1]),
         flops=2 * tokens * heads * KEYS * (2 * layout.LATENT_RANK + layout.ROPE_DIM),
     )
+
+
+def case(name: str, tokens: int, length: int, heads: int, kind: str, must: float | None, aim: float | None) -> Case:
+    decode = name == "sparse decode"
+    shape: dict[str, int | str] = {"B" if decode else "T": tokens, "L": length, "H": heads, "cache": kind}
+    return Case(name, shape, functools.partial(sparse, tokens, length, heads, kind, decode=decode), must, aim)
 
 
 def cases() -> list[Case]:
@@ -142,29 +150,15 @@ def cases() -> list[Case]:
         for batch in batches:
             for kind in kinds:
                 must, aim = (1.5, 2.2) if heads == 16 else (1.0, 1.4) if batch <= 16 else (0.7, 1.1)
-                shape: dict[str, int | str] = {"B": batch, "L": 32768, "H": heads, "cache": kind}
-                found.append(
-                    Case(
-                        "sparse decode",
-                        shape,
-                        lambda b=batch, h=heads, k=kind: sparse(b, 32768, h, k, decode=True),
-                        must,
-                        aim,
-                    )
-                )
+                found.append(case("sparse decode", batch, 32768, heads, kind, must, aim))
     for heads, must, aim in ((16, 1.5, 2.5), (128, 0.5, 0.85)):
         for kind in ("fp8", "bf16"):
-            shape = {"T": PREFILL_TOKENS, "L": 32768, "H": heads, "cache": kind}
-            found.append(
-                Case(
-                    "sparse prefill",
-                    shape,
-                    lambda h=heads, k=kind: sparse(PREFILL_TOKENS, 32768, h, k, decode=False),
-                    must,
-                    aim,
-                )
-            )
+            found.append(case("sparse prefill", PREFILL_TOKENS, 32768, heads, kind, must, aim))
     return found
+
+
+def tiny_cases() -> list[Case]:
+    return [case("sparse decode", 2, 4096, 4, kind, None, None) for kind in ("fp8", "bf16")]
 
 
 if __name__ == "__main__":

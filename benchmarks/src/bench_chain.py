@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import sys
 
-import harness
-import peers
 import torch
-from bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
-from harness import Case, Work
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks.bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
+from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import (
     INDEX_BYTES,
     LATENT_BYTES_FP8,
@@ -36,32 +36,32 @@ class Decode:
     def __init__(self, batch: int, length: int, heads: int) -> None:
         self.batch, self.length, self.heads = batch, length, heads
         pages = batch * length // PAGE
-        self.block_table = torch.randperm(pages, device="cuda").int().view(batch, -1)
-        self.visible = torch.full((batch, 1), length, dtype=torch.int32, device="cuda")
-        self.positions = torch.full((batch,), length - 1, device="cuda")
+        self.block_table = torch.randperm(pages, device=DEVICE).int().view(batch, -1)
+        self.visible = torch.full((batch, 1), length, dtype=torch.int32, device=DEVICE)
+        self.positions = torch.full((batch,), length - 1, device=DEVICE)
         self.slots = self.block_table[:, -1].long() * PAGE + PAGE - 1
         self.table = rope_table()
-        fused = torch.randn(batch, Q_WIDTH + RANK + ROPE, device="cuda").bfloat16()
+        fused = torch.randn(batch, Q_WIDTH + RANK + ROPE, device=DEVICE).bfloat16()
         self.q_a, self.kv_a, self.k_pe = fused.split((Q_WIDTH, RANK, ROPE), 1)
-        narrow = torch.randn(batch, INDEX + HEADS, device="cuda").bfloat16()
+        narrow = torch.randn(batch, INDEX + HEADS, device=DEVICE).bfloat16()
         self.index_k, self.index_weights = narrow.split((INDEX, HEADS), 1)
-        self.index_q = torch.randn(batch, HEADS, INDEX, device="cuda").bfloat16()
-        self.q_latent = torch.randn(batch, heads, RANK, device="cuda").bfloat16()
-        self.q_rope = torch.randn(batch, heads, ROPE, device="cuda").bfloat16()
-        self.weights = tuple(torch.rand(n, device="cuda").bfloat16() for n in (Q_WIDTH, RANK))
-        self.norms = torch.rand(INDEX, device="cuda"), torch.rand(INDEX, device="cuda")
+        self.index_q = torch.randn(batch, HEADS, INDEX, device=DEVICE).bfloat16()
+        self.q_latent = torch.randn(batch, heads, RANK, device=DEVICE).bfloat16()
+        self.q_rope = torch.randn(batch, heads, ROPE, device=DEVICE).bfloat16()
+        self.weights = tuple(torch.rand(n, device=DEVICE).bfloat16() for n in (Q_WIDTH, RANK))
+        self.norms = torch.rand(INDEX, device=DEVICE), torch.rand(INDEX, device=DEVICE)
         self.latent, self.index = self._caches(pages)
 
     @staticmethod
     def _caches(pages: int) -> tuple[torch.Tensor, torch.Tensor]:
-        codes = torch.randn(pages * PAGE, RANK, device="cuda").to(torch.float8_e4m3fn).view(torch.uint8)
-        latent = torch.empty(pages * PAGE, LATENT_BYTES_FP8, dtype=torch.uint8, device="cuda")
+        codes = torch.randn(pages * PAGE, RANK, device=DEVICE).to(torch.float8_e4m3fn).view(torch.uint8)
+        latent = torch.empty(pages * PAGE, LATENT_BYTES_FP8, dtype=torch.uint8, device=DEVICE)
         latent[:, :RANK] = codes
         latent[:, LATENT_SCALES_OFFSET:LATENT_ROPE_OFFSET].view(torch.float32).fill_(1.0)
         latent[:, LATENT_ROPE_OFFSET:].view(torch.bfloat16).normal_()
-        index = torch.empty(pages, PAGE * INDEX_BYTES, dtype=torch.uint8, device="cuda")
+        index = torch.empty(pages, PAGE * INDEX_BYTES, dtype=torch.uint8, device=DEVICE)
         begin = index_scales_offset(PAGE)
-        values = torch.randn(pages, PAGE * INDEX, device="cuda") * 64
+        values = torch.randn(pages, PAGE * INDEX, device=DEVICE) * 64
         index[:, :begin] = values.to(torch.float8_e4m3fn).view(torch.uint8)
         index[:, begin:].view(torch.float32).fill_(2.0**-6)
         return latent.view(pages, PAGE, -1), index.view(pages, PAGE, INDEX_BYTES)
@@ -73,14 +73,14 @@ class Ours:
     def __init__(self, d: Decode) -> None:
         self.d = d
         batch, heads = d.batch, d.heads
-        self.q_a = torch.empty(batch, Q_WIDTH, dtype=torch.bfloat16, device="cuda")
-        self.index_q = torch.empty(batch, HEADS, INDEX, dtype=torch.float8_e4m3fn, device="cuda")
-        self.index_weights = torch.empty(batch, HEADS, device="cuda")
-        self.q_rope = torch.empty(batch, heads, ROPE, dtype=torch.bfloat16, device="cuda")
-        self.logits = torch.empty(batch, 1, d.length, device="cuda")
-        self.selected = torch.empty(batch, TOPK, dtype=torch.int32, device="cuda")
-        self.out = torch.empty(batch, heads, RANK, dtype=torch.bfloat16, device="cuda")
-        self.lse = torch.empty(batch, heads, device="cuda")
+        self.q_a = torch.empty(batch, Q_WIDTH, dtype=torch.bfloat16, device=DEVICE)
+        self.index_q = torch.empty(batch, HEADS, INDEX, dtype=torch.float8_e4m3fn, device=DEVICE)
+        self.index_weights = torch.empty(batch, HEADS, device=DEVICE)
+        self.q_rope = torch.empty(batch, heads, ROPE, dtype=torch.bfloat16, device=DEVICE)
+        self.logits = torch.empty(batch, 1, d.length, device=DEVICE)
+        self.selected = torch.empty(batch, TOPK, dtype=torch.int32, device=DEVICE)
+        self.out = torch.empty(batch, heads, RANK, dtype=torch.bfloat16, device=DEVICE)
+        self.lse = torch.empty(batch, heads, device=DEVICE)
 
     def norm(self) -> None:
         d = self.d
@@ -170,8 +170,8 @@ class Theirs:
     def __init__(self, d: Decode, vllm: peers.Vllm) -> None:
         self.d = d
         self.latent, self.index = d.latent.clone(), d.index.clone()
-        q_a = torch.empty(d.batch, Q_WIDTH, dtype=torch.bfloat16, device="cuda")
-        buffer = torch.empty(d.batch, TOPK, dtype=torch.int32, device="cuda")
+        q_a = torch.empty(d.batch, Q_WIDTH, dtype=torch.bfloat16, device=DEVICE)
+        buffer = torch.empty(d.batch, TOPK, dtype=torch.int32, device=DEVICE)
         weights = (d.weights[0], d.weights[1], *d.norms)
         self.norm = vllm.norm_rope(
             d.q_a,
@@ -190,7 +190,7 @@ class Theirs:
         self.queries = vllm.queries(d.index_q, d.index_weights, d.q_latent, d.q_rope, d.positions, d.table)
         self.score = vllm.paged_logits(d.visible, d.block_table, d.length)
         self.select = vllm.select(d.batch, TOPK, d.length)
-        self.slots = vllm.slots(torch.arange(d.batch, dtype=torch.int32, device="cuda"), d.block_table, d.heads)
+        self.slots = vllm.slots(torch.arange(d.batch, dtype=torch.int32, device=DEVICE), d.block_table, d.heads)
         self.attend = vllm.sparse_decode(d.heads, SCALE)
 
     def run(self) -> torch.Tensor:
@@ -235,6 +235,10 @@ def cases() -> list[Case]:
         Case("decode chain", {"B": b, "L": length, "H": h}, functools.partial(chain, b, length, h), must=1.2, aim=1.8)
         for b, length, h in shapes
     ]
+
+
+def tiny_cases() -> list[Case]:
+    return [Case("decode chain", {"B": 1, "L": 4096, "H": 4}, functools.partial(chain, 1, 4096, 4))]
 
 
 if __name__ == "__main__":

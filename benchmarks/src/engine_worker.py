@@ -1,6 +1,6 @@
 """One engine in its own process: start it, then time the cases that come on stdin; engine.py drives it.
 
-    python benchmarks/engine_worker.py '{"model": ..., "options": ..., "started": ...}'
+    python -m dsv32_plugin.benchmarks.engine_worker '{"model": ..., "options": ..., "started": ...}'
 
 A case is a line of JSON on stdin; a result a line of JSON after MARK on stdout, where everything else is the engine's.
 Needs vLLM, not the plugin: it also times vLLM's own code.

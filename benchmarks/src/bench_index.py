@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 
-import harness
-import peers
 import torch
-from harness import Case, Work
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import INDEX_BYTES, index_scales_offset
 
 HEADS, INDEX, TOPK, PAGE = 64, 128, 2048, 64
@@ -21,11 +21,11 @@ FP8_ERROR = 2.0**-10
 
 
 def fp8(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device="cuda").to(torch.float8_e4m3fn)
+    return torch.randn(*shape, device=DEVICE).to(torch.float8_e4m3fn)
 
 
 def index_cache(pages: int) -> torch.Tensor:
-    cache = torch.empty(pages, PAGE * INDEX_BYTES, dtype=torch.uint8, device="cuda")
+    cache = torch.empty(pages, PAGE * INDEX_BYTES, dtype=torch.uint8, device=DEVICE)
     begin = index_scales_offset(PAGE)
     cache[:, :begin] = fp8(pages, begin).view(torch.uint8)
     cache[:, begin:].view(torch.float32).uniform_(0.5, 2.0)
@@ -33,11 +33,11 @@ def index_cache(pages: int) -> torch.Tensor:
 
 
 def lengths(rows: int, length: int) -> torch.Tensor:
-    return torch.full((rows,), length, dtype=torch.int32, device="cuda")
+    return torch.full((rows,), length, dtype=torch.int32, device=DEVICE)
 
 
 def block_table(sequences: int, length: int) -> torch.Tensor:
-    return torch.randperm(sequences * length // PAGE, device="cuda").int().view(sequences, -1)
+    return torch.randperm(sequences * length // PAGE, device=DEVICE).int().view(sequences, -1)
 
 
 def scores(q_tid: torch.Tensor, weights_ti: torch.Tensor, k_sd: torch.Tensor, scale_s: torch.Tensor) -> torch.Tensor:
@@ -53,16 +53,16 @@ def assert_scores(got: torch.Tensor, exact: torch.Tensor) -> None:
 
 def exact_topk(logits_ts: torch.Tensor, end_t: torch.Tensor) -> torch.Tensor:
     """Ascending positions of the exact selection: a stable sort, which puts the lower of equals first."""
-    outside = torch.arange(logits_ts.shape[1], device="cuda") >= end_t.unsqueeze(1)
+    outside = torch.arange(logits_ts.shape[1], device=DEVICE) >= end_t.unsqueeze(1)
     order = logits_ts.masked_fill(outside, float("-inf")).sort(dim=1, descending=True, stable=True).indices
     return order[:, :TOPK].sort(1).values.int()
 
 
 def paged(sequences: int, length: int, tokens: int) -> Work:
     cache, table = index_cache(sequences * length // PAGE), block_table(sequences, length)
-    q, weights = fp8(sequences, tokens, HEADS, INDEX), torch.randn(sequences, tokens, HEADS, device="cuda")
+    q, weights = fp8(sequences, tokens, HEADS, INDEX), torch.randn(sequences, tokens, HEADS, device=DEVICE)
     visible = lengths(sequences, length).unsqueeze(1).repeat(1, tokens)
-    out = torch.empty(sequences, tokens, length, device="cuda")
+    out = torch.empty(sequences, tokens, length, device=DEVICE)
     ours = functools.partial(kernels.index_logits_paged, q, weights, cache, table, visible, max_visible=length, out=out)
 
     def check() -> None:
@@ -70,7 +70,7 @@ def paged(sequences: int, length: int, tokens: int) -> Work:
         ours()
         assert not out.isnan().any()
         keys, scale = kernels.gather_index_keys(
-            cache, table[:1], torch.tensor([0, 4096], dtype=torch.int32, device="cuda"), 4096
+            cache, table[:1], torch.tensor([0, 4096], dtype=torch.int32, device=DEVICE), 4096
         )
         assert scale is not None
         assert_scores(out[0, :, :4096], scores(q[0], weights[0], keys.view(torch.float8_e4m3fn), scale))
@@ -94,8 +94,8 @@ def paged(sequences: int, length: int, tokens: int) -> Work:
 
 
 def select(rows: int, length: int) -> Work:
-    logits, end, table = torch.randn(rows, length, device="cuda"), lengths(rows, length), block_table(rows, length)
-    out = torch.empty(rows, TOPK, dtype=torch.int32, device="cuda")
+    logits, end, table = torch.randn(rows, length, device=DEVICE), lengths(rows, length), block_table(rows, length)
+    out = torch.empty(rows, TOPK, dtype=torch.int32, device=DEVICE)
     ours = functools.partial(
         kernels.select_topk, logits, None, end, TOPK, block_table_bp=table, page_size=PAGE, out=out
     )
@@ -115,7 +115,7 @@ def select(rows: int, length: int) -> Work:
         work.missing["vllm top-k and index conversion"] = reason
         return work
     choose = vllm.select(rows, TOPK, length)
-    convert = vllm.slots(torch.arange(rows, dtype=torch.int32, device="cuda"), table, HEADS)
+    convert = vllm.slots(torch.arange(rows, dtype=torch.int32, device=DEVICE), table, HEADS)
     work.peers["vllm top-k and index conversion"] = lambda: convert(choose(logits, end))
 
     def peer_check() -> None:
@@ -129,10 +129,10 @@ class Prefill:
     """The last T tokens of a sequence of L: queries, keys, and the ranges that a causal mask leaves."""
 
     def __init__(self, tokens: int, length: int) -> None:
-        self.q, self.weights = fp8(tokens, HEADS, INDEX), torch.randn(tokens, HEADS, device="cuda")
-        self.keys, self.scale = fp8(length, INDEX), torch.rand(length, device="cuda") + 0.5
-        self.start = torch.zeros(tokens, dtype=torch.int32, device="cuda")
-        self.end = torch.arange(length - tokens + 1, length + 1, dtype=torch.int32, device="cuda")
+        self.q, self.weights = fp8(tokens, HEADS, INDEX), torch.randn(tokens, HEADS, device=DEVICE)
+        self.keys, self.scale = fp8(length, INDEX), torch.rand(length, device=DEVICE) + 0.5
+        self.start = torch.zeros(tokens, dtype=torch.int32, device=DEVICE)
+        self.end = torch.arange(length - tokens + 1, length + 1, dtype=torch.int32, device=DEVICE)
         self.pairs = tokens * (length - tokens) + tokens * (tokens + 1) // 2
         self.arguments = (self.q, self.weights, self.keys, self.scale, self.start, self.end)
         self.input_bytes = self.q.numel() + 4 * self.weights.numel() + length * INDEX_BYTES
@@ -143,7 +143,7 @@ class Prefill:
 
 def ragged(tokens: int, length: int) -> Work:
     data = Prefill(tokens, length)
-    out = torch.empty(tokens, length, device="cuda")
+    out = torch.empty(tokens, length, device=DEVICE)
     ours = functools.partial(kernels.index_logits_ragged, *data.arguments, out=out)
 
     def check() -> None:
@@ -169,7 +169,7 @@ def ragged(tokens: int, length: int) -> Work:
 
 def scored_topk(tokens: int, length: int) -> Work:
     data = Prefill(tokens, length)
-    out = torch.empty(tokens, TOPK, dtype=torch.int32, device="cuda")
+    out = torch.empty(tokens, TOPK, dtype=torch.int32, device=DEVICE)
     ours = functools.partial(kernels.index_topk_ragged, *data.arguments, TOPK, out=out)
 
     def check() -> None:
@@ -223,6 +223,15 @@ def cases() -> list[Case]:
             rows.append(Case("index_logits_paged", {"B": b, "N": tokens, "L": length}, setup, must, aim))
     rows.append(Case("index_logits_ragged", {"T": 4096, "L": 32768}, functools.partial(ragged, 4096, 32768)))
     return rows
+
+
+def tiny_cases() -> list[Case]:
+    return [
+        Case("select_topk", {"B": 2, "L": 4096}, functools.partial(select, 2, 4096)),
+        Case("index_topk_ragged", {"T": 4, "L": 4096}, functools.partial(scored_topk, 4, 4096)),
+        Case("index_logits_paged", {"B": 1, "N": 2, "L": 4096}, functools.partial(paged, 1, 4096, 2)),
+        Case("index_logits_ragged", {"T": 4, "L": 4096}, functools.partial(ragged, 4, 4096)),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our output parser beside those of vLLM and SGLang: the same cases, the same long argument.
 
-    python benchmarks/parsers.py [--vllm-python PATH] [--sglang-python PATH]
+    python -m dsv32_plugin.benchmarks.parsers [--vllm-python PATH] [--sglang-python PATH]
 
 Each parser runs in a process of its own, in this interpreter or in the one given for it; one that can't be imported is
 named as missing. Writes `benchmarks/results/parsers.json` and the table in `docs/parsing.md`.
@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "parsers"))
 
 from parser_cases import CASES, EOS, TOOLS, Case, block, invoke, text, tool  # noqa: E402

@@ -1,13 +1,13 @@
 """The whole engine, ours beside vLLM's own: prefill, decode, start-up and memory at DeepSeek-V3.2's sizes.
 
-    python benchmarks/engine.py                                     # every side, every case
-    python benchmarks/engine.py --sides plugin --heads 16 --only decode
-    python benchmarks/engine.py --table                             # print the record
+    python -m dsv32_plugin.benchmarks.engine                                     # every side, every case
+    python -m dsv32_plugin.benchmarks.engine --sides plugin --heads 16 --only decode
+    python -m dsv32_plugin.benchmarks.engine --table                             # print the record
 
 Real sizes but 5 layers, dummy bfloat16 weights and fewer experts, so that one GPU holds all sides at once. The sides
-get the same arguments; each runs in a process of its own. They are started one after the other, then take turns, case by
-case. A run adds to the record or replaces what it measured again, so that parts can be measured one after the other; a
-record is of one kind of GPU and one set of versions.
+get the same arguments; each runs in a process of its own. They are started one after the other, then take turns, case
+by case. A run adds to the record or replaces what it measured again, so that parts can be measured one after the other;
+a record is of one kind of GPU and one set of versions.
 
 The answers of dummy weights mean nothing, so this proves only that every request got its tokens. That the answers of
 either side are right is what tests/engine shows.
@@ -32,11 +32,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine_worker import MARK
 from rich.console import Console
 from rich.table import Table
 
-RECORD = Path(__file__).parent / "results" / "engine.json"
+from dsv32_plugin.benchmarks.engine_worker import MARK
+from dsv32_plugin.benchmarks.records import CHECKOUT
+
+RECORD = CHECKOUT / "benchmarks" / "results" / "engine.json"
 SIDES = {
     "plugin": "this plugin",
     "in-tree": "vLLM's own sparse attention (DSV32_PLUGIN=0)",
@@ -192,7 +194,7 @@ class Worker:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         task = {"model": self._folder.name, "options": self.options, "started": time.time()}
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve().with_name("engine_worker.py")), json.dumps(task)],
+            [sys.executable, "-m", "dsv32_plugin.benchmarks.engine_worker", json.dumps(task)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=environment(run, caches), cwd=self._folder.name, start_new_session=True,
         )  # fmt: skip
@@ -304,12 +306,12 @@ def machine() -> dict[str, Any]:
     """What a reader needs to repeat this run, and what tells two machines apart."""
     commit = os.environ.get("DSV32_COMMIT", "")
     if not commit:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
         "commit": commit,
-        "command": " ".join(["python", "benchmarks/engine.py", *sys.argv[1:]]),
+        "command": " ".join(["python -m dsv32_plugin.benchmarks.engine", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 

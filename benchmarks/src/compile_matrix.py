@@ -1,7 +1,7 @@
 """Compile every kernel configuration for every chip and write benchmarks/results/compile_matrix.json. Needs no GPU.
 
-python benchmarks/compile_matrix.py                 # compile, write the record
-python benchmarks/compile_matrix.py --markdown      # the table of the documentation from the record on disk
+python -m dsv32_plugin.benchmarks.compile_matrix            # compile, write the record
+python -m dsv32_plugin.benchmarks.compile_matrix --markdown  # the table of the documentation from the record on disk
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-RECORD = Path(__file__).parent / "results" / "compile_matrix.json"
+RECORD = Path(__file__).resolve().parents[1] / "results" / "compile_matrix.json"
 
 
 def compile_everything(targets: list[str]) -> dict:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 
-import harness
-import peers
 import torch
-from harness import Case, Work
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import INDEX_BYTES, LATENT_BYTES_FP8
 from dsv32_plugin.kernels.dispatch import force
 
@@ -19,25 +20,25 @@ POSITIONS = 1 << 17
 
 
 def rope_table() -> torch.Tensor:
-    frequency = 10000.0 ** (-torch.arange(0, ROPE, 2, device="cuda", dtype=torch.float64) / ROPE)
-    angle = torch.arange(POSITIONS, device="cuda", dtype=torch.float64)[:, None] * frequency
+    frequency = 10000.0 ** (-torch.arange(0, ROPE, 2, device=DEVICE, dtype=torch.float64) / ROPE)
+    angle = torch.arange(POSITIONS, device=DEVICE, dtype=torch.float64)[:, None] * frequency
     return torch.cat((angle.cos(), angle.sin()), 1).float()
 
 
 def norm_rope_cache(tokens: int) -> Work:
-    fused = torch.randn(tokens, Q_WIDTH + RANK + ROPE, device="cuda").bfloat16()
+    fused = torch.randn(tokens, Q_WIDTH + RANK + ROPE, device=DEVICE).bfloat16()
     q_a, kv_a, k_pe = fused.split((Q_WIDTH, RANK, ROPE), 1)
-    index_k = torch.randn(tokens, INDEX + HEADS, device="cuda").bfloat16()[:, :INDEX]
-    positions = torch.randint(0, POSITIONS, (tokens,), device="cuda")
+    index_k = torch.randn(tokens, INDEX + HEADS, device=DEVICE).bfloat16()[:, :INDEX]
+    positions = torch.randint(0, POSITIONS, (tokens,), device=DEVICE)
     pages = -(-tokens // PAGE) * 2
-    slots = torch.randperm(pages * PAGE, device="cuda")[:tokens]
+    slots = torch.randperm(pages * PAGE, device=DEVICE)[:tokens]
     table = rope_table()
-    q_weight = torch.rand(Q_WIDTH, device="cuda").bfloat16()
-    kv_weight = torch.rand(RANK, device="cuda").bfloat16()
-    index_weight, index_bias = torch.rand(INDEX, device="cuda"), torch.rand(INDEX, device="cuda")
-    latent = torch.zeros(pages, PAGE, LATENT_BYTES_FP8, dtype=torch.uint8, device="cuda")
-    index = torch.zeros(pages, PAGE, INDEX_BYTES, dtype=torch.uint8, device="cuda")
-    out = torch.empty(tokens, Q_WIDTH, dtype=torch.bfloat16, device="cuda")
+    q_weight = torch.rand(Q_WIDTH, device=DEVICE).bfloat16()
+    kv_weight = torch.rand(RANK, device=DEVICE).bfloat16()
+    index_weight, index_bias = torch.rand(INDEX, device=DEVICE), torch.rand(INDEX, device=DEVICE)
+    latent = torch.zeros(pages, PAGE, LATENT_BYTES_FP8, dtype=torch.uint8, device=DEVICE)
+    index = torch.zeros(pages, PAGE, INDEX_BYTES, dtype=torch.uint8, device=DEVICE)
+    out = torch.empty(tokens, Q_WIDTH, dtype=torch.bfloat16, device=DEVICE)
     ours = functools.partial(
         kernels.norm_rope_cache, q_a, kv_a, k_pe, index_k, positions, slots, table, q_a_weight_l=q_weight,
         kv_a_weight_c=kv_weight, eps=1e-6, latent_cache=latent, index_k_weight_d=index_weight,
@@ -65,7 +66,7 @@ def norm_rope_cache(tokens: int) -> Work:
     if vllm is None:
         work.missing["vllm fused_norm_rope"] = reason
         return work
-    buffer = torch.empty(tokens, TOPK, dtype=torch.int32, device="cuda")
+    buffer = torch.empty(tokens, TOPK, dtype=torch.int32, device=DEVICE)
     their_latent, their_index, their_out = torch.zeros_like(latent), torch.zeros_like(index), torch.empty_like(out)
     weights = (q_weight, kv_weight, index_weight, index_bias)
     work.peers["vllm fused_norm_rope"] = vllm.norm_rope(
@@ -82,12 +83,12 @@ def norm_rope_cache(tokens: int) -> Work:
 
 
 def index_query(tokens: int) -> Work:
-    q = torch.randn(tokens, HEADS, INDEX, device="cuda").bfloat16()
-    weights = torch.randn(tokens, INDEX + HEADS, device="cuda").bfloat16()[:, INDEX:]
-    positions = torch.randint(0, POSITIONS, (tokens,), device="cuda")
+    q = torch.randn(tokens, HEADS, INDEX, device=DEVICE).bfloat16()
+    weights = torch.randn(tokens, INDEX + HEADS, device=DEVICE).bfloat16()[:, INDEX:]
+    positions = torch.randint(0, POSITIONS, (tokens,), device=DEVICE)
     table = rope_table()
-    out = torch.empty(tokens, HEADS, INDEX, dtype=torch.float8_e4m3fn, device="cuda")
-    weights_out = torch.empty(tokens, HEADS, device="cuda")
+    out = torch.empty(tokens, HEADS, INDEX, dtype=torch.float8_e4m3fn, device=DEVICE)
+    weights_out = torch.empty(tokens, HEADS, device=DEVICE)
     ours = functools.partial(
         kernels.index_query, q, weights, positions, table, rotate=True, quantize=True, out=out, weights_out=weights_out
     )
@@ -115,11 +116,15 @@ def index_query(tokens: int) -> Work:
     return work
 
 
-def cases() -> list[Case]:
+def cases(sizes: Sequence[int] = (1, 16, 128, 4096)) -> list[Case]:
     rows = []
     for name, setup in (("norm_rope_cache", norm_rope_cache), ("index_query", index_query)):
-        rows += [Case(name, {"T": tokens}, functools.partial(setup, tokens)) for tokens in (1, 16, 128, 4096)]
+        rows += [Case(name, {"T": tokens}, functools.partial(setup, tokens)) for tokens in sizes]
     return rows
+
+
+def tiny_cases() -> list[Case]:
+    return cases((3,))
 
 
 if __name__ == "__main__":

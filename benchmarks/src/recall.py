@@ -3,8 +3,8 @@
 Truth is the float64 score of the same inputs. The keys go through `norm_rope_cache` and `gather_index_keys`, the
 queries through `index_query`, the scores through `index_logits_ragged` and `select_topk`: what a server runs.
 
-    python benchmarks/recall.py                 # measure, write benchmarks/results/recall.json, print the table
-    python benchmarks/recall.py --markdown      # the table of the documentation from the record on disk
+    python -m dsv32_plugin.benchmarks.recall            # measure, write benchmarks/results/recall.json, print the table
+    python -m dsv32_plugin.benchmarks.recall --markdown  # the table of the documentation from the record on disk
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from dsv32_plugin import kernels
 from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 
-RECORD = Path(__file__).parent / "results" / "recall.json"
+RECORD = Path(__file__).resolve().parents[1] / "results" / "recall.json"
 KEYS, QUERIES, HEADS, TOPK, SEEDS = 16384, 8, 64, 2048, 3
 
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -107,7 +107,8 @@ def measure() -> dict:
         found: dict[str, list[float]] = {"fp8": [], "fp8 rotated": [], "bf16": []}
         for seed in range(SEEDS):
             data = make(torch.Generator().manual_seed(seed))
-            rounded = tuple(x.bfloat16().float() for x in data)
+            key, weight, query, head_weights = (x.bfloat16().float() for x in data)
+            rounded = (key, weight, query, head_weights)
             truth = true_scores(rounded, table).topk(TOPK).indices
             member = torch.zeros(QUERIES, KEYS, dtype=torch.bool).scatter_(1, truth, True)
             for variant, rotate, fp8 in (("fp8", False, True), ("fp8 rotated", True, True), ("bf16", False, False)):

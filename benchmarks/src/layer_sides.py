@@ -1,0 +1,437 @@
+"""One attention layer, three ways, on the same inputs: dense MLA, vLLM's sparse kernels, and ours.
+
+A side is a list of stages in the order in which a layer runs them. Every side includes its projections as bfloat16
+products of the real sizes. Left out on every side: the residual norm before the layer and what an engine builds once
+a step for all layers (block tables, schedules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dsv32_plugin import cache_layout as layout
+from dsv32_plugin import dsa, kernels
+from dsv32_plugin.batch import DsaBatch, build_batch
+from dsv32_plugin.benchmarks import peers
+from dsv32_plugin.benchmarks.clock import DEVICE
+from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
+from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
+
+Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 1536, 128, 128, 64, 2048
+RANK, ROPE, INDEX_DIM, PAGE = layout.LATENT_RANK, layout.ROPE_DIM, layout.INDEX_DIM, layout.PAGE_SIZE
+SCALE = (NOPE + ROPE) ** -0.5
+EPS = 1e-6
+
+FP8_ERROR = 2.0**-10
+"""Of the largest score: Hopper's fp8 product keeps about 13 bits below the largest of the 32 terms of a step."""
+ATTENTION_ERROR = 0.01
+"""Relative, of bfloat16 inputs and outputs with float32 accumulation."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the layer is asked: `sequences` of `length` tokens each, of which the last `new` are the step's."""
+
+    sequences: int
+    length: int
+    new: int
+    heads: int
+    hidden: int = 7168
+
+    @property
+    def decode(self) -> bool:
+        return self.new == 1
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.new
+
+
+class Inputs:
+    """Random activations and pages of one step. Sides copy what they overwrite."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        tokens, heads = step.tokens, step.heads
+        pages = step.sequences * step.length // PAGE
+        self.block_table = torch.randperm(pages, device=DEVICE).int().view(step.sequences, -1)
+        last = torch.arange(step.length - step.new, step.length, device=DEVICE)
+        self.positions = last.repeat(step.sequences)
+        self.sequence = torch.arange(step.sequences, device=DEVICE).repeat_interleave(step.new)
+        page = self.block_table[self.sequence, self.positions // PAGE].long()
+        self.slots = page * PAGE + self.positions % PAGE
+        frequency = 10000.0 ** (-torch.arange(0, ROPE, 2, device=DEVICE, dtype=torch.float64) / ROPE)
+        angle = torch.arange(step.length, device=DEVICE, dtype=torch.float64)[:, None] * frequency
+        self.rope_table = torch.cat((angle.cos(), angle.sin()), 1).float()
+        self.q_a, self.kv_a, self.k_rope = normal(tokens, Q_RANK + RANK + ROPE).split((Q_RANK, RANK, ROPE), 1)
+        self.index_k, self.index_weights = normal(tokens, INDEX_DIM + INDEX_HEADS).split((INDEX_DIM, INDEX_HEADS), 1)
+        self.index_q = normal(tokens, INDEX_HEADS, INDEX_DIM)
+        self.q_latent, self.q_rope = normal(tokens, heads, RANK), normal(tokens, heads, ROPE)
+        self.q_weight, self.kv_weight = (torch.rand(n, device=DEVICE).bfloat16() for n in (Q_RANK, RANK))
+        self.index_norm = torch.rand(INDEX_DIM, device=DEVICE), torch.rand(INDEX_DIM, device=DEVICE)
+
+    def batch(self) -> DsaBatch:
+        step = self.step
+        starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
+        lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
+        return build_batch(
+            slots_t=self.slots,
+            block_table_bp=self.block_table,
+            seq_lens_b=lengths.to(DEVICE),
+            query_start_b1=starts.to(DEVICE),
+            seq_lens_cpu_b=lengths,
+            query_start_cpu_b1=starts,
+            max_visible=step.length,
+            num_decodes=step.sequences if step.decode else 0,
+            queries_per_decode=1,
+        )
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
+
+
+DISTINCT_PAGES = 1 << 11
+"""So many pages are random, one sequence of 128K tokens; larger caches repeat them, which costs less than to draw."""
+
+
+def repeated(rows: torch.Tensor, count: int) -> torch.Tensor:
+    return rows.repeat(-(-count // len(rows)), *(1,) * (rows.dim() - 1))[:count].contiguous()
+
+
+def latent_cache_fp8(pages: int) -> torch.Tensor:
+    some = torch.empty(min(pages, DISTINCT_PAGES) * PAGE, layout.LATENT_BYTES_FP8, device=DEVICE, dtype=torch.uint8)
+    values = (normal(len(some), RANK) * 64).clamp(-layout.FP8_MAX, layout.FP8_MAX)
+    some[:, :RANK] = values.to(torch.float8_e4m3fn).view(torch.uint8)
+    some[:, layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32).fill_(2.0**-6)
+    some[:, layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_()
+    return repeated(some, pages * PAGE).view(pages, PAGE, -1)
+
+
+def latent_cache_bf16(pages: int) -> torch.Tensor:
+    return repeated(normal(min(pages, DISTINCT_PAGES) * PAGE, layout.LATENT_WIDTH), pages * PAGE).view(pages, PAGE, -1)
+
+
+def index_cache_fp8(pages: int) -> torch.Tensor:
+    some = torch.empty(min(pages, DISTINCT_PAGES), PAGE * layout.INDEX_BYTES, device=DEVICE, dtype=torch.uint8)
+    begin = layout.index_scales_offset(PAGE)
+    some[:, :begin] = normal(len(some), begin).to(torch.float8_e4m3fn).view(torch.uint8)
+    some[:, begin:].view(torch.float32).uniform_(0.5, 2.0)
+    return repeated(some, pages).view(pages, PAGE, layout.INDEX_BYTES)
+
+
+class Projections:
+    """The products around the operations, into buffers of their own: they cost what they cost whatever the data."""
+
+    def __init__(self, step: Step, *, indexes: bool, selects: bool, absorbs: bool) -> None:
+        shapes = [
+            (step.hidden, Q_RANK + RANK + ROPE),
+            (Q_RANK, step.heads * (NOPE + ROPE)),
+            (step.heads * VALUE, step.hidden),
+        ]
+        if indexes:
+            shapes.append((step.hidden, INDEX_DIM + (INDEX_HEADS if selects else 0)))
+        if selects:
+            shapes.append((Q_RANK, INDEX_HEADS * INDEX_DIM))
+        self._products = [(normal(step.tokens, k), normal(k, n), normal(step.tokens, n)) for k, n in shapes]
+        batched = [(NOPE, RANK), (RANK, VALUE)] if absorbs else []
+        self._batched = [
+            (normal(step.heads, step.tokens, k), normal(step.heads, k, n), normal(step.heads, step.tokens, n))
+            for k, n in batched
+        ]
+
+    def run(self) -> None:
+        for a, b, out in self._products:
+            torch.mm(a, b, out=out)
+        for a, b, out in self._batched:
+            torch.bmm(a, b, out=out)
+
+
+class Side:
+    """`stages`: what a layer runs, in order. `check`: raises AssertionError if some sampled token's result is wrong."""
+
+    kernels = ""
+    """Whose, for the record."""
+    inputs: Inputs
+    stages: list[tuple[str, Callable[[], None]]]
+
+    def check(self) -> None:
+        raise NotImplementedError
+
+
+class Sparse(Side):
+    """What both sparse sides keep for the check, and the check."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        step = inputs.step
+        pages = step.sequences * step.length // PAGE
+        self.latent, self.index = latent_cache_fp8(pages), index_cache_fp8(pages)
+        self.q_a = normal(step.tokens, Q_RANK)
+        self.index_q: torch.Tensor | None = None
+        self.index_weights = self.q_rope = self.out = torch.empty(0)
+        self.slots: torch.Tensor | None = None
+
+    def check(self) -> None:
+        for _, launch in self.stages:
+            launch()
+        inputs = self.inputs
+        for token in sampled(inputs.step):
+            table = inputs.block_table[inputs.sequence[token]]
+            visible = int(inputs.positions[token]) + 1
+            if self.slots is None:
+                chosen = slots_of(table, visible)
+            else:
+                chosen = self.slots[token][self.slots[token] >= 0]
+                self._check_selection(token, table, visible, chosen)
+            check_attention(inputs.q_latent[token], self.q_rope[token], self.latent, chosen, self.out[token])
+
+    def _check_selection(self, token: int, table: torch.Tensor, visible: int, chosen: torch.Tensor) -> None:
+        assert chosen.unique().numel() == chosen.numel() == min(TOPK, visible), f"token {token}: not {TOPK} slots"
+        assert self.index_q is not None
+        lengths = torch.tensor([0, len(table) * PAGE], dtype=torch.int32, device=DEVICE)
+        with force("reference"):
+            keys, scale = kernels.gather_index_keys(self.index, table.unsqueeze(0), lengths, len(table) * PAGE)
+        assert scale is not None
+        dots = keys.view(torch.float8_e4m3fn).double() @ self.index_q[token].double().T
+        scores = (dots.relu() @ self.index_weights[token].double()) * scale.double()
+        slots = slots_of(table, visible)
+        order = slots.argsort()
+        mine = order[torch.searchsorted(slots[order], chosen.long())]
+        assert torch.equal(slots[mine], chosen.long()), f"token {token}: a slot of another sequence"
+        kth = scores[:visible].topk(min(TOPK, visible)).values[-1]
+        error = FP8_ERROR * scores[:visible].abs().max()
+        assert scores[mine].min() >= kth - 2 * error, f"token {token}: not the best {TOPK} keys"
+
+
+class Ours(Sparse):
+    """The operations as the adapters call them."""
+
+    kernels = "dsv32-plugin"
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(inputs)
+        step = inputs.step
+        self.batch = inputs.batch()
+        self.selects = dsa.needs_selection(self.batch, TOPK)
+        self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=True)
+        self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms), (ATTENTION, self._attend)]
+        if self.selects:
+            self.slots = torch.empty(step.tokens, TOPK, dtype=torch.int32, device=DEVICE)
+            self.stages.insert(2, (INDEXER, self._select))
+
+    def _norms(self) -> None:
+        i = self.inputs
+        kernels.norm_rope_cache(
+            i.q_a, i.kv_a, i.k_rope, i.index_k, i.positions, i.slots, i.rope_table, q_a_weight_l=i.q_weight,
+            kv_a_weight_c=i.kv_weight, eps=EPS, latent_cache=self.latent, index_k_weight_d=i.index_norm[0],
+            index_k_bias_d=i.index_norm[1], index_cache=self.index, rotate=True, out=self.q_a,
+        )  # fmt: skip
+        if self.selects:
+            self.index_q, self.index_weights = kernels.index_query(
+                i.index_q, i.index_weights, i.positions, i.rope_table, rotate=True, quantize=True
+            )
+        self.q_rope = kernels.rope_query(i.q_rope, i.positions, i.rope_table)
+
+    def _select(self) -> None:
+        assert self.index_q is not None
+        assert self.slots is not None
+        dsa.select_slots(self.batch, self.index_q, self.index_weights, self.index, self.slots)
+
+    def _attend(self) -> None:
+        self.out = dsa.attend(self.batch, self.inputs.q_latent, self.q_rope, self.latent, self.slots, SCALE)
+
+
+class InTree(Sparse):
+    """vLLM 0.26.0, `models/deepseek_v32/nvidia`, with its fp8_ds_mla cache."""
+
+    kernels = "vLLM's fused norms, DeepGEMM, top-k and FlashMLA sparse"
+
+    def __init__(self, inputs: Inputs, vllm: peers.Vllm) -> None:
+        super().__init__(inputs)
+        i, step = inputs, inputs.step
+        self.projections = Projections(step, indexes=True, selects=True, absorbs=True)
+        self.positions = torch.empty(step.tokens, TOPK, dtype=torch.int32, device=DEVICE)
+        weights = (i.q_weight, i.kv_weight, *i.index_norm)
+        self._norm = vllm.norm_rope(
+            i.q_a, i.kv_a, i.k_rope, i.index_k, i.positions, i.slots, i.rope_table, weights, self.latent, self.index,
+            self.positions, self.q_a,
+        )  # fmt: skip
+        self._queries = vllm.queries(i.index_q, i.index_weights, i.q_latent, i.q_rope, i.positions, i.rope_table)
+        self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms)]
+        lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
+        self._to_slots = vllm.slots(inputs.sequence.int(), i.block_table, step.heads)
+        if step.decode:
+            self._logits = vllm.paged_logits(lengths.unsqueeze(1), i.block_table, step.length)
+            self._topk = vllm.select(step.tokens, TOPK, step.length)
+            self._lengths = lengths.unsqueeze(1)
+            self._attend_to = vllm.sparse_decode(step.heads, SCALE)
+            self.stages += [(SCORES, self._score), (SELECTION, self._select), (ATTENTION, self._decode)]
+        else:
+            begin = torch.zeros(step.tokens, dtype=torch.int32, device=DEVICE)
+            end = (i.positions + 1).int()
+            self._select_ragged = vllm.ragged_select(i.block_table, lengths, self.index, begin, end, step.length)
+            self._attend_to = vllm.sparse_prefill(step.heads, SCALE, i.block_table, step.length)
+            self.stages += [(INDEXER, self._score_and_select), (ATTENTION, self._prefill)]
+
+    def _norms(self) -> None:
+        self._norm()
+        self.index_q, self.index_weights, self.q_rope = self._queries()
+
+    def _score(self) -> None:
+        assert self.index_q is not None
+        self._scores = self._logits(self.index_q.unsqueeze(1), self.index_weights, self.index)
+
+    def _select(self) -> None:
+        self.selected = self._topk(self._scores, self._lengths)
+
+    def _decode(self) -> None:
+        # Its backend turns positions into slots as a part of the attention.
+        slots = self._to_slots(self.selected)
+        self.out = self._attend_to(self.inputs.q_latent, self.q_rope, self.latent, slots)
+
+    def _score_and_select(self) -> None:
+        self.selected = self._select_ragged(self.index_q, self.index_weights, self.positions)
+
+    def _prefill(self) -> None:
+        self.out = self._attend_to(self.inputs.q_latent, self.q_rope, self.latent, self.selected)
+
+    def check(self) -> None:
+        for _, launch in self.stages:
+            launch()
+        self.slots = self._to_slots(self.selected)
+        super().check()
+
+
+class Dense(Side):
+    """MLA over every key, in bfloat16: the kernels that vLLM takes on Hopper, or ours where vLLM is missing."""
+
+    def __init__(self, inputs: Inputs, vllm: peers.Vllm | None) -> None:
+        self.inputs = inputs
+        step = inputs.step
+        i = inputs
+        self.latent = latent_cache_bf16(step.sequences * step.length // PAGE)
+        self.q_latent, self.q_rope, self.k_rope = i.q_latent, i.q_rope.clone(), i.k_rope.contiguous()
+        self.out = torch.empty(0)
+        self.widens = vllm is not None and not step.decode
+        self.projections = Projections(step, indexes=False, selects=False, absorbs=not self.widens)
+        self.stages = [(PROJECTIONS, self.projections.run)]
+        if vllm is None:
+            self.kernels = "dsv32-plugin's dense_mla"
+            self.batch = i.batch()
+            self.stages += [(NORMS, self._our_norms), (ATTENTION, self._our_attention)]
+            return
+        norms = vllm.dense_norm_rope(
+            i.q_a, i.kv_a, self.k_rope, self.q_rope, i.positions, i.slots, i.rope_table, (i.q_weight, i.kv_weight),
+            self.latent,
+        )  # fmt: skip
+        self.stages.append((NORMS, norms))
+        if self.widens:
+            self.kernels = "vLLM's FlashAttention-3"
+            self._prefill = vllm.dense_prefill(step.tokens, step.length, SCALE)
+            self.up_weight = normal(RANK, step.heads * (NOPE + VALUE)) * RANK**-0.5
+            self.q = torch.cat((normal(step.tokens, step.heads, NOPE), self.q_rope), -1)
+            self.context = normal(step.length, layout.LATENT_WIDTH)
+            self.kv = normal(step.length, step.heads * (NOPE + VALUE))
+            self.k = normal(step.length, step.heads, NOPE + ROPE)
+            self.stages += [(UP, self._up_project), (ATTENTION, self._attend_wide)]
+        else:
+            self.kernels = "vLLM's FlashAttention-3, absorbed"
+            lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
+            self._decode = vllm.dense_decode_fa3(i.block_table, lengths, step.length, SCALE)
+            self.stages.append((ATTENTION, self._attend_latent))
+
+    def _our_norms(self) -> None:
+        i = self.inputs
+        kernels.norm_rope_cache(
+            i.q_a, i.kv_a, i.k_rope, None, i.positions, i.slots, i.rope_table, q_a_weight_l=i.q_weight,
+            kv_a_weight_c=i.kv_weight, eps=EPS, latent_cache=self.latent,
+        )  # fmt: skip
+        self.q_rope = kernels.rope_query(i.q_rope, i.positions, i.rope_table)
+
+    def _our_attention(self) -> None:
+        self.out = dsa.attend(self.batch, self.q_latent, self.q_rope, self.latent, None, SCALE)
+
+    def _up_project(self) -> None:
+        torch.index_select(
+            self.latent, 0, self.inputs.block_table[0], out=self.context.view(-1, *self.latent.shape[1:])
+        )
+        torch.mm(self.context[:, :RANK], self.up_weight, out=self.kv)
+        self.k[..., :NOPE] = self._wide()[..., :NOPE]
+        self.k[..., NOPE:] = self.context[:, None, RANK:]
+
+    def _wide(self) -> torch.Tensor:
+        return self.kv.view(self.inputs.step.length, self.inputs.step.heads, NOPE + VALUE)
+
+    def _attend_wide(self) -> None:
+        self.out = self._prefill(self.q, self.k, self._wide()[..., NOPE:])
+
+    def _attend_latent(self) -> None:
+        self.out = self._decode(self.q_latent, self.q_rope, self.latent)
+
+    def check(self) -> None:
+        for _, launch in self.stages:
+            launch()
+        inputs = self.inputs
+        for token in sampled(inputs.step):
+            visible = int(inputs.positions[token]) + 1
+            slots = slots_of(inputs.block_table[inputs.sequence[token]], visible)
+            if self.widens:
+                self._check_wide(token, slots)
+            else:
+                check_attention(self.q_latent[token], self.q_rope[token], self.latent, slots, self.out[token])
+
+    def _check_wide(self, token: int, slots: torch.Tensor) -> None:
+        """From the cache again, in float32 but for the rounding of keys and values."""
+        rows = self.latent.view(-1, layout.LATENT_WIDTH)[slots]
+        wide = (rows[:, :RANK].float() @ self.up_weight.float()).bfloat16().view(len(rows), -1, NOPE + VALUE)
+        q = self.q[token].float()
+        scores = torch.einsum("hd,shd->hs", q[:, :NOPE], wide[..., :NOPE].float())
+        scores += q[:, NOPE:] @ rows[:, RANK:].float().T
+        want = torch.einsum("hs,shv->hv", (scores * SCALE).softmax(1), wide[..., NOPE:].float())
+        check_close(self.out[token], want)
+
+
+def sampled(step: Step) -> list[int]:
+    return sorted({0, step.tokens // 2, step.tokens - 1})
+
+
+def slots_of(table: torch.Tensor, visible: int) -> torch.Tensor:
+    position = torch.arange(visible, device=DEVICE)
+    return table[position // PAGE].long() * PAGE + position % PAGE
+
+
+def check_attention(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, out: torch.Tensor
+) -> None:
+    want, _ = attend_exactly(q_latent[None].float(), q_rope[None].float(), cache, slots[None].int(), SCALE)
+    check_close(out, want[0])
+
+
+def check_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    error = float((got.float() - want).norm() / want.norm())
+    assert error < ATTENTION_ERROR, f"attention: relative error {error:.4f}"
+
+
+class Missing(Exception):
+    """The kernels of a side are not installed."""
+
+
+def build(name: str, inputs: Inputs) -> Side:
+    """The side `name` on these inputs.
+
+    Raises:
+        Missing: its kernels are not installed; the message says why.
+    """
+    vllm, reason = peers.load()
+    if name == "ours":
+        return Ours(inputs)
+    if name == "dense":
+        return Dense(inputs, vllm)
+    if vllm is None:
+        raise Missing(reason)
+    return InTree(inputs, vllm)
