@@ -81,8 +81,8 @@ class Haystack:
 def prompt(length: int, *, topk: int, seed: int, steps: int = 32) -> Haystack:
     """A haystack of `length` tokens for a checkpoint that selects `topk` keys; answered for `steps` tokens at most.
 
-    Nothing is hidden at the start of a page: where a prefill is cut, vLLM 0.26.0 gives the draft layer the last token of
-    the prompt in place of the next one, and a lone request is cut at pages.
+    Nothing is hidden at the start of a page: where a prefill is cut, vLLM 0.26.0 gives the draft layer the last token
+    of the prompt in place of the next one, and a lone request is cut at pages.
 
     Raises:
         ValueError: the haystack is too small for what it hides.
