@@ -184,7 +184,8 @@ class Worker:
     """One side's process. What it says beside results goes to its log."""
 
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
-        self.run, self.tail = run, deque(maxlen=15)
+        self.run = run
+        self.tail: deque[str] = deque(maxlen=15)
         self._folder = tempfile.TemporaryDirectory()
         caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
         self.state = "warm" if caches.exists() else "cold"
