@@ -56,6 +56,17 @@ def hf_greedy(
         return [_greedy(model, list(prompt), steps) for prompt in prompts]
 
 
+def assert_same_tokens(found: Sequence[int], truth: Greedy, *, tie: float) -> None:
+    """Raise AssertionError at the first token that differs where Hugging Face's best two are more than `tie` apart.
+
+    Where they are closer the choice is a matter of rounding, and what follows another choice cannot be compared.
+    """
+    for step, (token, expected, gap) in enumerate(zip(found, truth.tokens, truth.gaps, strict=True)):
+        if token != expected:
+            assert gap < tie, f"token {step}: {token} instead of {expected}, {gap:.4f} ahead of the second best"
+            return
+
+
 def hf_logprobs(
     model_dir: str | Path,
     token_ids: Sequence[int],

@@ -21,7 +21,7 @@ pytest.importorskip("vllm")
 import torch
 from client import Completion, random_prompt
 from offline import OfflineEngine, offline_engine
-from oracle import hf_greedy, hf_logprobs
+from oracle import assert_same_tokens, hf_greedy, hf_logprobs
 from rounding import MARGIN, Rounding, mean_error
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
@@ -36,6 +36,8 @@ Checkpoints = Callable[[TinySpec], Path]
 
 
 FLOAT32_MARGIN = 0.05
+"""Of a float32 engine. On a GPU vLLM multiplies the experts' float32 matrices in TF32, with 10 bits of mantissa."""
+FLOAT32_TIE = 0.02
 INDEX = Rounding(index=True)
 CACHE = Rounding(index=True, latents=True)
 
@@ -134,5 +136,5 @@ def test_float32_tokens_equal_hugging_face(checkpoint: Checkpoints, mtp: bool) -
     prompts = PROMPTS[:6]
     with offline_engine(model, dtype="float32", max_num_batched_tokens=256, **(MTP if mtp else {})) as engine:
         answers = engine.generate(prompts, STEPS)
-    for prompt, answer, truth in zip(prompts, answers, hf_greedy(model, prompts, STEPS), strict=True):
-        assert answer.tokens == truth.tokens, f"prompt of {len(prompt)} tokens"
+    for answer, truth in zip(answers, hf_greedy(model, prompts, STEPS), strict=True):
+        assert_same_tokens(answer.tokens, truth, tie=FLOAT32_TIE)

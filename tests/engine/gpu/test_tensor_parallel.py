@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from client import random_prompt
 from offline import offline_engine
-from oracle import hf_greedy
+from oracle import assert_same_tokens, hf_greedy
 
 from dsv32_plugin.tiny import TinySpec
 
@@ -26,8 +26,8 @@ def test_float32_tokens_equal_hugging_face(checkpoint: Callable[[TinySpec], Path
     prompts = [random_prompt(length, seed=1) for length in (2, 17, 64, 65, 130, 600)]
     with offline_engine(model, dtype="float32", tensor_parallel_size=2, max_num_batched_tokens=256) as engine:
         answers = engine.generate(prompts, STEPS)
-    for prompt, answer, truth in zip(prompts, answers, hf_greedy(model, prompts, STEPS), strict=True):
-        assert answer.tokens == truth.tokens, f"prompt of {len(prompt)} tokens"
+    for answer, truth in zip(answers, hf_greedy(model, prompts, STEPS), strict=True):
+        assert_same_tokens(answer.tokens, truth, tie=0.02)
 
 
 def test_needle(tmp_path: Path) -> None:
