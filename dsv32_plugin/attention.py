@@ -70,6 +70,8 @@ class Indexer(nn.Module):
         self.wq_b = layers.replicated(config.q_lora_rank, self.heads * self.dim, f"{prefix}.wq_b")
         self.weights_proj = layers.replicated(config.hidden_size, self.heads, f"{prefix}.weights_proj", quantised=False)
         self.k_norm = nn.LayerNorm(self.dim, eps=INDEX_NORM_EPS)
+        self.k_cache: Any = None
+        """For an engine that keeps caches in the modules."""
 
     def query(
         self, hidden_th: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
@@ -115,16 +117,16 @@ class DsaAttention(nn.Module):
         self.kv_up = LatentUpProjection(config, self.num_heads, layers.tp_rank)
         self.o_proj = layers.row(config.num_heads * config.v_head_dim, config.hidden_size, f"{prefix}.o_proj")
 
-    def forward(
+    def attend(
         self,
+        batch: DsaBatch,
         positions_t: torch.Tensor,
         hidden_th: torch.Tensor,
         slots_tk: torch.Tensor,
-        batch: DsaBatch,
         caches: LayerCaches,
     ) -> torch.Tensor:
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
-        q_a_tl = self._write_caches(hidden_th, positions_t, batch, caches)
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
         if selected_tk is not None and self.indexer is not None:
             q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
@@ -137,6 +139,11 @@ class DsaAttention(nn.Module):
         else:
             values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)
         return self.o_proj(values_thv.flatten(1))[0]
+
+    def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        """Every matrix product of `attend`, and no attention: for a run without caches."""
+        q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+        return self.o_proj(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))[0]
 
     def _attend_latents(
         self,
@@ -168,6 +175,11 @@ class DsaAttention(nn.Module):
             kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
         return values_thv
 
+    def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
+        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
+        return q_a_tl, index_k[0] if index_k else None, kv_tr
+
     def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
         q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
@@ -175,10 +187,15 @@ class DsaAttention(nn.Module):
         return q_nope_thd, q_rope_thr
 
     def _write_caches(
-        self, hidden_th: torch.Tensor, positions_t: torch.Tensor, batch: DsaBatch, caches: LayerCaches
+        self,
+        q_a_tl: torch.Tensor,
+        index_k_td: torch.Tensor | None,
+        kv_tr: torch.Tensor,
+        positions_t: torch.Tensor,
+        batch: DsaBatch,
+        caches: LayerCaches,
     ) -> torch.Tensor:
         """Write this step's latents, rope keys and index keys; returns the normalised q_a [T, L]."""
-        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
         kv_a_tc, k_rope_tr = kv_tr.split([self.latent, self.rope], dim=-1)
         index: dict[str, Any] = {}
         if self.indexer is not None:
@@ -194,7 +211,7 @@ class DsaAttention(nn.Module):
             q_a_tl,
             kv_a_tc,
             k_rope_tr,
-            index_k[0] if index_k else None,
+            index_k_td,
             positions_t,
             batch.slots_t,
             self.rope_table_pr,

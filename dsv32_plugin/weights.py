@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,38 +15,44 @@ from dsv32_plugin.config import DsaConfig
 
 Load = Callable[[torch.Tensor], None]
 
+PACKED_MODULES = {
+    "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
+    "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+"""Our module -> the modules of the checkpoint that it joins."""
+
 # Checkpoint names of the three matrices of an expert, and what both engines call them.
 _EXPERT_SHARDS = (("gate_proj", "w13_", "w1"), ("up_proj", "w13_", "w3"), ("down_proj", "w2_", "w2"))
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _SHOWN = 5
 
 
 def load(
     config: DsaConfig,
-    layers: range,
     tensors: Iterable[tuple[str, torch.Tensor]],
-    targets: dict[str, Load],
+    targets: Mapping[str, Load],
+    belongs_elsewhere: Callable[[str], bool],
     *,
     dequantise_all: bool,
 ) -> None:
-    """Load every tensor of the checkpoint.
+    """Load every tensor of the checkpoint but those that belong elsewhere.
 
     Args:
         config: of the checkpoint.
-        layers: those that this rank holds.
         tensors: names and tensors, as they are stored.
         targets: for every tensor that this rank expects, its name in the checkpoint and what to do with it.
+        belongs_elsewhere: whether a tensor without a target is rightly not loaded.
         dequantise_all: where fp8 is not computed. Otherwise only `kv_b_proj` is, which attention needs in halves.
 
     Raises:
         ValueError: for a tensor that is missing, unknown or of the wrong shape, by its name in the checkpoint.
     """
     missing = set(targets)
-    if config.weight_block_size is not None:
+    block = config.weight_block_size
+    if block is not None:
         tensors = block_fp8.dequantised(
-            tensors,
-            config.weight_block_size,
-            lambda name: dequantise_all or name.endswith(".kv_b_proj.weight"),
+            tensors, block, lambda name: dequantise_all or name.endswith(".kv_b_proj.weight")
         )
     for name, tensor in tensors:
         target = targets.get(name)
@@ -58,7 +64,7 @@ def load(
                     f"checkpoint: {name} {tuple(tensor.shape)} does not fit the sizes in config.json: {error}"
                 ) from error
             missing.discard(name)
-        elif not _belongs_elsewhere(config, layers, name):
+        elif not (belongs_elsewhere(name) or name.endswith("rotary_emb.inv_freq")):
             raise ValueError(
                 f"checkpoint: {name} is not a weight of {config.architecture}; "
                 "is config.json the one of this checkpoint?"
@@ -68,19 +74,10 @@ def load(
         raise ValueError(f"checkpoint: {len(missing)} weights are missing, among them {shown}; is a shard missing?")
 
 
-def _belongs_elsewhere(config: DsaConfig, layers: range, name: str) -> bool:
-    """Whether a tensor is rightly not loaded: another stage's, a draft layer's, an unused indexer's, or a buffer."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return True
+def layer_of(name: str) -> int | None:
+    """The layer that a checkpoint's tensor belongs to."""
     match = _LAYER.match(name)
-    if match is None:
-        return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    layer, rest = int(match[1]), match[2]
-    if config.num_layers <= layer < config.num_layers + config.num_nextn_predict_layers:
-        return True
-    if layer not in layers:
-        return layer < config.num_layers
-    return rest.startswith("self_attn.indexer.") and not config.selects(layer)
+    return int(match[1]) if match else None
 
 
 def parameter_targets(

@@ -6,6 +6,8 @@ before the engine itself has imported it.
 
 from __future__ import annotations
 
+import os
+
 from dsv32_plugin import settings
 from dsv32_plugin.config import ARCHITECTURES
 
@@ -34,8 +36,11 @@ def register() -> None:
 
 
 def platform() -> str | None:
-    """Entry point `sglang.srt.platforms`: our CPU platform where there is no accelerator, else None."""
-    if not settings.plugin_enabled():
+    """Entry point `sglang.srt.platforms`: our CPU platform where there is no accelerator, else None.
+
+    Who asks for SGLang's CPU engine, another build with kernels of its own, gets that.
+    """
+    if not settings.plugin_enabled() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
     import torch
 

@@ -30,7 +30,8 @@ class PackedLinear(ReplicatedLinear):
 
     def load_part(self, parameter: Any, tensor: torch.Tensor, index: int) -> None:
         """Copy one matrix, or its block scales, to its rows."""
-        rows_per_scale = -(-self.output_size // parameter.shape[0])  # 1 for the matrix itself
+        is_scale = parameter.shape[0] != self.output_size
+        rows_per_scale = self.quant_config.weight_block_size[0] if is_scale else 1
         starts = [sum(self.widths[:part]) for part in range(index + 1)]
         if any(start % rows_per_scale for start in starts):
             raise ValueError(f"widths {self.widths} do not begin at multiples of the scale block {rows_per_scale}")

@@ -31,13 +31,6 @@ from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
 
 logger = logging.getLogger(__name__)
 
-PACKED = {
-    "q_index_kv_a_proj": ("q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"),
-    "q_kv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""Modules of ours that hold several matrices of the checkpoint."""
-
 
 class DsaDecoderLayer(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
@@ -76,7 +69,7 @@ class DsaDecoderLayer(nn.Module):
             hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
         backend = get_attn_backend()
         caches = backend.token_to_kv_pool.layer_caches(self.self_attn.layer, self.selects)
-        hidden_th = self.self_attn(positions_t, hidden_th, slots_tk, backend.forward_metadata, caches)
+        hidden_th = self.self_attn.attend(backend.forward_metadata, positions_t, hidden_th, slots_tk, caches)
         hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
         return self.mlp(hidden_th), residual_th
 
@@ -156,15 +149,24 @@ class DsaForCausalLM(nn.Module):
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         weights.load(
             self.dsa_config,
-            range(self.dsa_config.num_layers),
             tensors,
             dict(self._targets()),
+            self._belongs_elsewhere,
             dequantise_all=isinstance(self.quant_config, DequantisedFp8Config),
         )
 
+    def _belongs_elsewhere(self, name: str) -> bool:
+        """Whether a tensor is rightly not loaded: a draft layer's or an unused indexer's."""
+        layer, config = weights.layer_of(name), self.dsa_config
+        if layer is None:
+            return False
+        if layer >= config.num_layers:
+            return layer < config.num_layers + config.num_nextn_predict_layers
+        return ".self_attn.indexer." in name and not config.selects(layer)
+
     def _targets(self) -> Iterator[tuple[str, weights.Load]]:
         for prefix, module in self.named_modules():
-            parts = PACKED.get(prefix.rpartition(".")[2], ())
+            parts = weights.PACKED_MODULES.get(prefix.rpartition(".")[2], ())
             if isinstance(module, LatentUpProjection):
                 yield f"{prefix.removesuffix('.kv_up')}.kv_b_proj.weight", module.load_kv_b_proj
             elif isinstance(module, FusedMoE):

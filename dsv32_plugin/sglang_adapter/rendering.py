@@ -42,10 +42,10 @@ def encode_messages_around(
 
 
 def _functions(request: ChatCompletionRequest) -> list[dict[str, Any]]:
-    """The request's functions with what it says of them and no more, in the usual order: the model reads this."""
+    """The request's functions without what SGLang adds to them, in the usual order: the model reads this."""
     functions = []
     for tool in request.tools or []:
-        fields = tool.function.model_dump(exclude_unset=True)
+        fields = tool.function.model_dump(exclude_defaults=True)
         functions.append({key: fields[key] for key in ("name", "description", "parameters") if key in fields} | fields)
     return functions
 
