@@ -26,6 +26,8 @@ RANK, ROPE, INDEX_DIM, PAGE = layout.LATENT_RANK, layout.ROPE_DIM, layout.INDEX_
 SCALE = (NOPE + ROPE) ** -0.5
 EPS = 1e-6
 
+LONGEST = 1 << 17
+"""Tokens that the engine is started for: kernels that serve every length are compiled and captured for it."""
 FP8_ERROR = 2.0**-10
 """Of the largest score: Hopper's fp8 product keeps about 13 bits below the largest of the 32 terms of a step."""
 ATTENTION_ERROR = 0.01
@@ -80,14 +82,15 @@ class Inputs:
         if step.decode:
             return uniform_decodes(
                 slots_t=self.slots, block_table_bp=self.block_table, seq_t=self.sequence.int(), visible_t=visible,
-                max_visible=step.length, queries=1,
+                max_visible=step.length, queries=1, longest=LONGEST,
             )  # fmt: skip
         starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
+        gathered = dsa.gathered_keys(step.length, TOPK)
         return mixed_batch(
             slots_t=self.slots, block_table_bp=self.block_table, seq_lens_b=lengths.to(DEVICE),
             query_start_b1=starts.to(DEVICE), seq_lens_cpu_b=lengths, query_start_cpu_b1=starts,
-            max_visible=step.length, num_decodes=0, max_gathered_keys=dsa.gathered_keys(step.length, TOPK),
+            max_visible=step.length, num_decodes=0, longest=LONGEST, max_gathered_keys=gathered,
         )  # fmt: skip
 
 
@@ -323,7 +326,7 @@ class InTree(Sparse):
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
         self._to_slots = vllm.slots(inputs.sequence.int(), i.block_table, step.heads)
         if step.decode:
-            self._logits = vllm.paged_logits(lengths.unsqueeze(1), i.block_table, step.length)
+            self._logits = vllm.paged_logits(lengths.unsqueeze(1), i.block_table, LONGEST)
             self._topk = vllm.select(step.tokens, TOPK, step.length)
             self._lengths = lengths.unsqueeze(1)
             self._attend_to = vllm.sparse_decode(step.heads, SCALE)
