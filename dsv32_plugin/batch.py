@@ -26,6 +26,8 @@ class PrefillChunk:
     start_t: torch.Tensor
     end_t: torch.Tensor
     """[tokens] int32: the gathered keys that each token may see."""
+    pairs: int
+    """Query tokens times keys, summed over the sequences."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,9 @@ def _prefill_chunks(
                 seq_t=chunk_seq_t,
                 start_t=start_t,
                 end_t=start_t + visible_t[tokens],
+                pairs=sum(
+                    seq_lens[seq] * (query_start[seq + 1] - query_start[seq]) for seq in range(first_seq, last_seq)
+                ),
             )
         )
         first_seq = last_seq

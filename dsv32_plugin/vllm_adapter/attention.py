@@ -150,7 +150,7 @@ class DsaAttention(nn.Module):
             dsa.select_slots(batch, q_tid, weights_ti, self.indexer.k_cache.kv_cache, selected_tk, self.ranks)
         q_nope_thd, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
-        if selected_tk is None and dsa.is_fresh_prefill(batch):
+        if selected_tk is None and dsa.expands(batch, self.num_heads):
             return self._output(self._attend_expanded(batch, q_nope_thd, q_rope_thr))
         return self._output(self._attend_latents(batch, q_nope_thd, q_rope_thr, selected_tk))
 
