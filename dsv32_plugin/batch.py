@@ -76,13 +76,13 @@ def uniform_decodes(
     visible_t: torch.Tensor,
     max_visible: int,
     queries: int,
-    longest: int,
+    longest: int | None = None,
 ) -> DsaBatch:
     """Describe a step in which each sequence has `queries` tokens. It reads nothing but these tensors.
 
     So a graph captured with it serves every later step that leaves its values in the same tensors.
     """
-    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest)
+    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
@@ -96,7 +96,7 @@ def mixed_batch(
     query_start_cpu_b1: torch.Tensor,
     max_visible: int,
     num_decodes: int,
-    longest: int,
+    longest: int | None = None,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
 ) -> DsaBatch:
     """Describe any step.
@@ -111,7 +111,8 @@ def mixed_batch(
         query_start_cpu_b1: [B + 1] int32, on the host.
         max_visible: upper bound of seq_lens_b.
         num_decodes: sequences at the front of the batch that have few tokens each.
-        longest: upper bound of the lengths of decodes, in this step and in all that its kernels are to serve.
+        longest: upper bound of the lengths of decodes in all steps that the same compiled kernels are to serve; None:
+            max_visible.
         max_gathered_keys: size of a prefill chunk, in index keys.
     """
     num_tokens = slots_t.shape[0]
@@ -131,7 +132,7 @@ def mixed_batch(
         num_decodes,
         max_gathered_keys,
     )
-    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest)
+    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
 
 
