@@ -134,7 +134,7 @@ class DsaAttention(nn.Module):
             dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk, self.ranks)
         q_nope_thd, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
-        if selected_tk is None and dsa.is_fresh_prefill(batch):
+        if selected_tk is None and dsa.expands(batch, self.num_heads):
             values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
         else:
             values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)

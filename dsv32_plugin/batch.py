@@ -26,6 +26,8 @@ class PrefillChunk:
     start_t: torch.Tensor
     end_t: torch.Tensor
     """[tokens] int32: the gathered keys that each token may see."""
+    pairs: int
+    """Query tokens times keys, summed over the sequences."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def uniform_decodes(
     visible_t: torch.Tensor,
     max_visible: int,
     queries: int,
-    longest: int,
+    longest: int | None = None,
 ) -> DsaBatch:
     """Describe a step in which each sequence has `queries` tokens. It reads nothing but these tensors.
 
     So a graph captured with it serves every later step that leaves its values in the same tensors.
     """
-    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest)
+    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
@@ -94,7 +96,7 @@ def mixed_batch(
     query_start_cpu_b1: torch.Tensor,
     max_visible: int,
     num_decodes: int,
-    longest: int,
+    longest: int | None = None,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
 ) -> DsaBatch:
     """Describe any step.
@@ -109,7 +111,8 @@ def mixed_batch(
         query_start_cpu_b1: [B + 1] int32, on the host.
         max_visible: upper bound of seq_lens_b.
         num_decodes: sequences at the front of the batch that have few tokens each.
-        longest: upper bound of the lengths of decodes, in this step and in all that its kernels are to serve.
+        longest: upper bound of the lengths of decodes in all steps that the same compiled kernels are to serve; None:
+            max_visible.
         max_gathered_keys: size of a prefill chunk, in index keys.
     """
     num_tokens = slots_t.shape[0]
@@ -129,7 +132,7 @@ def mixed_batch(
         num_decodes,
         max_gathered_keys,
     )
-    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest)
+    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
 
 
@@ -176,6 +179,9 @@ def _prefill_chunks(
                 seq_t=chunk_seq_t,
                 start_t=start_t,
                 end_t=start_t + visible_t[tokens],
+                pairs=sum(
+                    seq_lens[seq] * (query_start[seq + 1] - query_start[seq]) for seq in range(first_seq, last_seq)
+                ),
             )
         )
         first_seq = last_seq

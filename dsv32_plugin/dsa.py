@@ -31,20 +31,24 @@ MAX_EXPANDED_KEYS = 4096
 """Latents that a prefill expands at a time: 4096 are 320 MiB of keys and values with 128 heads in bfloat16."""
 
 
+EXPANDED_PAIRS = 1 << 23
+"""Pairs of a query and a key, over all heads, from which on latents are expanded. H100, us, latents against expanded:
+128 heads, T = L: 128 348 674, 512 959 426, 2048 8895 1520; T = 128 L = 2048 1386 585;
+16 heads, T = L: 512 277 317, 2048 1749 547; T = 128 L = 2048 355 448, T = 512 L = 2048 830 433."""
+
+
 def gathered_keys(max_visible: int, topk: int) -> int:
     """Keys that a prefill chunk of a batch gathers at most, unless one sequence is longer."""
     return MAX_EXPANDED_KEYS if max_visible <= topk else MAX_GATHERED_KEYS
 
 
-def is_fresh_prefill(batch: DsaBatch) -> bool:
-    """Whether most keys that the prefills see are their own, which pays for expanding all of them to every head.
+def expands(batch: DsaBatch, heads: int) -> bool:
+    """Whether prefills to whom every key is visible have so many that expanding the keys to every head pays.
 
     Never in the batch-invariant mode: what a token gets would depend on the others.
     """
-    if settings.batch_invariant():
-        return False
-    tokens = sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks)
-    return tokens > 0 and 2 * tokens >= sum(chunk.total_keys for chunk in batch.prefill_chunks)
+    pairs = sum(chunk.pairs for chunk in batch.prefill_chunks)
+    return not settings.batch_invariant() and heads * pairs >= EXPANDED_PAIRS
 
 
 def needs_selection(batch: DsaBatch, topk: int) -> bool:

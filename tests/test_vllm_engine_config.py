@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
 from vllm.config import CompilationMode, CUDAGraphMode
 
 from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, engine_config
@@ -21,7 +22,7 @@ SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 def configured(monkeypatch: pytest.MonkeyPatch, *, cpu: bool = False, **parts: Any) -> SimpleNamespace:
     compilation = {"mode": None, "cudagraph_mode": None, **parts.pop("compilation", {})}
     config = SimpleNamespace(
-        model_config=SimpleNamespace(disable_cascade_attn=False),
+        model_config=SimpleNamespace(disable_cascade_attn=False, dtype=torch.bfloat16),
         compilation_config=SimpleNamespace(**compilation),
         **{"speculative_config": None, **parts},
     )

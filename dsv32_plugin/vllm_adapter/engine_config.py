@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
+import torch
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -26,6 +27,9 @@ class DsaEngineConfig(VerifyAndUpdateConfig):
         if not current_platform.is_cpu():
             _compile_nothing(vllm_config)
             _sample_without_compiling()
+            if vllm_config.model_config.dtype == torch.float32:
+                # Triton's default, also in vLLM's mixture of experts, is tf32 with 10 bits. Read in the workers.
+                os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
         speculative = vllm_config.speculative_config
         if speculative is not None and speculative.method == "mtp":
             # First ours, then the name by which vLLM knows that the draft model returns two tensors.

@@ -1,7 +1,7 @@
 """Before the server is ready: compile every kernel, and let vLLM's memory measurement see the attention at its peak.
 
 vLLM measures memory before there are caches, by one run of the model. The attention joins that run with batches made up
-for it: first one as large as any can be, then small ones of every size that has kernels of its own.
+for it: some as large as any can be, and small ones of every size that has kernels of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_world_group
 from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import LinearBase
 
 from dsv32_plugin import cache_layout, dsa
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
@@ -37,12 +38,15 @@ def run(
     queries = 1 + vllm_config.num_speculative_tokens
     most_decodes = vllm_config.scheduler_config.max_num_seqs * queries
 
+    def run_one(layer: DsaAttention, batch: DsaBatch) -> None:
+        tokens = slice(0, batch.slots_t.shape[0])
+        layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
+
     def run_all() -> None:
         for layer in layers:
-            with made_up_caches(layer):
+            with made_up_caches(layer), without_projections(layer):
                 for batch in made_up.batches(hidden_th.shape[0], most_decodes, sorted({1, queries})):
-                    tokens = slice(0, batch.slots_t.shape[0])
-                    layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
+                    run_one(layer, batch)
         torch.accelerator.synchronize()
 
     started = time.perf_counter()
@@ -57,6 +61,10 @@ def run(
     group.barrier()
     launches.load()
     compiled = time.perf_counter()
+    for layer in layers:
+        with made_up_caches(layer):
+            for batch in made_up.largest(hidden_th.shape[0]):
+                run_one(layer, batch)
     run_all()
     logger.info(
         "dsv32: %d kernels: found in %.1f s, compiled in %.1f s, run in %.1f s",
@@ -79,6 +87,20 @@ def made_up_caches(layer: DsaAttention) -> Iterator[None]:
             cache.kv_cache = kv_cache
 
 
+@contextmanager
+def without_projections(layer: DsaAttention) -> Iterator[None]:
+    """Matrix products leave their results as they are: the engine's kernels for them are not ours to warm up."""
+    projections = [module for module in layer.modules() if isinstance(module, LinearBase)]
+    try:
+        for projection in projections:
+            width = getattr(projection, "output_size_per_partition", projection.output_size)
+            projection.forward = lambda x, width=width: (x.new_empty(*x.shape[:-1], width), None)
+        yield
+    finally:
+        for projection in projections:
+            del projection.forward
+
+
 @dataclass(frozen=True)
 class MadeUp:
     """Batches that write nothing and whose pages are all the first one."""
@@ -87,11 +109,15 @@ class MadeUp:
     topk: int
     device: torch.device
 
-    def batches(self, most: int, most_decodes: int, queries: list[int]) -> Iterator[DsaBatch]:
-        """The largest first, since what they free serves all others."""
-        yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
+    def largest(self, most: int) -> Iterator[DsaBatch]:
+        """Those that take the most memory, of long sequences and of short ones."""
         short = min(self.topk, self.max_len)
+        yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
         yield self.prefill(most, short, most // short)
+
+    def batches(self, most: int, most_decodes: int, queries: list[int]) -> Iterator[DsaBatch]:
+        """Every size that has kernels of its own."""
+        short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
         for tokens in (*_powers(most), most):
             for length in lengths:
