@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo    serve a tiny checkpoint with vLLM, or ENGINE=sglang, and chat with it"
+	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make test    lint, types and tests, those with the real engines included"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what these made, the environments included"

@@ -36,8 +36,8 @@ class Decodes:
     """[B, pages] int32."""
     visible_bn: torch.Tensor
     """[B, N] int32: the N tokens of a sequence share one read of its keys."""
-    max_visible: int
-    """No entry of `visible_bn` is larger."""
+    longest: int
+    """No entry of `visible_bn` is ever larger, in no step that kernels compiled or captured for this one serve."""
 
     @property
     def tokens(self) -> slice:
@@ -74,15 +74,14 @@ def uniform_decodes(
     visible_t: torch.Tensor,
     max_visible: int,
     queries: int,
+    longest: int,
 ) -> DsaBatch:
     """Describe a step in which each sequence has `queries` tokens. It reads nothing but these tensors.
 
     So a graph captured with it serves every later step that leaves its values in the same tensors.
     """
-    visible_bn = visible_t.view(-1, queries)
-    return DsaBatch(
-        slots_t, block_table_bp, seq_t, visible_t, max_visible, Decodes(block_table_bp, visible_bn, max_visible), ()
-    )
+    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest)
+    return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
 def mixed_batch(
@@ -95,6 +94,7 @@ def mixed_batch(
     query_start_cpu_b1: torch.Tensor,
     max_visible: int,
     num_decodes: int,
+    longest: int,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
 ) -> DsaBatch:
     """Describe any step.
@@ -109,6 +109,7 @@ def mixed_batch(
         query_start_cpu_b1: [B + 1] int32, on the host.
         max_visible: upper bound of seq_lens_b.
         num_decodes: sequences at the front of the batch that have few tokens each.
+        longest: upper bound of the lengths of decodes, in this step and in all that its kernels are to serve.
         max_gathered_keys: size of a prefill chunk, in index keys.
     """
     num_tokens = slots_t.shape[0]
@@ -128,21 +129,21 @@ def mixed_batch(
         num_decodes,
         max_gathered_keys,
     )
-    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], max_visible)
+    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
 
 
 def _decodes(
-    block_table_bp: torch.Tensor, seq_t: torch.Tensor, visible_t: torch.Tensor, query_start: list[int], max_visible: int
+    block_table_bp: torch.Tensor, seq_t: torch.Tensor, visible_t: torch.Tensor, query_start: list[int], longest: int
 ) -> Decodes | None:
     num_tokens, num_decodes = query_start[-1], len(query_start) - 1
     if num_tokens == 0:
         return None
     queries = max(1, query_start[1])
     if query_start == list(range(0, num_tokens + 1, queries)):
-        return Decodes(block_table_bp[:num_decodes], visible_t[:num_tokens].view(-1, queries), max_visible)
+        return Decodes(block_table_bp[:num_decodes], visible_t[:num_tokens].view(-1, queries), longest)
     # Some have drafted tokens and some have none: each token for itself.
-    return Decodes(block_table_bp[seq_t[:num_tokens]], visible_t[:num_tokens, None], max_visible)
+    return Decodes(block_table_bp[seq_t[:num_tokens]], visible_t[:num_tokens, None], longest)
 
 
 def _prefill_chunks(

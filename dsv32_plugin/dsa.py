@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv32_plugin import kernels
+from dsv32_plugin import kernels, settings
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, PrefillChunk
 
 DECODE_WORKSPACE_BYTES = 128 << 20
@@ -37,7 +37,12 @@ def gathered_keys(max_visible: int, topk: int) -> int:
 
 
 def is_fresh_prefill(batch: DsaBatch) -> bool:
-    """Whether most keys that the prefills see are their own, which pays for expanding all of them to every head."""
+    """Whether most keys that the prefills see are their own, which pays for expanding all of them to every head.
+
+    Never in the batch-invariant mode: what a token gets would depend on the others.
+    """
+    if settings.batch_invariant():
+        return False
     tokens = sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks)
     return tokens > 0 and 2 * tokens >= sum(chunk.total_keys for chunk in batch.prefill_chunks)
 
@@ -74,7 +79,7 @@ def select_slots(
             batch.decodes.table_bp,
             batch.decodes.visible_bn,
             topk,
-            max_visible=batch.decodes.max_visible,
+            max_visible=batch.decodes.longest,
             workspace_bytes=DECODE_WORKSPACE_BYTES,
             out=slots_tk[rows].unflatten(0, shape_bn),
         )

@@ -25,6 +25,7 @@ def describe(lengths: list[int], queries: list[int], num_decodes: int, padding: 
         query_start_cpu_b1=query_start_b1,
         max_visible=max(lengths),
         num_decodes=num_decodes,
+        longest=64,
         **options,
     )
 
@@ -102,6 +103,7 @@ def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
         visible_t=visible_t,
         max_visible=64,
         queries=3,
+        longest=64,
     )
     q_tid, weights_ti, index_cache = inputs(12, 3)
     slots_tk = torch.full((12, TOPK), -9, dtype=torch.int32)

@@ -15,10 +15,12 @@ TOKENIZER_MODE = "deepseek_v32"
 PARSER_NAME = "dsv32"
 RENDERING_MODULE = "dsv32_plugin.vllm_adapter.rendering"
 PARSERS_MODULE = "dsv32_plugin.vllm_adapter.parsers"
-MODELS = dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM")
-"""Architecture in config.json -> the class that serves it."""
 MTP_ARCHITECTURE = "DsaMtpModel"
-MTP_PATH = "dsv32_plugin.vllm_adapter.mtp:DsaMtp"
+MODELS = {
+    **dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM"),
+    MTP_ARCHITECTURE: "dsv32_plugin.vllm_adapter.mtp:DsaMtp",
+}
+"""Architecture in config.json, or ours of the draft model -> the class that serves it."""
 
 
 def register() -> None:
@@ -44,8 +46,7 @@ def register() -> None:
         os.environ.setdefault("DSV32_BATCH_INVARIANT", "1")
     for architecture, path in MODELS.items():
         ModelRegistry.register_model(architecture, path)
-        MODELS_CONFIG_MAP[architecture] = DsaEngineConfig
-    ModelRegistry.register_model(MTP_ARCHITECTURE, MTP_PATH)
+    MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), DsaEngineConfig))
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND_PATH)
     # The mode that vLLM chooses for DeepseekV32ForCausalLM. Assigned, since `register` warns where it replaces.
     TokenizerRegistry.tokenizers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaTokenizer")

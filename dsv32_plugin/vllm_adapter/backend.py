@@ -46,7 +46,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
         # With speculative decoding a decode has a token for each drafted one, too.
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
         assert self.reorder_batch_threshold is not None
-        self.max_visible = vllm_config.model_config.max_model_len
+        self.max_len = vllm_config.model_config.max_model_len
         self.topk = vllm_config.model_config.hf_config.index_topk
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # What a captured graph reads lies in tensors that are never replaced: these, and those of vLLM's runner.
@@ -76,12 +76,13 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
             query_start_cpu_b1=common.query_start_loc_cpu[: num_reqs + 1],
             max_visible=max_visible,
             num_decodes=num_decodes,
+            longest=self._longest(max_visible),
             max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
 
     def _max_visible(self, common: CommonAttentionMetadata) -> int:
         """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
-        return self.max_visible if settings.batch_invariant() else common.max_seq_len
+        return self.max_len if settings.batch_invariant() else common.max_seq_len
 
     def _uniform(self, common: CommonAttentionMetadata, queries: int) -> DsaBatch:
         """A batch that a graph may be captured with. Padding sequences have length 0, so their tokens see nothing."""
@@ -93,17 +94,23 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
             visible_bn = visible_t.view(num_reqs, queries)
             torch.sub(common.seq_lens[:num_reqs, None], self.tokens_after_n[queries], out=visible_bn)
             visible_bn.clamp_(min=0)
-        # A graph serves every length up to the longest. Decodes outside of graphs are then run alike, so that the run
-        # before a capture compiles what the capture launches.
+        # A graph serves every length up to the longest, so with graphs keys are always selected. Decodes outside of
+        # graphs are then run alike, so that the run before a capture compiles what the capture launches.
         any_length = self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        max_visible = self.max_len if any_length else self._max_visible(common)
         return uniform_decodes(
             slots_t=common.slot_mapping[:num_tokens],
             block_table_bp=common.block_table_tensor[:num_reqs],
             seq_t=self.seq_t[queries][:num_tokens],
             visible_t=visible_t,
-            max_visible=self.max_visible if any_length else self._max_visible(common),
+            max_visible=max_visible,
             queries=queries,
+            longest=self._longest(max_visible),
         )
+
+    def _longest(self, max_visible: int) -> int:
+        """On a GPU decodes are given one bound for ever, so that their kernels come in few variants."""
+        return max_visible if self.device.type == "cpu" else self.max_len
 
 
 class DsaBackend(AttentionBackend):

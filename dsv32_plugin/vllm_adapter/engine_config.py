@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -10,6 +13,7 @@ from vllm.platforms import current_platform
 from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE
 
 logger = init_logger("vllm.dsv32_plugin")
+_SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 
 
 class DsaEngineConfig(VerifyAndUpdateConfig):
@@ -21,6 +25,7 @@ class DsaEngineConfig(VerifyAndUpdateConfig):
         vllm_config.model_config.disable_cascade_attn = True
         if not current_platform.is_cpu():
             _compile_nothing(vllm_config)
+            _sample_without_compiling()
         speculative = vllm_config.speculative_config
         if speculative is not None and speculative.method == "mtp":
             # First ours, then the name by which vLLM knows that the draft model returns two tensors.
@@ -47,3 +52,10 @@ def _compile_nothing(vllm_config: VllmConfig) -> None:
         "dsv32: torch.compile is off (the plugin's kernels are fused already); CUDA graphs: %s",
         compilation.cudagraph_mode.name,
     )
+
+
+def _sample_without_compiling() -> None:
+    """FlashInfer compiles its sampler for about 100 s in the first start on a machine; vLLM has kernels of its own."""
+    if _SAMPLER not in os.environ and find_spec("flashinfer_jit_cache") is None:
+        os.environ[_SAMPLER] = "0"  # read in the workers
+        logger.info_once("dsv32: sampling without FlashInfer, which would have to compile; %s=1 for it", _SAMPLER)

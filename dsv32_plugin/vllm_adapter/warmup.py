@@ -53,9 +53,9 @@ def run(
     # One process of a machine compiles, the others then find its results on the disk.
     group = get_world_group()
     if group.local_rank == 0:
-        launches.compile(hidden_th.device)
+        launches.compile()
     group.barrier()
-    launches.compile(hidden_th.device)
+    launches.load()
     compiled = time.perf_counter()
     run_all()
     logger.info(
@@ -96,8 +96,9 @@ class MadeUp:
         for tokens in (*_powers(most), most):
             for length in lengths:
                 yield self.prefill(tokens, length, tokens // length)
-                for n in queries:
-                    if n <= tokens <= most_decodes:
+            for n in queries:
+                if n <= tokens <= most_decodes:
+                    for length in {*_powers(short), short, self.max_len}:
                         yield self.decode(tokens // n, length, n)
 
     def prefill(self, tokens: int, length: int, num_seqs: int) -> DsaBatch:
@@ -115,6 +116,7 @@ class MadeUp:
             query_start_cpu_b1=query_start_b1,
             max_visible=length,
             num_decodes=0,
+            longest=self.max_len,
             max_gathered_keys=dsa.gathered_keys(length, self.topk),
         )
 
@@ -127,6 +129,7 @@ class MadeUp:
             visible_t=torch.full((tokens,), length, dtype=torch.int32, device=self.device),
             max_visible=length,
             queries=queries,
+            longest=self.max_len,
         )
 
     def _table(self, num_seqs: int) -> torch.Tensor:

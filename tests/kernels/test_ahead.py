@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 PROBE = """
+import os
 import torch
 from triton.runtime import driver
 import cases
@@ -29,7 +30,11 @@ with launches.record():
     index_query(**query)
     index_query(**query)
 assert len(launches) == 1, len(launches)
-launches.compile(torch.device("cpu"), jobs=2)
+launches.compile(jobs=2)
+loaded = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
+assert loaded, "the other process has written to the disk"
+launches.load()
+assert len(os.listdir(os.environ["TRITON_CACHE_DIR"])) == loaded, "this one has found it there"
 assert len(launches) == 0
 compiled, *_ = kernel.device_caches[0]
 assert len(compiled) == 1, compiled
@@ -46,7 +51,8 @@ with launches.record():
             torch.zeros(2, heads, 512, dtype=torch.bfloat16), torch.zeros(2, heads, 64, dtype=torch.bfloat16),
             torch.zeros(1, 64, 656, dtype=torch.uint8), torch.zeros(2, 2048, dtype=torch.int32), 1.0,
         )
-launches.compile(torch.device("cpu"), jobs=2)
+launches.compile(jobs=2)
+launches.load()
 for kernel in (hopper._few_heads_kernel, hopper._many_heads_kernel):
     assert len(kernel.device_caches[0][0]) == 1, "Gluon's kernels, too"
 """

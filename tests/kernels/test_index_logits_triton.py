@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from dsv32_plugin.kernels.index_logits import reference
 from dsv32_plugin.kernels.index_logits.triton import Config, index_logits_paged, index_logits_ragged
-from dsv32_plugin.kernels.index_topk.triton import index_topk_ragged
+from dsv32_plugin.kernels.index_topk.triton import index_topk_paged, index_topk_ragged
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -114,6 +114,25 @@ def test_topk_in_chunks(rows):
     selected = index_topk_ragged(**inputs, topk=16, workspace_bytes=4 * 112 * rows)
     logits = ragged(inputs)
     cases.assert_topk_exact(selected, logits, inputs["start_t"], inputs["end_t"], 16)
+
+
+@either
+@pytest.mark.parametrize("sequences", [1, 1000])
+@pytest.mark.parametrize("longest", [131, 5000])
+def test_paged_topk_whatever_bound_it_is_given(sequences, longest):
+    """A graph captured for long sequences gives short ones the same slots, and reads no score that was not written."""
+    inputs = cases.index_logits_paged_inputs([70, 0, 131, 5], 2, HEADS, device=DEVICE)
+    visible, table = inputs["visible_bn"], inputs["block_table_bp"]
+    logits = paged(inputs).flatten(0, 1)
+    inputs["max_visible"] = longest
+    slots = index_topk_paged(**inputs, topk=16, workspace_bytes=8 * longest * sequences)
+    positions = torch.full((8, 16), -1, dtype=torch.int32, device=DEVICE)
+    for row, slot in enumerate(slots.flatten(0, 1)):
+        seq = row // 2
+        of_slot = {int(page) * 64 + i: p * 64 + i for p, page in enumerate(table[seq]) for i in range(64)}
+        found = [of_slot[int(s)] for s in slot if s >= 0]
+        positions[row, : len(found)] = torch.tensor(found, dtype=torch.int32)
+    cases.assert_topk_exact(positions, logits, None, visible.flatten(), 16)
 
 
 @either

@@ -137,20 +137,23 @@ def _load_pages(table_ptr, base, high, table_width, PAGE_SIZE: tl.constexpr, KEY
     return page
 
 
-PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "heads", "splits", "least_chunk", "table_width"]
+PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "heads", "chunk", "table_width"]
 PAGED_SCALARS += ["table_stride", "visible_stride", "out_stride_seq", "out_stride_token"]
 
 
-@triton.jit(do_not_specialize=PAGED_SCALARS)
+@triton.jit(do_not_specialize=[*PAGED_SCALARS, "splits"])
 def paged_kernel(
     q_ptr, w_ptr, cache_ptr, scale_ptr, table_ptr, visible_ptr, out_ptr,
-    tokens, num_pages, max_visible, heads, splits, least_chunk, table_width,
+    tokens, num_pages, max_visible, heads, chunk, table_width, splits,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token, page_stride, scale_stride,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
     FILL: tl.constexpr, PAGE_SIZE: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores of TOKENS tokens of one sequence for one chunk of its pages; without FILL only of keys that one sees."""
+    """Scores of TOKENS tokens of one sequence for one of `splits` chunks of its pages, each of `chunk` keys at least.
+
+    Without FILL only of keys that one of the tokens sees.
+    """
     groups = tl.cdiv(tokens, TOKENS)
     pid = tl.program_id(0)
     # The groups of a sequence's tokens run side by side: what one reads, the other finds in the cache.
@@ -164,7 +167,7 @@ def paged_kernel(
     high = tl.minimum(tl.max(visible_t, axis=0), max_visible)
     # Without FILL the sequence's own length is cut into chunks, so that all programs work however short it is.
     total = max_visible if FILL else high
-    chunk = tl.maximum(tl.cdiv(total, splits * KEYS) * KEYS, least_chunk)
+    chunk = tl.maximum(tl.cdiv(total, splits * KEYS) * KEYS, chunk)
     begin = pid // groups % splits * chunk
     stop = tl.minimum(begin + chunk, total)
     high = tl.minimum(high, stop)
@@ -312,7 +315,7 @@ def launch_paged(
     splits = triton.cdiv(max_visible, paged_chunk(sequences * groups, max_visible, config.keys))
     paged_kernel[(sequences * groups * splits,)](
         q_bnid, weights_bni, cache, scales, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, splits, LEAST_TILES * config.keys, block_table_bp.shape[1],
+        tokens, pages, max_visible, heads, LEAST_TILES * config.keys, block_table_bp.shape[1], splits,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], index_cache.stride(0),
         index_cache.stride(0) // SCALE_BYTES, block_table_bp.stride(0), visible_bn.stride(0), *out.stride()[:2],
         FILL=fill, PAGE_SIZE=page_size, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim,
@@ -415,7 +418,7 @@ def aot_cases(target: Target) -> list[AotCase]:
             cases.append(_aot_case(name, ragged_kernel, ragged, constexprs, config, target))
         paged = pointers | {"cache_ptr": f"*{element}:16", "table_ptr": "*i32:16", "visible_ptr": "*i32:16"}
         paged |= strides | dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token", "page_stride"], "i32:16")
-        paged |= {"scale_stride": "i32:16", **dict.fromkeys(PAGED_SCALARS, "i32")}
+        paged |= {"scale_stride": "i32:16", **dict.fromkeys([*PAGED_SCALARS, "splits"], "i32")}
         for config in dict.fromkeys(choose(target, dtype, tokens, paged=True) for tokens in (1, 2, 4)):
             for fill in (True, False):
                 constexprs = {"FILL": fill, "TOKENS": config.tokens, "KEYS": config.keys, "PAGE_SIZE": 64, **common}

@@ -5,6 +5,8 @@ Keys that no token of a block sees are neither scored nor written, and the selec
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 
@@ -27,6 +29,7 @@ def index_topk_paged(
     max_visible: int,
     workspace_bytes: int,
     out: torch.Tensor | None = None,
+    launch_logits: Callable[..., None] = index_logits.launch_paged,
 ) -> torch.Tensor:
     sequences, tokens = visible_bn.shape
     device = q_bnid.device
@@ -38,7 +41,7 @@ def index_topk_paged(
     for begin in range(0, sequences, max(1, step)):
         part = slice(begin, min(begin + step, sequences))
         logits_bns = workspace[: part.stop - begin, :, :max_visible]
-        index_logits.launch_paged(
+        launch_logits(
             q_bnid[part], weights_bni[part], index_cache, block_table_bp[part], visible_bn[part], logits_bns, fill=False
         )
         select_topk.launch(
