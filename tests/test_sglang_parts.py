@@ -62,7 +62,7 @@ def test_too_few_pages_take_none() -> None:
 def backend() -> Any:
     """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
     made: Any = object.__new__(DsaBackend)
-    made.page_size, made.max_context_len, made.topk = PAGE, 64, 8
+    made.page_size, made.max_context_len, made.topk, made.on_cpu = PAGE, 64, 8, True
     req_to_token = torch.zeros(4, 70, dtype=torch.int32)
     for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
         req_to_token[row, :length] = first * PAGE + torch.arange(length)
