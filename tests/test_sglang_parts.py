@@ -14,6 +14,7 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 
 from dsv32_plugin.sglang_adapter import cpu
+from dsv32_plugin.sglang_adapter.backend import DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
 
@@ -55,6 +56,60 @@ def test_too_few_pages_take_none() -> None:
     zero, length = torch.tensor([0]), torch.tensor([33])
     assert allocator.alloc_extend(zero, zero, length, length, torch.tensor([-1]), 33) is None
     assert len(allocator.free_pages) == 2
+
+
+@pytest.fixture
+def backend() -> Any:
+    """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
+    made: Any = object.__new__(DsaBackend)
+    made.page_size, made.max_context_len, made.topk, made.on_cpu = PAGE, 64, 8, True
+    req_to_token = torch.zeros(4, 70, dtype=torch.int32)
+    for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
+        req_to_token[row, :length] = first * PAGE + torch.arange(length)
+    made.req_to_token_pool = SimpleNamespace(req_to_token=req_to_token)
+    return made
+
+
+@pytest.mark.parametrize(("in_graph", "pages"), [(False, 3), (True, 4)], ids=["eager", "graph"])
+def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
+    lengths = torch.tensor([16, 40, 1])
+    step = SimpleNamespace(
+        batch_size=3,
+        req_pool_indices=torch.tensor([2, 3, 1]),
+        seq_lens=lengths,
+        seq_lens_cpu=None if in_graph else lengths,
+        out_cache_loc=torch.tensor([6 * PAGE + 15, 9 * PAGE + 7, 5 * PAGE]),
+        forward_mode=SimpleNamespace(is_decode=lambda: True),
+    )
+    (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
+    batch = backend.forward_metadata
+    assert batch.block_table_bp.tolist() == [row + [0] * (pages - 3) for row in ([6, 0, 0], [7, 8, 9], [5, 0, 0])]
+    assert batch.visible_t.tolist() == [16, 40, 1]
+    assert batch.slots_t.tolist() == step.out_cache_loc.tolist()
+    assert batch.max_visible == (64 if in_graph else 40)
+    assert batch.decodes is not None
+    assert not batch.prefill_chunks
+
+
+def test_a_mixed_step(backend: Any) -> None:
+    """A decode among prefills is an extension by one token."""
+    step = SimpleNamespace(
+        batch_size=2,
+        req_pool_indices=torch.tensor([3, 2]),
+        seq_lens=torch.tensor([40, 16]),
+        seq_lens_cpu=torch.tensor([40, 16]),
+        extend_num_tokens=9,
+        extend_seq_lens=torch.tensor([8, 1], dtype=torch.int32),
+        extend_seq_lens_cpu=[8, 1],
+        out_cache_loc=torch.arange(9),
+        forward_mode=SimpleNamespace(is_decode=lambda: False, is_extend_without_speculative=lambda: True),
+    )
+    backend.init_forward_metadata(step)
+    batch = backend.forward_metadata
+    assert batch.visible_t.tolist() == [*range(33, 41), 16]
+    assert batch.seq_t.tolist() == [0] * 8 + [1]
+    assert batch.decodes is None
+    assert sum(chunk.total_keys for chunk in batch.prefill_chunks) == 56
 
 
 @pytest.fixture

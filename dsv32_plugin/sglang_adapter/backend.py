@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from dsv32_plugin import dsa
+from dsv32_plugin import dsa, settings
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard
 from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
@@ -30,6 +30,7 @@ class DsaBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         self.page_size = runner.page_size
         self.max_context_len = runner.model_config.context_len
+        self.on_cpu = runner.device == "cpu"
         self.topk = runner.model.dsa_config.index_topk
         self.forward_metadata: DsaBatch | None = None
 
@@ -38,7 +39,7 @@ class DsaBackend(AttentionBackend):
         assert forward_batch.seq_lens_cpu is not None, "needs_cpu_seq_lens asks for it"
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            self.forward_metadata = self._decode_batch(forward_batch, int(forward_batch.seq_lens_cpu.max()))
+            self.forward_metadata = self._decode_batch(forward_batch, self._max_visible(forward_batch))
         elif mode.is_extend_without_speculative():
             self.forward_metadata = self._extend_batch(forward_batch)
         else:
@@ -68,12 +69,13 @@ class DsaBackend(AttentionBackend):
             visible_t=forward_batch.seq_lens.int(),
             max_visible=max_visible,
             queries=1,
+            longest=max_visible if self.on_cpu else self.max_context_len,
         )
 
     def _extend_batch(self, forward_batch: ForwardBatch) -> DsaBatch:
         """Prefills, chunks of them, and, in SGLang's mixed batches, decodes as extensions by one token."""
         seq_lens_cpu_b = forward_batch.seq_lens_cpu.int()
-        max_visible = int(seq_lens_cpu_b.max())
+        max_visible = self._max_visible(forward_batch)
         return mixed_batch(
             slots_t=forward_batch.out_cache_loc[: forward_batch.extend_num_tokens],
             block_table_bp=self._block_table(forward_batch, max_visible),
@@ -83,8 +85,13 @@ class DsaBackend(AttentionBackend):
             query_start_cpu_b1=_starts(torch.tensor(forward_batch.extend_seq_lens_cpu, dtype=torch.int32)),
             max_visible=max_visible,
             num_decodes=0,
+            longest=max_visible,  # of decodes, of which there are none
             max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
+
+    def _max_visible(self, forward_batch: ForwardBatch) -> int:
+        """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
+        return self.max_context_len if settings.batch_invariant() else int(forward_batch.seq_lens_cpu.max())
 
     def _block_table(self, forward_batch: ForwardBatch, max_visible: int) -> torch.Tensor:
         """[B, pages] int32: a sequence's tokens lie in whole pages, so every page's first slot names it."""
