@@ -1,4 +1,4 @@
-"""`dsv32 demo`: stock `vllm serve` with this plugin answers from the trained tiny model, on whatever machine this is.
+"""`dsv32 demo`: a stock engine with this plugin answers from the trained tiny model, on whatever machine this is.
 
 Two questions that are answered right only if selection, positions, caches, template and parsers are: a code among
 hundreds, and one that takes a tool. The model makes the call itself, and answers from the result.
@@ -27,28 +27,52 @@ from dsv32_plugin.training import tasks
 if TYPE_CHECKING:
     from openai import OpenAI
 
-    from dsv32_plugin.serving import VllmServer
+    from dsv32_plugin.serving import Server
 
 NAME = "dsv32-demo"
 TRAINED = Path(__file__).parent.parent / "assets" / "tiny-dsv32"
 """In a checkout; a wheel does not hold it."""
 START_SECONDS = 600
 CONTEXT_TOKENS = 4000
-PARSERS = ["--enable-auto-tool-choice", "--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
-OPTIONS = [
-    *("--served-model-name", NAME),
-    *("--dtype", "float32"),
-    *("--max-model-len", "8192"),
-    *("--kv-cache-memory-bytes", str(256 * 2**20)),
-    "--enforce-eager",
-    *PARSERS,
-]
+CONTEXT = "8192"
+PARSERS = ["--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
+COMMON_OPTIONS = ["--served-model-name", NAME, "--dtype", "float32", *PARSERS]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the demonstration starts an engine."""
+
+    command: str
+    server: str
+    """Class in `serving`."""
+    options: tuple[str, ...]
+    on_gpus: str
+
+
+ENGINES = {
+    "vllm": Engine(
+        "vllm serve",
+        "VllmServer",
+        (
+            *("--max-model-len", CONTEXT),
+            *("--kv-cache-memory-bytes", str(256 * 2**20)),
+            "--enforce-eager",
+            "--enable-auto-tool-choice",
+        ),
+        "vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 --enable-auto-tool-choice",
+    ),
+    "sglang": Engine(
+        "sglang.launch_server",
+        "SglangServer",
+        ("--context-length", CONTEXT, "--max-total-tokens", "16384"),
+        "python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3.2 --tp-size 8",
+    ),
+}
+"""By their names on PyPI."""
 # Nothing leaves the machine, and waiting threads leave the cores to working ones.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-ON_GPUS = (
-    "vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 " + " ".join(PARSERS) + "\n"
-    "and ask it with temperature 1.0 and top_p 0.95, as DeepSeek recommends"
-)
+RECOMMENDED = "and ask it with temperature 1.0 and top_p 0.95, as DeepSeek recommends"
 WEATHER = {"sky": "rain", "celsius": 17}
 WEATHER_QUESTION = "What is the weather in Hangzhou in 3 days?"
 WEATHER_ARGUMENTS = {"city": "Hangzhou", "days": 3}
@@ -69,29 +93,34 @@ class Answer:
     total_s: float = 0.0
 
 
-def run(model: Path | None = None, *, max_tokens: int = 160, options: Sequence[str] = ()) -> None:
+def run(
+    model: Path | None = None, *, engine: str | None = None, max_tokens: int = 160, options: Sequence[str] = ()
+) -> None:
     """The whole demonstration; raises CommandError with the next step when a part of it fails.
 
     A `model` of the user's own may answer what it likes; the trained tiny model must answer right.
     """
-    for name in ("vllm", "openai"):
+    engine = engine or next((name for name in ENGINES if find_spec(name) is not None), "vllm")
+    for name in (engine, "openai"):
         if find_spec(name) is None:
-            raise CommandError(f"{name} is not installed; pip install 'dsv32-plugin[vllm]'")
-    from dsv32_plugin.serving import ServerError, VllmServer
+            raise CommandError(f"{name} is not installed; pip install 'dsv32-plugin[{engine}]'")
+    from dsv32_plugin import serving
 
     strict = model is None
     model = model or _trained()
-    log_path = _cache() / "demo-server.log"
-    server = VllmServer(model, [*OPTIONS, *options], log_path=log_path, env=ENVIRONMENT)
+    chosen = ENGINES[engine]
+    log_path = _cache() / f"demo-{engine}.log"
+    server_class: type[Server] = getattr(serving, chosen.server)
+    server = server_class(model, [*COMMON_OPTIONS, *chosen.options, *options], log_path=log_path, env=ENVIRONMENT)
     stdout.print(f"checkpoint  {model}", soft_wrap=True, markup=False)
     stdout.print(f"server      {' '.join(server.command)}", soft_wrap=True, markup=False)
     try:
         with _stopping_on_sigterm(), server:
-            ready_s = _wait(server)
+            ready_s = _wait(server, chosen.command)
             stdout.print(f"ready       {ready_s:.1f} s")
             wrong = _conversations(f"{server.url}/v1", max_tokens)
             proof = re.search(r"dsv32: serving .*", server.log())
-    except ServerError as error:
+    except serving.ServerError as error:
         off = "" if settings.plugin_enabled() else "\nDSV32_PLUGIN=0 switches the plugin off; unset it"
         raise CommandError(f"{error}{off}\n'dsv32 doctor' says what is wrong") from error
     if proof is None:
@@ -99,7 +128,8 @@ def run(model: Path | None = None, *, max_tokens: int = 160, options: Sequence[s
     stdout.print(f"served by   {proof.group().removeprefix('dsv32: serving ')}", soft_wrap=True, markup=False)
     if wrong and strict:
         raise CommandError(f"the trained model answered, but not right: {'; '.join(wrong)}; please report this")
-    stdout.print(f"stopped     on GPUs the same is\n\n{ON_GPUS}", soft_wrap=True, markup=False)
+    stdout.print("stopped     on GPUs the same is", soft_wrap=True)
+    stdout.print(f"\n{chosen.on_gpus} {' '.join(PARSERS)}\n{RECOMMENDED}", soft_wrap=True, markup=False)
 
 
 def _trained() -> Path:
@@ -117,11 +147,11 @@ def _cache() -> Path:
     return path
 
 
-def _wait(server: VllmServer) -> float:
-    with stderr.status("vllm serve is starting") as status:
+def _wait(server: Server, command: str) -> float:
+    with stderr.status(f"{command} is starting") as status:
 
         def show(elapsed_s: float) -> None:
-            status.update(f"vllm serve is starting, {elapsed_s:.0f} s; its log is {server.log_path}")
+            status.update(f"{command} is starting, {elapsed_s:.0f} s; its log is {server.log_path}")
 
         return server.wait_until_ready(START_SECONDS, show)
 
@@ -161,7 +191,8 @@ def _weather(client: OpenAI, max_tokens: int) -> list[str]:
     messages.append(
         {
             "role": "assistant",
-            "reasoning": answer.reasoning,
+            "reasoning": answer.reasoning,  # as vLLM calls it
+            "reasoning_content": answer.reasoning,  # and SGLang
             "content": answer.content,
             "tool_calls": answer.calls,
         }
@@ -260,16 +291,17 @@ def _stopping_on_sigterm() -> Iterator[None]:
 
 def add_command(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "demo", help="serve the trained tiny checkpoint with vLLM and chat with it", description=__doc__
+        "demo", help="serve the trained tiny checkpoint and chat with it", description=__doc__
     )
     parser.add_argument("--model", type=Path, help="checkpoint to serve (default: the trained tiny one)")
+    parser.add_argument("--engine", choices=tuple(ENGINES), help="default: the one that is installed")
     parser.add_argument("--max-tokens", type=int, default=160, help="longest answer (default: 160)")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for vllm serve, after --")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_handle)
 
 
 def _handle(arguments: argparse.Namespace) -> int:
     if arguments.model is not None and not (arguments.model / "config.json").exists():
         raise CommandError(f"--model: expected a checkpoint folder with a config.json, got {arguments.model}")
-    run(arguments.model, max_tokens=arguments.max_tokens, options=arguments.options)
+    run(arguments.model, engine=arguments.engine, max_tokens=arguments.max_tokens, options=arguments.options)
     return 0

@@ -193,7 +193,17 @@ def test_with_the_real_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """The trained model must answer right: a wrong answer is an error of the command."""
     pytest.importorskip("vllm")
     monkeypatch.delenv("PYTHONPATH")
-    assert cli.main(["demo"]) == 0
+    assert cli.main(["demo", "--engine", "vllm"]) == 0
+    printed = capsys.readouterr().out
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed
+
+
+@pytest.mark.engine
+def test_with_the_real_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sglang")
+    monkeypatch.delenv("PYTHONPATH")
+    assert cli.main(["demo", "--engine", "sglang"]) == 0
     printed = capsys.readouterr().out
     assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
     assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed

@@ -45,12 +45,12 @@ class GpuClock:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
         # One pool for all graphs: none needs what another left in it, and nothing is given back between captures,
-        # which would take longer than the measurement.
+        # which would take longer than the measurement. A pool ends with its last graph, so the first one is kept.
         self._pool = torch.cuda.graph_pool_handle()
         self._flush_buffer = torch.ones(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
         self._flush_result = torch.empty((), dtype=torch.float32, device="cuda")
-        graph = self._capture([self._flush] * 20)
-        self._flush_us = statistics.median(self._replay_us(graph) for _ in range(9)) / 20
+        self._flushes = self._capture([self._flush] * 20)
+        self._flush_us = statistics.median(self._replay_us(self._flushes) for _ in range(9)) / 20
 
     def _flush(self) -> None:
         # Reading leaves clean lines: the measured kernel pays no write-back that is not its own.

@@ -94,7 +94,7 @@ def measure(step: Step, clock: Clock) -> list[dict[str, Any]]:
     for name, row in rows.items():
         try:
             side = build(name, inputs)
-            row["kernels"] = side.kernels
+            row["kernels"] = side.whose
             side.check()
             sides[name] = side
         except Missing as error:

@@ -14,7 +14,7 @@ import torch
 
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, build_batch
+from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
@@ -76,19 +76,19 @@ class Inputs:
 
     def batch(self) -> DsaBatch:
         step = self.step
+        visible = (self.positions + 1).int()
+        if step.decode:
+            return uniform_decodes(
+                slots_t=self.slots, block_table_bp=self.block_table, seq_t=self.sequence.int(), visible_t=visible,
+                max_visible=step.length, queries=1,
+            )  # fmt: skip
         starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
-        return build_batch(
-            slots_t=self.slots,
-            block_table_bp=self.block_table,
-            seq_lens_b=lengths.to(DEVICE),
-            query_start_b1=starts.to(DEVICE),
-            seq_lens_cpu_b=lengths,
-            query_start_cpu_b1=starts,
-            max_visible=step.length,
-            num_decodes=step.sequences if step.decode else 0,
-            queries_per_decode=1,
-        )
+        return mixed_batch(
+            slots_t=self.slots, block_table_bp=self.block_table, seq_lens_b=lengths.to(DEVICE),
+            query_start_b1=starts.to(DEVICE), seq_lens_cpu_b=lengths, query_start_cpu_b1=starts,
+            max_visible=step.length, num_decodes=0, max_gathered_keys=dsa.gathered_keys(step.length, TOPK),
+        )  # fmt: skip
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -152,15 +152,51 @@ class Projections:
 
 
 class Side:
-    """`stages`: what a layer runs, in order. `check`: raises AssertionError if some sampled token's result is wrong."""
+    """One way to run the layer."""
 
-    kernels = ""
-    """Whose, for the record."""
+    whose = ""
+    """Whose kernels, for the record."""
     inputs: Inputs
     stages: list[tuple[str, Callable[[], None]]]
+    """What a layer runs, in order."""
 
     def check(self) -> None:
+        """Run the layer and raise AssertionError if the result of some sampled token is wrong."""
+        for _, launch in self.stages:
+            launch()
+        inputs = self.inputs
+        for token in sampled(inputs.step):
+            self.check_token(token, inputs.block_table[inputs.sequence[token]], int(inputs.positions[token]) + 1)
+
+    def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
         raise NotImplementedError
+
+
+class Expansion:
+    """The latents of one sequence as keys and values of every head, for attention that is not absorbed."""
+
+    def __init__(self, step: Step) -> None:
+        self.weight = normal(RANK, step.heads * (NOPE + VALUE)) * RANK**-0.5
+        self._kv = normal(step.length, step.heads, NOPE + VALUE)
+        self.k = normal(step.length, step.heads, NOPE + ROPE)
+        self.v = self._kv[..., NOPE:]
+        self.q_nope = normal(step.tokens, step.heads, NOPE)
+
+    def run(self, rows: torch.Tensor) -> None:
+        """rows [S, C + R] bfloat16."""
+        torch.mm(rows[:, :RANK], self.weight, out=self._kv.view(len(rows), -1))
+        self.k[..., :NOPE] = self._kv[..., :NOPE]
+        self.k[..., NOPE:] = rows[:, None, RANK:]
+
+    def check(self, q: torch.Tensor, cache: torch.Tensor, table: torch.Tensor, visible: int, out: torch.Tensor) -> None:
+        """One token from the cache again, in float32 but for the rounding of keys and values."""
+        lengths = torch.tensor([0, visible], dtype=torch.int32, device=DEVICE)
+        with force("reference"):
+            rows = kernels.gather_latents(cache, table.unsqueeze(0), lengths, visible, dtype=torch.bfloat16)
+        wide = (rows[:, :RANK].float() @ self.weight.float()).bfloat16().view(visible, -1, NOPE + VALUE)
+        scores = torch.einsum("hd,shd->hs", q[:, :NOPE].float(), wide[..., :NOPE].float())
+        scores += q[:, NOPE:].float() @ rows[:, RANK:].float().T
+        check_close(out, torch.einsum("hs,shv->hv", (scores * SCALE).softmax(1), wide[..., NOPE:].float()))
 
 
 class Sparse(Side):
@@ -176,19 +212,13 @@ class Sparse(Side):
         self.index_weights = self.q_rope = self.out = torch.empty(0)
         self.slots: torch.Tensor | None = None
 
-    def check(self) -> None:
-        for _, launch in self.stages:
-            launch()
-        inputs = self.inputs
-        for token in sampled(inputs.step):
-            table = inputs.block_table[inputs.sequence[token]]
-            visible = int(inputs.positions[token]) + 1
-            if self.slots is None:
-                chosen = slots_of(table, visible)
-            else:
-                chosen = self.slots[token][self.slots[token] >= 0]
-                self._check_selection(token, table, visible, chosen)
-            check_attention(inputs.q_latent[token], self.q_rope[token], self.latent, chosen, self.out[token])
+    def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
+        if self.slots is None:
+            chosen = slots_of(table, visible)
+        else:
+            chosen = self.slots[token][self.slots[token] >= 0]
+            self._check_selection(token, table, visible, chosen)
+        check_attention(self.inputs.q_latent[token], self.q_rope[token], self.latent, chosen, self.out[token])
 
     def _check_selection(self, token: int, table: torch.Tensor, visible: int, chosen: torch.Tensor) -> None:
         assert chosen.unique().numel() == chosen.numel() == min(TOPK, visible), f"token {token}: not {TOPK} slots"
@@ -211,18 +241,24 @@ class Sparse(Side):
 class Ours(Sparse):
     """The operations as the adapters call them."""
 
-    kernels = "dsv32-plugin"
+    whose = "dsv32-plugin"
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
         step = inputs.step
         self.batch = inputs.batch()
         self.selects = dsa.needs_selection(self.batch, TOPK)
-        self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=True)
-        self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms), (ATTENTION, self._attend)]
+        expands = not self.selects and dsa.is_fresh_prefill(self.batch)
+        self.expansion = Expansion(step) if expands else None
+        self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=not expands)
+        self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms)]
         if self.selects:
             self.slots = torch.empty(step.tokens, TOPK, dtype=torch.int32, device=DEVICE)
-            self.stages.insert(2, (INDEXER, self._select))
+            self.stages += [(INDEXER, self._select), (ATTENTION, self._attend)]
+        elif expands:
+            self.stages += [(UP, self._expand), (ATTENTION, self._attend_expanded)]
+        else:
+            self.stages += [(ATTENTION, self._attend)]
 
     def _norms(self) -> None:
         i = self.inputs
@@ -245,11 +281,32 @@ class Ours(Sparse):
     def _attend(self) -> None:
         self.out = dsa.attend(self.batch, self.inputs.q_latent, self.q_rope, self.latent, self.slots, SCALE)
 
+    def _expand(self) -> None:
+        assert self.expansion is not None
+        (chunk,) = self.batch.prefill_chunks
+        rows = kernels.gather_latents(
+            self.latent, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=torch.bfloat16
+        )
+        self.expansion.run(rows)
+
+    def _attend_expanded(self) -> None:
+        assert self.expansion is not None
+        (chunk,) = self.batch.prefill_chunks
+        q = torch.cat((self.expansion.q_nope, self.q_rope), -1)
+        self.out = kernels.masked_mha(q, self.expansion.k, self.expansion.v, chunk.start_t, chunk.end_t, SCALE)[0]
+
+    def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
+        if self.expansion is None:
+            super().check_token(token, table, visible)
+        else:
+            q = torch.cat((self.expansion.q_nope[token], self.q_rope[token]), -1)
+            self.expansion.check(q, self.latent, table, visible, self.out[token])
+
 
 class InTree(Sparse):
     """vLLM 0.26.0, `models/deepseek_v32/nvidia`, with its fp8_ds_mla cache."""
 
-    kernels = "vLLM's fused norms, DeepGEMM, top-k and FlashMLA sparse"
+    whose = "vLLM's fused norms, DeepGEMM, top-k and FlashMLA sparse"
 
     def __init__(self, inputs: Inputs, vllm: peers.Vllm) -> None:
         super().__init__(inputs)
@@ -300,28 +357,25 @@ class InTree(Sparse):
     def _prefill(self) -> None:
         self.out = self._attend_to(self.inputs.q_latent, self.q_rope, self.latent, self.selected)
 
-    def check(self) -> None:
-        for _, launch in self.stages:
-            launch()
+    def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
         self.slots = self._to_slots(self.selected)
-        super().check()
+        super().check_token(token, table, visible)
 
 
 class Dense(Side):
     """MLA over every key, in bfloat16: the kernels that vLLM takes on Hopper, or ours where vLLM is missing."""
 
     def __init__(self, inputs: Inputs, vllm: peers.Vllm | None) -> None:
-        self.inputs = inputs
+        self.inputs = i = inputs
         step = inputs.step
-        i = inputs
         self.latent = latent_cache_bf16(step.sequences * step.length // PAGE)
-        self.q_latent, self.q_rope, self.k_rope = i.q_latent, i.q_rope.clone(), i.k_rope.contiguous()
+        self.q_rope, self.k_rope = i.q_rope.clone(), i.k_rope.contiguous()
         self.out = torch.empty(0)
-        self.widens = vllm is not None and not step.decode
-        self.projections = Projections(step, indexes=False, selects=False, absorbs=not self.widens)
+        self.expansion = Expansion(step) if vllm is not None and not step.decode else None
+        self.projections = Projections(step, indexes=False, selects=False, absorbs=self.expansion is None)
         self.stages = [(PROJECTIONS, self.projections.run)]
         if vllm is None:
-            self.kernels = "dsv32-plugin's dense_mla"
+            self.whose = "dsv32-plugin's dense_mla"
             self.batch = i.batch()
             self.stages += [(NORMS, self._our_norms), (ATTENTION, self._our_attention)]
             return
@@ -330,20 +384,16 @@ class Dense(Side):
             self.latent,
         )  # fmt: skip
         self.stages.append((NORMS, norms))
-        if self.widens:
-            self.kernels = "vLLM's FlashAttention-3"
-            self._prefill = vllm.dense_prefill(step.tokens, step.length, SCALE)
-            self.up_weight = normal(RANK, step.heads * (NOPE + VALUE)) * RANK**-0.5
-            self.q = torch.cat((normal(step.tokens, step.heads, NOPE), self.q_rope), -1)
-            self.context = normal(step.length, layout.LATENT_WIDTH)
-            self.kv = normal(step.length, step.heads * (NOPE + VALUE))
-            self.k = normal(step.length, step.heads, NOPE + ROPE)
-            self.stages += [(UP, self._up_project), (ATTENTION, self._attend_wide)]
-        else:
-            self.kernels = "vLLM's FlashAttention-3, absorbed"
+        if step.decode:
+            self.whose = "vLLM's FlashAttention-3, absorbed"
             lengths = torch.full((step.sequences,), step.length, dtype=torch.int32, device=DEVICE)
             self._decode = vllm.dense_decode_fa3(i.block_table, lengths, step.length, SCALE)
             self.stages.append((ATTENTION, self._attend_latent))
+        else:
+            self.whose = "vLLM's FlashAttention-3"
+            self._prefill = vllm.dense_prefill(step.tokens, step.length, SCALE)
+            self.context = normal(step.length, layout.LATENT_WIDTH)
+            self.stages += [(UP, self._expand), (ATTENTION, self._attend_expanded)]
 
     def _our_norms(self) -> None:
         i = self.inputs
@@ -354,46 +404,29 @@ class Dense(Side):
         self.q_rope = kernels.rope_query(i.q_rope, i.positions, i.rope_table)
 
     def _our_attention(self) -> None:
-        self.out = dsa.attend(self.batch, self.q_latent, self.q_rope, self.latent, None, SCALE)
+        self.out = dsa.attend(self.batch, self.inputs.q_latent, self.q_rope, self.latent, None, SCALE)
 
-    def _up_project(self) -> None:
-        torch.index_select(
-            self.latent, 0, self.inputs.block_table[0], out=self.context.view(-1, *self.latent.shape[1:])
-        )
-        torch.mm(self.context[:, :RANK], self.up_weight, out=self.kv)
-        self.k[..., :NOPE] = self._wide()[..., :NOPE]
-        self.k[..., NOPE:] = self.context[:, None, RANK:]
+    def _expand(self) -> None:
+        assert self.expansion is not None
+        pages = self.context.view(-1, *self.latent.shape[1:])
+        torch.index_select(self.latent, 0, self.inputs.block_table[0], out=pages)
+        self.expansion.run(self.context)
 
-    def _wide(self) -> torch.Tensor:
-        return self.kv.view(self.inputs.step.length, self.inputs.step.heads, NOPE + VALUE)
-
-    def _attend_wide(self) -> None:
-        self.out = self._prefill(self.q, self.k, self._wide()[..., NOPE:])
+    def _attend_expanded(self) -> None:
+        assert self.expansion is not None
+        q = torch.cat((self.expansion.q_nope, self.q_rope), -1)
+        self.out = self._prefill(q, self.expansion.k, self.expansion.v)
 
     def _attend_latent(self) -> None:
-        self.out = self._decode(self.q_latent, self.q_rope, self.latent)
+        self.out = self._decode(self.inputs.q_latent, self.q_rope, self.latent)
 
-    def check(self) -> None:
-        for _, launch in self.stages:
-            launch()
-        inputs = self.inputs
-        for token in sampled(inputs.step):
-            visible = int(inputs.positions[token]) + 1
-            slots = slots_of(inputs.block_table[inputs.sequence[token]], visible)
-            if self.widens:
-                self._check_wide(token, slots)
-            else:
-                check_attention(self.q_latent[token], self.q_rope[token], self.latent, slots, self.out[token])
-
-    def _check_wide(self, token: int, slots: torch.Tensor) -> None:
-        """From the cache again, in float32 but for the rounding of keys and values."""
-        rows = self.latent.view(-1, layout.LATENT_WIDTH)[slots]
-        wide = (rows[:, :RANK].float() @ self.up_weight.float()).bfloat16().view(len(rows), -1, NOPE + VALUE)
-        q = self.q[token].float()
-        scores = torch.einsum("hd,shd->hs", q[:, :NOPE], wide[..., :NOPE].float())
-        scores += q[:, NOPE:] @ rows[:, RANK:].float().T
-        want = torch.einsum("hs,shv->hv", (scores * SCALE).softmax(1), wide[..., NOPE:].float())
-        check_close(self.out[token], want)
+    def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
+        if self.expansion is None:
+            slots = slots_of(table, visible)
+            check_attention(self.inputs.q_latent[token], self.q_rope[token], self.latent, slots, self.out[token])
+        else:
+            q = torch.cat((self.expansion.q_nope[token], self.q_rope[token]), -1)
+            self.expansion.check(q, self.latent, table, visible, self.out[token])
 
 
 def sampled(step: Step) -> list[int]:

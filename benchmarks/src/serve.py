@@ -128,7 +128,8 @@ def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]
             write_model(model, plan, backend, layers)
         else:
             about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-        switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0"}
+        # vLLM would compile FlashInfer's sampler at the first start, for minutes; greedy answers do not use it.
+        switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
         make = getattr(serving, SERVERS[plan.engine])
         server = make(model, options(plan, backend), log_path=folder / "server.log", env={**demo.ENVIRONMENT, **switch})
         name = f"{plan.engine} {backend}, {layers} layers"

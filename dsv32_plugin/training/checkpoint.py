@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,30 +71,27 @@ def load(folder: Path, device: str | torch.device = "cpu") -> DsaModel:
 
 def hf_tensors(model: DsaModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the model (views of its storage) under its published name; shared ones appear twice."""
-    layers = model.config.num_layers
-    mtp = f"model.layers.{layers}"
+    mtp = f"model.layers.{model.config.num_layers}"
     yield f"{mtp}.embed_tokens.weight", model.embed.weight
     yield f"{mtp}.shared_head.head.weight", model.head.weight
     for name, tensor in model.state_dict().items():
-        for pattern, replacement in (
-            (r"^embed\.", "model.embed_tokens."),
-            (r"^head\.", "lm_head."),
-            (r"^norm\.", "model.norm."),
-            (r"^mtp\.norm\.", f"{mtp}.shared_head.norm."),
-            (r"^mtp\.", f"{mtp}."),
-            (r"^layers\.", "model.layers."),
-            (r"\.mlp\.bias$", ".mlp.gate.e_score_correction_bias"),
+        for prefix, published in (
+            ("embed.", "model.embed_tokens."),
+            ("head.", "lm_head."),
+            ("mtp.norm.", f"{mtp}.shared_head.norm."),
+            ("mtp.", f"{mtp}."),
+            ("", "model."),
         ):
-            name, found = re.subn(pattern, replacement, name)
-            if found:
+            if name.startswith(prefix):
+                name = published + name.removeprefix(prefix)
                 break
         name = name.replace(".mlp.bias", ".mlp.gate.e_score_correction_bias")
-        if tensor.dim() == 3:  # one tensor for all experts here, one for each there
-            prefix, _, projection = name.rpartition(".")
-            for expert, weight in enumerate(tensor):
-                yield f"{prefix}.experts.{expert}.{projection}.weight", weight
-        else:
+        if tensor.dim() < 3:
             yield name, tensor
+            continue
+        prefix, _, projection = name.rpartition(".")  # one tensor for all experts here, one for each there
+        for expert, weight in enumerate(tensor):
+            yield f"{prefix}.experts.{expert}.{projection}.weight", weight
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

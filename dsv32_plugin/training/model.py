@@ -1,8 +1,8 @@
 """DeepSeek-V3.2's architecture as a readable torch model that trains: MLA, indexer, experts, one MTP layer.
 
-It is the definition in float32 what Hugging Face's `DeepseekV32ForCausalLM` computes, with three things that a model to
-be served does not have: attention may be dense, the selection may be exchanged, and every layer can report its index
-scores beside its attention for chosen queries.
+In float32 it computes what Hugging Face's `DeepseekV32ForCausalLM` does, and it has three things that training needs:
+attention may be dense, the selection can be exchanged, and a layer can report its attention and its index scores for
+chosen queries.
 
 Shapes: B sequences, T tokens (queries), S keys (S = T), H heads, I index heads, D index width, Q probed queries.
 """
@@ -230,11 +230,11 @@ class Experts(nn.Module):
         self.config = config
         experts, hidden, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate = linear(hidden, experts)
-        self.register_buffer("bias", torch.zeros(experts))
-        self.register_buffer("load", torch.zeros(experts), persistent=False)
-        """How many tokens chose each expert since `balance`."""
         self.bias: torch.Tensor
         self.load: torch.Tensor
+        """How many tokens chose each expert since the last `balance`."""
+        self.register_buffer("bias", torch.zeros(experts))
+        self.register_buffer("load", torch.zeros(experts), persistent=False)
         self.gate_proj = nn.Parameter(torch.empty(experts, inner, hidden))
         self.up_proj = nn.Parameter(torch.empty(experts, inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
@@ -315,8 +315,8 @@ class DsaModel(nn.Module):
         self.head = linear(config.hidden_size, config.vocab_size)
         self.mtp = MtpLayer(config, config.num_layers)
         table = rope_table(config.qk_rope_head_dim, config.max_position_embeddings, None, config.rope)
-        self.register_buffer("rope", table, persistent=False)
         self.rope: torch.Tensor
+        self.register_buffer("rope", table, persistent=False)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 PANELS = (
     ("answer_loss", "loss on answers (nats a token)", "log"),
-    ("mtp_loss", "MTP loss (nats a token)", "log"),
+    ("mtp_loss", "MTP loss on answers (nats a token)", "log"),
     ("lookup_accuracy", "first token after '=' right", "linear"),
     ("indexer_kl", "indexer KL (nats a query)", "log"),
 )

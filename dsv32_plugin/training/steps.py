@@ -91,7 +91,8 @@ def language_losses(model: DsaModel, output: Output, tokens: torch.Tensor, recip
     if output.mtp_hidden is not None:
         losses = token_losses(model.head(output.mtp_hidden[:, :-1]), tokens[:, 2:])
         mtp = (losses * weights[:, 2:]).sum() / weights[:, 2:].sum()
-        parts["mtp_loss"] = mtp.detach()
+        later = answers[:, 2:]
+        parts["mtp_loss"] = (losses.detach() * later).sum() / later.sum()
         total = total + recipe.mtp_weight * mtp
     return Losses(total, parts)
 

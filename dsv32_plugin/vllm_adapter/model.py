@@ -33,15 +33,9 @@ from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
+from dsv32_plugin.weights import PACKED_MODULES, layer_of
 
 logger = init_logger("vllm.dsv32_plugin")
-
-PACKED_MODULES = {
-    "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
-    "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
-    "gate_up_proj": ["gate_proj", "up_proj"],
-}
-"""Our module -> the modules of the checkpoint that it joins."""
 
 
 class DsaDecoderLayer(nn.Module):
@@ -208,7 +202,7 @@ class DsaForCausalLM(nn.Module, SupportsPP):
 
     def _belongs_elsewhere(self, name: str) -> bool:
         """Whether a tensor is rightly not loaded: another stage's, a draft layer's or an unused indexer's."""
-        layer = weights.layer_of(name)
+        layer = layer_of(name)
         if layer is None:
             return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
         if not self.model.start_layer <= layer < self.model.end_layer:

@@ -17,7 +17,8 @@ from vllm.model_executor.models.utils import maybe_prefix
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, weights
-from dsv32_plugin.vllm_adapter.model import PACKED_MODULES, DsaDecoderLayer
+from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
+from dsv32_plugin.weights import PACKED_MODULES, layer_of
 
 
 class OfTarget(nn.Module):
@@ -139,5 +140,5 @@ class DsaMtp(nn.Module):
 
     def _is_of_target(self, name: str) -> bool:
         """Whether a tensor is rightly not loaded: a target layer's, or a copy of what the target shares."""
-        layer = weights.layer_of(name)
+        layer = layer_of(name)
         return layer is None or layer < self.model.first or name.endswith((".embed_tokens.weight", ".head.weight"))

@@ -154,7 +154,15 @@ def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyP
     assert "total" in dense
 
 
-def test_the_indexer_is_skipped_while_everything_is_selected(tmp_path: Path) -> None:
-    rows = layer.measure(layer_sides.Step(1, 256, 1, 2, 64), clock.CpuClock())
+@pytest.mark.parametrize(
+    ("new", "operations"),
+    [
+        (1, ["projections", "norms, rope and caches", "attention"]),
+        (64, ["projections", "norms, rope and caches", "up-projection of the context", "attention"]),
+    ],
+    ids=["decode", "prefill"],
+)
+def test_the_indexer_is_skipped_while_everything_is_selected(new: int, operations: list[str]) -> None:
+    rows = layer.measure(layer_sides.Step(1, 64, new, 2, 64), clock.CpuClock())
     ours = next(row for row in rows if row["side"] == "ours")
-    assert list(ours["operations"]) == ["projections", "norms, rope and caches", "attention"]
+    assert list(ours["operations"]) == operations

@@ -145,6 +145,9 @@ def _faulty(model_dir: str | Path, fault: Fault | None) -> Iterator[Any]:
     model = load(str(Path(model_dir).resolve()))
     modeling = _modeling(model)
     with ExitStack() as stack:
+        if getattr(model.config, "indexer_rope_interleave", False) and hasattr(modeling, "apply_rotary_pos_emb"):
+            # Transformers 5.12 turns GLM's index keys as DeepSeek's; later releases as its config says.
+            stack.enter_context(_other_index_rope(modeling))
         indexers = [layer.self_attn.indexer for layer in model.model.layers if layer.self_attn.indexer is not None]
         if fault in (Fault.WRONG_TOPK, Fault.ALL_KEYS):
             topk = model.config.index_topk // 2 if fault is Fault.WRONG_TOPK else model.config.max_position_embeddings

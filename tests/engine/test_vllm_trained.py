@@ -20,7 +20,7 @@ import client
 from dsv32_plugin.demo import TRAINED
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.training import checkpoint, tasks
-from dsv32_plugin.training.evaluate import greedy_gives
+from dsv32_plugin.training.measures import greedy_gives
 from dsv32_plugin.training.model import top_k
 from dsv32_plugin.training.tokenizer import decode, encode
 

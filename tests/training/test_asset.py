@@ -11,13 +11,13 @@ import torch
 
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.demo import TRAINED
-from dsv32_plugin.training import checkpoint, evaluate, tasks
+from dsv32_plugin.training import checkpoint, measures, tasks
 from dsv32_plugin.training.model import DsaModel, IndexInputs, top_k
 from dsv32_plugin.training.recipe import MODEL
 from dsv32_plugin.training.tokenizer import encode
 
-QUESTIONS = 12
-CONTEXT = 700
+QUESTIONS = 8
+CONTEXT = 500
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,12 @@ def test_hugging_face_agrees(model: DsaModel) -> None:
 
 @pytest.fixture(scope="module")
 def needles() -> list[tuple[str, str]]:
-    return evaluate.needle_questions(CONTEXT, QUESTIONS)
+    return measures.needle_questions(CONTEXT, QUESTIONS)
 
 
 @pytest.mark.parametrize("name", ["dense", "sparse", "sparse, fp8 rotated"])
 def test_it_finds_the_needle(model: DsaModel, needles: list[tuple[str, str]], name: str) -> None:
-    found = evaluate.exact(model, needles, evaluate.selections(model)[name])
+    found = measures.exact(model, needles, measures.selections(model)[name])
     assert sum(found) >= QUESTIONS - 1
 
 
@@ -75,11 +75,11 @@ def latest(index: IndexInputs, k: int) -> torch.Tensor:
 def test_a_wrong_selection_does_not(model: DsaModel, needles: list[tuple[str, str]], wrong: str) -> None:
     k = model.config.index_topk
     select = {
-        "random": evaluate.selections(model)["random"],
+        "random": measures.selections(model)["random"],
         "a window": partial(latest, k=k),
     }[wrong]
-    assert sum(evaluate.exact(model, needles, select)) <= QUESTIONS / 2
+    assert sum(measures.exact(model, needles, select)) <= QUESTIONS / 2
 
 
 def test_it_calls_tools_answers_from_results_and_adds(model: DsaModel) -> None:
-    assert all(share >= 0.8 for share in evaluate.chat_accuracy(model, 5).values())
+    assert all(share >= 0.75 for share in measures.chat_accuracy(model, 4).values())

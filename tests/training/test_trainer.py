@@ -67,13 +67,13 @@ class TestStages:
 def test_it_learns(tmp_path: Path) -> None:
     """Dense training lowers the language loss, the warm-up the divergence."""
     stages = (
-        Stage("dense", ((64, 40),), 1024, 0.02, 3e-3, warmup_steps=5),
-        Stage("warmup", ((64, 40),), 1024, 0.0, 3e-3, warmup_steps=5, probes=32),
+        Stage("dense", ((64, 30),), 1024, 0.02, 3e-3, warmup_steps=5),
+        Stage("warmup", ((64, 30),), 1024, 0.0, 3e-3, warmup_steps=5, probes=32),
     )
     log = train(tmp_path, replace(small.recipe(), stages=stages, needle_share=1.0)).log
     dense, warmup = ([line for line in log if line["stage"] == kind] for kind in ("dense", "warmup"))
-    assert dense[-1]["answer_loss"] < 0.6 * dense[0]["answer_loss"]
-    assert warmup[-1]["indexer_kl"] < 0.6 * warmup[0]["indexer_kl"]
+    assert dense[-1]["answer_loss"] < 0.75 * dense[0]["answer_loss"]
+    assert warmup[-1]["indexer_kl"] < 0.75 * warmup[0]["indexer_kl"]
 
 
 class Interrupted(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from vllm.distributed import get_tp_group
 
 from dsv32_plugin.config import DsaConfig
 
@@ -15,8 +14,9 @@ class LatentUpProjection(nn.Module):
     Attention runs on the latents where it can: there W_UK is applied to the queries and W_UV to the results.
     """
 
-    def __init__(self, config: DsaConfig, num_heads: int) -> None:
+    def __init__(self, config: DsaConfig, num_heads: int, tp_rank: int) -> None:
         super().__init__()
+        self.first_head = tp_rank * num_heads
         self.w_uk_hdc = nn.Parameter(torch.empty(num_heads, config.qk_nope_head_dim, config.kv_lora_rank))
         self.w_uv_hcv = nn.Parameter(torch.empty(num_heads, config.kv_lora_rank, config.v_head_dim))
         self.rope, self.value_dim = config.qk_rope_head_dim, config.v_head_dim
@@ -25,8 +25,8 @@ class LatentUpProjection(nn.Module):
     def load_kv_b_proj(self, weight_nc: torch.Tensor) -> None:
         """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
         num_heads, nope, latent = self.w_uk_hdc.shape
-        first = get_tp_group().rank_in_group * num_heads
-        weight_hnc = weight_nc.view(-1, nope + self.value_dim, latent)[first : first + num_heads]
+        weight_hnc = weight_nc.view(-1, nope + self.value_dim, latent)
+        weight_hnc = weight_hnc[self.first_head : self.first_head + num_heads]
         self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
         self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
 
