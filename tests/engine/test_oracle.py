@@ -13,7 +13,6 @@ from rounding import MARGIN, Rounding, mean_error
 
 from dsv32_plugin.tiny import TinySpec
 
-
 PROMPT = random_prompt(300, seed=1)
 
 
