@@ -32,18 +32,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from dsv32_plugin.benchmarks.engine_view import BATCHES, SIDES, Run, case_name, cases, find, merge, show
 from dsv32_plugin.benchmarks.engine_worker import MARK
 from dsv32_plugin.benchmarks.records import CHECKOUT
 
 RECORD = CHECKOUT / "benchmarks" / "results" / "engine.json"
-SIDES = {
-    "plugin": "this plugin",
-    "in-tree": "vLLM's own sparse attention (DSV32_PLUGIN=0)",
-    "dense": "vLLM's own dense MLA: the same sizes without the indexer, as DeepSeek-V3",
-}
 CONFIG: dict[str, Any] = {
     "attention_bias": False,
     "bos_token_id": 0,
@@ -89,10 +82,6 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 129280,
 }
 """DeepSeek-V3.2's config.json with fewer layers and no quantisation."""
-LENGTHS = (2048, 32768, 131072)
-BATCHES = (1, 16, 64)
-MOST_DISTINCT = {2048: 64, 32768: 32, 131072: 4}
-"""Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 MODEL_LENGTH = 135168
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -109,37 +98,6 @@ CACHE_VARIABLES = (
     "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
 )  # fmt: skip
 """Where engines keep what they compile: under --caches, so that a run knows whether it began cold."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One engine: what is compared is what differs in `side` alone."""
-
-    side: str
-    heads: int
-    kv_cache_dtype: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.side}, {self.heads} heads, {self.kv_cache_dtype} cache"
-
-
-KEY = tuple(field.name for field in dataclasses.fields(Run))
-
-
-def cases(only: str) -> list[dict[str, Any]]:
-    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows."""
-    found: list[dict[str, Any]] = []
-    for length in LENGTHS:
-        found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
-        for batch in BATCHES:
-            distinct = min(batch, MOST_DISTINCT[length])
-            found.append({"kind": "decode", "B": batch, "L": length, "distinct": distinct})
-    return [case for case in found if set(only.split()) <= set(case_name(case).split())]
-
-
-def case_name(case: dict[str, Any]) -> str:
-    return " ".join([case["kind"], *(f"{key}={case[key]}" for key in ("B", "L") if key in case)])
 
 
 def write_config(run: Run, experts: int, out: Path) -> None:
@@ -260,7 +218,7 @@ def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], fo
         entry = dataclasses.asdict(worker.run)
         record["runs"].append(entry)
     options = worker.options | {"experts": args.experts}
-    entry |= {"options": options, "variables": ENVIRONMENT, "environment": machine(), "failed": None}
+    entry |= {"options": options, "variables": ENVIRONMENT, "environment": machine(args), "failed": None}
     if found is None:
         entry["failed"] = list(worker.tail)
         print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
@@ -285,25 +243,7 @@ def take(
     save(record, args.output)
 
 
-def find(record: dict[str, Any], run: Run) -> dict[str, Any] | None:
-    """The record's entry of this run."""
-    return next((entry for entry in record["runs"] if run == Run(**{key: entry[key] for key in KEY})), None)
-
-
-def merge(record: dict[str, Any], other: dict[str, Any]) -> None:
-    """Add what another record of the same GPU and versions holds; its rows replace those of the same case."""
-    if any(record[key] != other[key] for key in ("gpu", "versions")):
-        names = [f"{found['gpu']}, {found['versions']}" for found in (record, other)]
-        raise SystemExit(f"expected a record of {names[0]}, got one of {names[1]}; give another --output")
-    for entry in other["runs"]:
-        mine = find(record, Run(**{key: entry[key] for key in KEY}))
-        if mine is None:
-            record["runs"].append(entry)
-        else:
-            mine |= entry | {name: {**mine.get(name, {}), **entry.get(name, {})} for name in ("rows", "startup")}
-
-
-def machine() -> dict[str, Any]:
+def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to repeat this run, and what tells two machines apart."""
     commit = os.environ.get("DSV32_COMMIT", "")
     if not commit:
@@ -312,7 +252,9 @@ def machine() -> dict[str, Any]:
     return {
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
         "commit": commit,
-        "command": " ".join(["python -m dsv32_plugin.benchmarks.engine", *sys.argv[1:]]),
+        "chosen": {
+            name: value for name, value in vars(args).items() if name not in ("caches", "logs", "output", "merge")
+        },
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 
@@ -342,75 +284,6 @@ def open_record(path: Path) -> dict[str, Any]:
 def save(record: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def rows(record: dict[str, Any]) -> list[list[str]]:
-    """Heads, cache, case, a figure for each side, and how many times faster ours is than vLLM's own."""
-    lines = []
-    for heads, cache in sorted({(entry["heads"], entry["kv_cache_dtype"]) for entry in record["runs"]}, reverse=True):
-        sides = {side: find(record, Run(side, heads, cache)) or {} for side in SIDES}
-        for case in cases(""):
-            name = case_name(case)
-            figures = {side: figure(entry.get("rows", {}).get(name)) for side, entry in sides.items()}
-            if any(figures.values()):
-                ours, theirs = figures["plugin"], figures["in-tree"]
-                ratio = (ours / theirs if case["kind"] == "prefill" else theirs / ours) if ours and theirs else None
-                shared = " (pages shared)" if case.get("distinct", 0) < case.get("B", 0) else ""
-                unit = "tokens/s" if case["kind"] == "prefill" else "ms/step"
-                lines.append([str(heads), cache, name + shared, unit, *shown(figures.values()), ratio_text(ratio)])
-        for label, unit, get in (
-            ("start to first token, nothing compiled before", "s", lambda e: startup(e, "cold")),
-            ("start to first token, again", "s", lambda e: startup(e, "warm")),
-            ("most memory held by torch", "GiB", peak),
-        ):
-            values = [get(entry) for entry in sides.values()]
-            if any(values):
-                ratio = values[1] / values[0] if values[0] and values[1] else None
-                lines.append([str(heads), cache, label, unit, *shown(values), ratio_text(ratio)])
-    return lines
-
-
-def figure(row: dict[str, Any] | None) -> float | None:
-    return (row or {}).get("tokens_per_s") or (row or {}).get("ms_per_step")
-
-
-def peak(entry: dict[str, Any]) -> float | None:
-    return max((row.get("peak_gib", 0.0) for row in entry.get("rows", {}).values()), default=None)
-
-
-def startup(entry: dict[str, Any], state: str) -> float | None:
-    return entry.get("startup", {}).get(state, {}).get("first_token_s")
-
-
-def shown(values: Any) -> list[str]:
-    return [f"{value:,.0f}" if value and value >= 1000 else f"{value:.2f}" if value else "" for value in values]
-
-
-def ratio_text(ratio: float | None) -> str:
-    return f"{ratio:.2f}" if ratio else ""
-
-
-HEADINGS = ("heads", "cache", "case", "unit", *SIDES, "plugin over in-tree")
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The record as Markdown tables: figures, then how they were made."""
-    lines = [f"{record['gpu']}, driver {record['driver']}, vLLM {record['versions']['vllm']}", ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows(record)]
-    lines += ["", "| run | commit | machine | date |", "| --- | --- | --- | --- |"]
-    for entry in record["runs"]:
-        name = Run(**{key: entry[key] for key in KEY}).name
-        made = entry["environment"]
-        lines.append(f"| {name} | {made['commit']} | {made['machine']} | {made['date']} |")
-    return "\n".join(lines)
-
-
-def show(record: dict[str, Any]) -> None:
-    table = Table(*HEADINGS, title=record["gpu"])
-    for cells in rows(record):
-        table.add_row(*cells)
-    Console(width=160).print(table)
 
 
 def main() -> int:

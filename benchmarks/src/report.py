@@ -6,7 +6,6 @@ GPU, `benchmarks/results/h100/layer.json`, with their pictures beside them.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.benchmarks import compile_matrix, cost, harness, layer_view, plots, recall, records
+from dsv32_plugin.benchmarks import compile_matrix, cost, engine_view, harness, layer_view, plots, recall, records
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import CommandError
 
@@ -78,7 +77,7 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
     return {
         "compile matrix": single("compile_matrix.json", compile_matrix.markdown),
         "recall": single("recall.json", recall.markdown),
-        "engine speed": single("engine.json", engine_speed),
+        "engine speed": single("engine.json", engine_view.markdown),
         "speed": each("kernels", kernels_table, picture=False),
         "kernels": each("kernels", kernels_summary),
         "layer": each("layer", layer_table),
@@ -104,11 +103,6 @@ def source(record: Record) -> str:
     command = f", `{record['command']}`" if "command" in record else ""
     warning = f" **{record['meaningless']}**" if "meaningless" in record else ""
     return f"{record['gpu']}, commit {record['commit']}, {record['date']}{command}.{warning}"
-
-
-def engine_speed(record: Record) -> str:
-    found: str = importlib.import_module("dsv32_plugin.benchmarks.engine").markdown(record)
-    return found
 
 
 def markdown(headings: list[str], rows: list[list[str]]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin.benchmarks import engine
-from dsv32_plugin.benchmarks.engine import Run
+from dsv32_plugin.benchmarks import engine, engine_view
+from dsv32_plugin.benchmarks.engine_view import Run
 from dsv32_plugin.benchmarks.engine_worker import prompt
 
 
@@ -33,7 +33,7 @@ def entry(side: str, rows: dict[str, float], **startup: float) -> dict[str, Any]
 
 def test_the_sides_differ_in_the_indexer_alone(tmp_path: Path) -> None:
     configs = {}
-    for side in engine.SIDES:
+    for side in engine_view.SIDES:
         engine.write_config(Run(side, 16, "fp8_ds_mla"), 32, tmp_path / side)
         configs[side] = json.loads((tmp_path / side / "config.json").read_text())
     assert configs["plugin"] == configs["in-tree"]
@@ -43,7 +43,7 @@ def test_the_sides_differ_in_the_indexer_alone(tmp_path: Path) -> None:
 
 
 def test_only_takes_whole_words() -> None:
-    assert [engine.case_name(case) for case in engine.cases("decode B=1 L=2048")] == ["decode B=1 L=2048"]
+    assert [engine_view.case_name(case) for case in engine_view.cases("decode B=1 L=2048")] == ["decode B=1 L=2048"]
 
 
 def test_prompts_of_one_stream_share_their_prefix() -> None:
@@ -53,21 +53,21 @@ def test_prompts_of_one_stream_share_their_prefix() -> None:
 
 def test_parts_make_a_whole() -> None:
     whole = record(entry("plugin", {"decode B=1 L=2048": 2.0, "decode B=16 L=2048": 9.0}, cold=40.0))
-    engine.merge(whole, record(entry("plugin", {"decode B=16 L=2048": 3.0}, warm=20.0)))
-    engine.merge(whole, record(entry("in-tree", {"decode B=1 L=2048": 3.0, "prefill L=2048": 100.0})))
-    plugin = engine.find(whole, Run("plugin", 128, "fp8_ds_mla"))
+    engine_view.merge(whole, record(entry("plugin", {"decode B=16 L=2048": 3.0}, warm=20.0)))
+    engine_view.merge(whole, record(entry("in-tree", {"decode B=1 L=2048": 3.0, "prefill L=2048": 100.0})))
+    plugin = engine_view.find(whole, Run("plugin", 128, "fp8_ds_mla"))
     assert plugin is not None
     assert {name: row["ms_per_step"] for name, row in plugin["rows"].items()} == {
         "decode B=1 L=2048": 2.0,
         "decode B=16 L=2048": 3.0,
     }
     assert set(plugin["startup"]) == {"cold", "warm"}
-    lines = {row[2]: row for row in engine.rows(whole)}
+    lines = {row[2]: row for row in engine_view.rows(whole)}
     assert lines["decode B=1 L=2048"][-1] == "1.50", "3 ms over 2 ms"
     assert lines["decode B=16 L=2048"][-1] == "", "nothing to compare with"
-    assert "| 128 | fp8_ds_mla | decode B=1 L=2048 | ms/step | 2.00 | 3.00 |  | 1.50 |" in engine.markdown(whole)
+    assert "| 128 | fp8_ds_mla | decode B=1 L=2048 | ms/step | 2.00 | 3.00 |  | 1.50 |" in engine_view.markdown(whole)
 
 
 def test_gpus_are_not_mixed() -> None:
     with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
-        engine.merge(record(), record(gpu="NVIDIA H200"))
+        engine_view.merge(record(), record(gpu="NVIDIA H200"))

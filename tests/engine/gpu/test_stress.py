@@ -21,7 +21,7 @@ pytest.importorskip("vllm")
 import client
 import httpx
 from client import random_prompt
-from offline import BATCH_INVARIANT, ENVIRONMENT
+from offline import BATCH_INVARIANT, ENVIRONMENT, compiled_late
 
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
@@ -48,7 +48,6 @@ OPTIONS = [
     # Room for a third of what 128 sequences want, so that they preempt each other.
     *("--num-gpu-blocks-override", "800"),
     *("--kv-cache-memory-bytes", str(1 << 30)),
-    *("--jit-monitor-mode", "error"),
 ]
 START_TIMEOUT_S = 300
 
@@ -122,7 +121,9 @@ def test_concurrent_requests_with_aborts(checkpoint: Callable[[TinySpec], Path],
             name: client.metric(server.url, f"vllm:{name}")
             for name in ("num_preemptions_total", "kv_cache_usage_perc", "corrupted_requests_total")
         }
+        log = server.log()
     print(dict(crowd.counts), metrics)
+    assert not compiled_late(log)
     assert not crowd.wrong, f"{len(crowd.wrong)} of {crowd.counts['answered']}: {Counter(crowd.wrong).most_common(3)}"
     assert crowd.counts["answered"] >= CONCURRENT
     assert crowd.counts["left"] >= CONCURRENT / 10
