@@ -82,7 +82,7 @@ class Inputs:
         if step.decode:
             return uniform_decodes(
                 slots_t=self.slots, block_table_bp=self.block_table, seq_t=self.sequence.int(), visible_t=visible,
-                max_visible=step.length, longest=step.length, queries=1, longest=LONGEST,
+                max_visible=step.length, queries=1, longest=LONGEST,
             )  # fmt: skip
         starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
