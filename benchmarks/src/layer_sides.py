@@ -248,7 +248,7 @@ class Ours(Sparse):
         step = inputs.step
         self.batch = inputs.batch()
         self.selects = dsa.needs_selection(self.batch, TOPK)
-        expands = not self.selects and dsa.is_fresh_prefill(self.batch)
+        expands = not self.selects and dsa.expands(self.batch, step.heads)
         self.expansion = Expansion(step) if expands else None
         self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=not expands)
         self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms)]
