@@ -9,13 +9,13 @@ KEYS = gl.constexpr(64)
 """Keys a step."""
 UNIT = gl.constexpr(16)
 """Rows and pages begin at multiples of so many elements."""
-SCAN_LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 
 
 @gluon.jit
 def last_present(index_ptr, begin, limit, num_slots, SCAN: gl.constexpr):
     """Past the last slot present: absent ones at the end are no work, and most lists end with them."""
-    offs_k = begin + gl.arange(0, SCAN, layout=SCAN_LAYOUT)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    offs_k = begin + gl.arange(0, SCAN, layout=LAYOUT)
     slot = gl.load(index_ptr + offs_k, mask=offs_k < limit, other=-1)
     return gl.max(gl.where((slot >= 0) & (slot < num_slots), offs_k + 1, begin), 0)
 

@@ -1,4 +1,4 @@
-"""sparse_mla on NVIDIA sm90: `few_heads` up to 16 heads, `many_heads` above, over either cache.
+"""sparse_mla on NVIDIA sm90: up to 16 heads by cache, more in blocks of 64.
 
 TABLE
 """
@@ -13,8 +13,9 @@ import triton
 from ...cache_layout import PAGE_SIZE
 from ..aot import AotCase, Target
 from . import triton as portable
-from .few_heads import HEADS as FEW_HEADS
-from .few_heads import few_heads_bf16_kernel, few_heads_fp8_kernel
+from .few_heads_bf16 import few_heads_bf16_kernel
+from .few_heads_fp8 import HEADS as FEW_HEADS
+from .few_heads_fp8 import MAX_REGISTERS, few_heads_fp8_kernel
 from .many_heads import HEADS as MANY_HEADS
 from .many_heads import many_heads_kernel
 
@@ -43,11 +44,14 @@ def sparse_mla(
     tokens, heads, _ = q_latent_thc.shape
     num_keys = slots_tk.shape[1]
     page_size = latent_cache.shape[1]
-    kernel, head_blocks, constexprs = _choose(heads, fp8)
     _, processors = portable.chip(q_latent_thc.device)
+    head_blocks = _head_blocks(heads)
+    # One program a multiprocessor. 16 heads, fp8, B=64: 47.1 us, with two 50.5; B=16: 21.1, 24.6.
     chunk = portable.choose_chunk(tokens * head_blocks, num_keys, processors)
     if heads <= FEW_HEADS.value:
         chunk = max(chunk, FEW_LEAST_CHUNK)
+    crowded = portable.BATCH_INVARIANT or tokens * triton.cdiv(num_keys, chunk) > processors
+    kernel, options = _choose(heads, fp8, crowded)
 
     def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
         kernel[((rows.stop - rows.start) * splits * head_blocks,)](
@@ -72,21 +76,29 @@ def sparse_mla(
             SCAN=_scan(chunk, num_keys),
             PAGE=page_size,
             num_warps=NUM_WARPS,
-            **constexprs,
+            **options,
         )
 
     portable.in_chunks(launch, out, lse, triton.cdiv(num_keys, chunk))
     return out, lse
 
 
-def _choose(heads: int, fp8: bool) -> tuple[Any, int, dict[str, Any]]:
-    """(kernel, blocks of heads, its own constexprs)."""
-    if heads <= FEW_HEADS.value:
-        return (
-            (few_heads_fp8_kernel, 1, {"VEC": 8, "LATE": True}) if fp8 else (few_heads_bf16_kernel, 1, {"STAGES": 1})
-        )
-    head_blocks = triton.cdiv(heads, MANY_HEADS.value)
-    return many_heads_kernel, head_blocks, {"HEAD_BLOCKS": head_blocks, "FP8": fp8, "EAGER": False}
+def _head_blocks(heads: int) -> int:
+    return 1 if heads <= FEW_HEADS.value else triton.cdiv(heads, MANY_HEADS.value)
+
+
+def _choose(heads: int, fp8: bool, crowded: bool) -> tuple[Any, dict[str, Any]]:
+    """(kernel, the arguments of its launch that not all kernels have).
+
+    crowded: there are more programs than multiprocessors. Copying while computing then takes two programs; up to that
+    number each has a multiprocessor and its memory for itself.
+    16 heads, bf16: T=4096 1512 us, with two buffers 1919; B=128 119, 114; B=16 26.5, 24.7.
+    """
+    if heads > FEW_HEADS.value:
+        return many_heads_kernel, {"HEAD_BLOCKS": _head_blocks(heads), "FP8": fp8}
+    if fp8:
+        return few_heads_fp8_kernel, {"maxnreg": MAX_REGISTERS}
+    return few_heads_bf16_kernel, {"STAGES": 1 if crowded else 2}
 
 
 def _scan(chunk: int, num_keys: int) -> int:
@@ -94,7 +106,7 @@ def _scan(chunk: int, num_keys: int) -> int:
 
 
 def _aligned(latent_cache: torch.Tensor) -> bool:
-    """Whether rows begin at multiples of 16 bytes, as asynchronous copies need, and pages at multiples of 16 elements."""
+    """Whether rows begin at multiples of 16 bytes, as asynchronous copies need, and pages of 16 elements."""
     return latent_cache.data_ptr() % 16 == 0 and latent_cache.stride(0) % 16 == 0
 
 
@@ -102,17 +114,21 @@ def aot_cases(target: Target) -> list[AotCase]:
     """Every configuration that can be chosen on sm90, at the sizes of DeepSeek-V3.2."""
     if target.name != "sm90":
         return []
-    return [
-        _aot_case(fp8, heads, splits, chunk)
-        for splits, chunk in ((1, 2048), (2, 1024), (4, 512), (8, 256), (16, 128), (32, 64))
-        for heads in (16, 64, 128)
-        for fp8 in (False, True)
-        if heads > FEW_HEADS.value or chunk >= FEW_LEAST_CHUNK
-    ]
+    found = []
+    for splits, chunk in ((1, 2048), (2, 1024), (4, 512), (8, 256), (16, 128), (32, 64)):
+        if chunk >= FEW_LEAST_CHUNK:
+            found.append(_aot_case("few-heads-fp8", True, 16, splits, chunk))
+            found.append(_aot_case("few-heads-bf16", False, 16, splits, chunk))
+            found.append(_aot_case("few-heads-bf16-crowded", False, 16, splits, chunk, crowded=True))
+        for heads in (64, 128):
+            found.append(_aot_case("many-heads-fp8", True, heads, splits, chunk))
+            found.append(_aot_case("many-heads-bf16", False, heads, splits, chunk))
+    return found
 
 
-def _aot_case(fp8: bool, heads: int, splits: int, chunk: int) -> AotCase:
-    kernel, _, constexprs = _choose(heads, fp8)
+def _aot_case(kind: str, fp8: bool, heads: int, splits: int, chunk: int, *, crowded: bool = False) -> AotCase:
+    kernel, constexprs = _choose(heads, fp8, crowded)
+    options = {"maxnreg": constexprs.pop("maxnreg")} if "maxnreg" in constexprs else {}
     signature = {
         "q_latent_ptr": "*bf16:16",
         "q_rope_ptr": "*bf16:16",
@@ -128,8 +144,13 @@ def _aot_case(fp8: bool, heads: int, splits: int, chunk: int) -> AotCase:
         "zero": "i32",
         "scale": "fp32",
     }
-    constexprs = {"SPLITS": splits, "SCAN": _scan(chunk, 2048), "PAGE": PAGE_SIZE, **constexprs}
-    name = f"{'few' if heads <= FEW_HEADS.value else 'many'}-heads-{'fp8' if fp8 else 'bf16'}-{heads}heads-{splits}splits"
-    spills = 64 if heads > FEW_HEADS.value and fp8 else 0
-    reason = "scalars of the loading warps, once a step of 64 keys" if spills else ""
-    return AotCase(name, kernel, signature, constexprs, NUM_WARPS, spill_bytes=spills, spill_reason=reason)
+    return AotCase(
+        f"{kind}-{heads}heads-{splits}splits",
+        kernel,
+        signature,
+        {"SPLITS": splits, "SCAN": _scan(chunk, 2048), "PAGE": PAGE_SIZE, **constexprs},
+        NUM_WARPS,
+        options=options,
+        spill_bytes=16 if fp8 else 0,
+        spill_reason="a few addresses of the warps that fetch, once a step of 64 keys" if fp8 else "",
+    )

@@ -79,21 +79,10 @@ def _steps(index_ptr, begin, limit, num_slots, SCAN: gl.constexpr):
 
 
 @gluon.jit
-def _copy(
-    step,
-    cache_ptr,
-    index_ptr,
-    begin,
-    limit,
-    num_slots,
-    stride_page,
-    k_shared,
-    rope_shared,
-    full,
-    empty,
-    PAGE: gl.constexpr,
-):
+def _copy(step, source, buffers, PAGE: gl.constexpr):
     """Start copying the rows of one step, bfloat16, into its buffer."""
+    cache_ptr, index_ptr, begin, limit, num_slots, stride_page = source
+    k_shared, rope_shared, full, empty = buffers
     buffer = step % 2
     offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, ROWS))
     offs_r = RANK + gl.arange(0, ROPE, layout=gl.SliceLayout(0, ROWS))
@@ -108,24 +97,12 @@ def _copy(
 
 
 @gluon.jit
-def _fetch(
-    cache_ptr,
-    index_ptr,
-    begin,
-    limit,
-    num_slots,
-    stride_page,
-    k_shared,
-    rope_shared,
-    full,
-    empty,
-    SCAN: gl.constexpr,
-    PAGE: gl.constexpr,
-):
+def _fetch(source, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr):
     """The warps that copy rows of bfloat16."""
-    _copy(0, cache_ptr, index_ptr, begin, limit, num_slots, stride_page, k_shared, rope_shared, full, empty, PAGE)
+    _, index_ptr, begin, limit, num_slots, _ = source
+    _copy(0, source, buffers, PAGE)
     for step in range(1, _steps(index_ptr, begin, limit, num_slots, SCAN)):
-        _copy(step, cache_ptr, index_ptr, begin, limit, num_slots, stride_page, k_shared, rope_shared, full, empty, PAGE)
+        _copy(step, source, buffers, PAGE)
 
 
 @gluon.jit
@@ -178,60 +155,53 @@ def _scale_pair(scale):
 
 
 @gluon.jit
-def _load(index_ptr, start, limit, cache_ptr, num_slots, stride_page, PAGE: gl.constexpr):
-    """Start loading 64 rows of codes: (where they are, four tiles, their scales)."""
+def _units(index_ptr, start, limit, num_slots, stride_page, PAGE: gl.constexpr):
     slot = load_slots(index_ptr, start, limit, gl.SliceLayout(1, WORDS))
-    units = row_units(slot, num_slots, stride_page, FP8_BYTES, PAGE)
-    rows = cache_ptr + units * UNIT
-    offs_w = gl.arange(0, TILE // 4, layout=gl.SliceLayout(0, WORDS))
-    parts = (units,)
-    for j in gl.static_range(TILES):
-        words_ptr = (rows + j * TILE).to(gl.pointer_type(gl.int32))
-        parts += (gl.load(words_ptr[:, None] + offs_w[None, :], mask=(units >= 0)[:, None], other=0),)
-    scales_ptr = (rows + FP8_SCALES).to(gl.pointer_type(gl.float32))
-    for j in gl.static_range(TILES):
-        parts += (gl.load(scales_ptr + j, mask=units >= 0, other=0.0),)
-    return parts
+    return row_units(slot, num_slots, stride_page, FP8_BYTES, PAGE)
 
 
 @gluon.jit
-def _fetch_fp8(
-    cache_ptr,
-    index_ptr,
-    begin,
-    limit,
-    num_slots,
-    stride_page,
-    k_shared,
-    rope_shared,
-    full,
-    empty,
-    SCAN: gl.constexpr,
-    PAGE: gl.constexpr,
-):
-    """The warps that load rows of codes and store them widened.
+def _load_tile(cache_ptr, units, j: gl.constexpr):
+    """Start loading one tile of 64 rows: (codes, scales)."""
+    rows = cache_ptr + units * UNIT
+    offs_w = gl.arange(0, TILE // 4, layout=gl.SliceLayout(0, WORDS))
+    words_ptr = (rows + j * TILE).to(gl.pointer_type(gl.int32))
+    scale_ptr = (rows + FP8_SCALES + 4 * j).to(gl.pointer_type(gl.float32))
+    words = gl.load(words_ptr[:, None] + offs_w[None, :], mask=(units >= 0)[:, None], other=0)
+    return words, gl.load(scale_ptr, mask=units >= 0, other=0.0)
 
-    All loads of a step follow all stores of the one before: a thread cannot wait for older loads alone.
-    """
+
+@gluon.jit
+def _fetch_fp8(source, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr):
+    """The warps that load rows of codes and store them widened; a tile is loaded a step before it is stored."""
+    cache_ptr, index_ptr, begin, limit, num_slots, stride_page = source
+    k_shared, rope_shared, full, empty = buffers
     offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, ROPE_WORDS))
-    parts = _load(index_ptr, begin, limit, cache_ptr, num_slots, stride_page, PAGE)
+    units = _units(index_ptr, begin, limit, num_slots, stride_page, PAGE)
+    tiles = ()
+    for j in gl.static_range(TILES):
+        tiles += (_load_tile(cache_ptr, units, j),)
     steps = _steps(index_ptr, begin, limit, num_slots, SCAN)
     for step in range(steps):
         buffer = step % 2
+        following = _units(index_ptr, begin + (step + 1) * KEYS, limit, num_slots, stride_page, PAGE)
         mbarrier.wait(empty.index(buffer), (step // 2 + 1) % 2)
-        units = gl.convert_layout(parts[0], gl.SliceLayout(1, ROPE_WORDS), assert_trivial=True)
+        units = gl.convert_layout(units, gl.SliceLayout(1, ROPE_WORDS), assert_trivial=True)
         rope_rows = (cache_ptr + units * UNIT + FP8_ROPE).to(gl.pointer_type(gl.bfloat16))
         hopper.async_copy.async_copy_global_to_shared(
             rope_shared.index(buffer), rope_rows[:, None] + offs_r[None, :], mask=(units >= 0)[:, None]
         )
+        units = following
+        loaded = ()
         for j in gl.static_range(TILES):
-            k = _widen(parts[1 + j], _scale_pair(parts[1 + TILES + j])[:, None])
-            k_shared.index(buffer).slice(j * TILE, TILE, dim=1).store(k)
+            words, scale = tiles[j]
+            k_shared.index(buffer).slice(j * TILE, TILE, dim=1).store(_widen(words, _scale_pair(scale)[:, None]))
+            loaded += (_load_tile(cache_ptr, units, j),)
+        tiles = loaded
         hopper.fence_async_shared()
         hopper.async_copy.mbarrier_arrive(full.index(buffer), increment_count=False)
         gl.thread_barrier()
         mbarrier.arrive(full.index(buffer), count=1)
-        parts = _load(index_ptr, begin + (step + 1) * KEYS, limit, cache_ptr, num_slots, stride_page, PAGE)
 
 
 @gluon.jit
@@ -294,19 +264,16 @@ def _attend_left(
     scale,
     q_shared,
     q_rope_shared,
-    k_shared,
-    rope_shared,
     p_shared,
     decay_shared,
-    full,
-    empty,
     p_full,
     p_empty,
+    buffers,
     zero,
     SCAN: gl.constexpr,
-    EAGER: gl.constexpr,
 ):
     """The warps of the scores, the softmax and latents 0 to 255."""
+    k_shared, rope_shared, full, empty = buffers
     offs_h = head_block * HEADS + gl.arange(0, HEADS, layout=gl.SliceLayout(1, ROWS))
     offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, ROWS))
     q_rows = q_latent_ptr + offs_h.to(gl.int64) * stride_q_latent_h
@@ -320,72 +287,34 @@ def _attend_left(
     total = gl.zeros([HEADS], gl.float32, layout=HEAD_ROWS)
     highest = gl.full([HEADS], float("-inf"), gl.float32, layout=HEAD_ROWS)
     steps = _steps(index_ptr, begin, limit, num_slots, SCAN)
-    if EAGER:
-        visible = _visible(index_ptr, begin, limit, num_slots)
-        mbarrier.wait(full.index(0), 0)
+    base = zero
+    for step in range(steps):
+        # Always zero, but not known to be: the operands' descriptors are then computed here from one register. As
+        # constants of the loop they would fill a hundred and spill.
+        base = base * zero
+        buffer = step % 2
+        visible = _visible(index_ptr, begin + step * KEYS, limit, num_slots)
+        mbarrier.wait(full.index(buffer), (step // 2) % 2)
         hopper.fence_async_shared()
         gl.thread_barrier()
-        scores = _score(q_shared.index(zero), q_rope_shared.index(zero), k_shared.index(zero), rope_shared.index(zero))
+        scores = _score(
+            q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer)
+        )
         scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
         p, highest, total, decay = _softmax(scores * scale, visible, highest, total)
+        mbarrier.wait(p_empty, (step + 1) % 2)
         _publish(p, decay, p_shared, decay_shared, p_full)
-        base = zero
-        for step in range(1, steps):
-            # Always zero, but not known to be: the operands' descriptors are then computed here from one register. As
-            # constants of the loop they would fill a hundred and spill.
-            base = base * zero
-            last = (step - 1) % 2
-            buffer = step % 2
-            visible = _visible(index_ptr, begin + step * KEYS, limit, num_slots)
-            mbarrier.wait(full.index(buffer), (step // 2) % 2)
-            hopper.fence_async_shared()
-            scores = _score(q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer))
-            weights = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
-            acc = hopper.warpgroup_mma(weights, k_shared.index(last).slice(0, HALF, dim=1), acc, is_async=True)
-            scores = hopper.warpgroup_mma_wait(1, deps=(scores,))
-            p, highest, total, decay = _softmax(scores * scale, visible, highest, total)
-            acc, weights = hopper.warpgroup_mma_wait(0, deps=(acc, weights))
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(last), count=1)
-            mbarrier.wait(p_empty, (step - 1) % 2)
-            _publish(p, decay, p_shared, decay_shared, p_full)
-            acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
-        last = (steps - 1) % 2
+        acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
         weights = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
-        acc = hopper.warpgroup_mma(weights, k_shared.index(last).slice(0, HALF, dim=1), acc, is_async=True)
-        norm = 1.0 / gl.where(total == 0.0, 1.0, total)
-        mbarrier.wait(p_empty, (steps - 1) % 2)
-        decay_shared.store(norm)
-        gl.thread_barrier()
-        mbarrier.arrive(p_full, count=1)
+        acc = hopper.warpgroup_mma(weights, k_shared.index(buffer).slice(0, HALF, dim=1), acc, is_async=True)
         acc, weights = hopper.warpgroup_mma_wait(0, deps=(acc, weights))
-    else:
-        base = zero
-        for step in range(steps):
-            # Always zero, but not known to be: the operands' descriptors are then computed here from one register. As
-            # constants of the loop they would fill a hundred and spill.
-            base = base * zero
-            buffer = step % 2
-            visible = _visible(index_ptr, begin + step * KEYS, limit, num_slots)
-            mbarrier.wait(full.index(buffer), (step // 2) % 2)
-            hopper.fence_async_shared()
-            gl.thread_barrier()
-            scores = _score(q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer))
-            scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
-            p, highest, total, decay = _softmax(scores * scale, visible, highest, total)
-            mbarrier.wait(p_empty, (step + 1) % 2)
-            _publish(p, decay, p_shared, decay_shared, p_full)
-            acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
-            weights = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
-            acc = hopper.warpgroup_mma(weights, k_shared.index(buffer).slice(0, HALF, dim=1), acc, is_async=True)
-            acc, weights = hopper.warpgroup_mma_wait(0, deps=(acc, weights))
-            gl.thread_barrier()
-            mbarrier.arrive(empty.index(buffer), count=1)
-        norm = 1.0 / gl.where(total == 0.0, 1.0, total)
-        mbarrier.wait(p_empty, (steps - 1) % 2)
-        decay_shared.store(norm)
         gl.thread_barrier()
-        mbarrier.arrive(p_full, count=1)
+        mbarrier.arrive(empty.index(buffer), count=1)
+    norm = 1.0 / gl.where(total == 0.0, 1.0, total)
+    mbarrier.wait(p_empty, (steps - 1) % 2)
+    decay_shared.store(norm)
+    gl.thread_barrier()
+    mbarrier.arrive(p_full, count=1)
     _store_half(
         out_ptr, acc, gl.convert_layout(norm, ACC_ROWS, assert_trivial=True), head_block, heads, stride_out_h, 0
     )
@@ -404,16 +333,15 @@ def _attend_right(
     head_block,
     heads,
     stride_out_h,
-    k_shared,
     p_shared,
     decay_shared,
-    full,
-    empty,
     p_full,
     p_empty,
+    buffers,
     SCAN: gl.constexpr,
 ):
     """The warps of latents 256 to 511."""
+    k_shared, _, full, empty = buffers
     steps = _steps(index_ptr, begin, limit, num_slots, SCAN)
     acc = gl.zeros([HEADS, HALF], gl.float32, layout=ACC)
     for step in range(steps):
@@ -458,7 +386,6 @@ def many_heads_kernel(
     SCAN: gl.constexpr,
     FP8: gl.constexpr,
     PAGE: gl.constexpr,
-    EAGER: gl.constexpr,
 ):
     pid = gl.program_id(0)
     head_block = pid % HEAD_BLOCKS
@@ -486,6 +413,8 @@ def many_heads_kernel(
     hopper.fence_async_shared()
     gl.thread_barrier()
     out_ptr += t * stride_out_t + split * RANK
+    source = (cache_ptr, index_ptr, begin, limit, num_slots, stride_page)
+    buffers = (k_shared, rope_shared, full, empty)
     gl.warp_specialize(
         [
             (
@@ -508,17 +437,13 @@ def many_heads_kernel(
                     scale,
                     q_shared,
                     q_rope_shared,
-                    k_shared,
-                    rope_shared,
                     p_shared,
                     decay_shared,
-                    full,
-                    empty,
                     p_full,
                     p_empty,
+                    buffers,
                     zero,
                     SCAN,
-                    EAGER,
                 ),
             ),
             (
@@ -532,34 +457,16 @@ def many_heads_kernel(
                     head_block,
                     heads,
                     stride_out_h,
-                    k_shared,
                     p_shared,
                     decay_shared,
-                    full,
-                    empty,
                     p_full,
                     p_empty,
+                    buffers,
                     SCAN,
                 ),
             ),
-            (
-                _fetch_fp8 if FP8 else _fetch,
-                (
-                    cache_ptr,
-                    index_ptr,
-                    begin,
-                    limit,
-                    num_slots,
-                    stride_page,
-                    k_shared,
-                    rope_shared,
-                    full,
-                    empty,
-                    SCAN,
-                    PAGE,
-                ),
-            ),
+            (_fetch_fp8 if FP8 else _fetch, (source, buffers, SCAN, PAGE)),
         ],
         [4, 4],
-        [160, 152 if FP8 else 96],
+        [160, 136 if FP8 else 96],
     )
