@@ -1,8 +1,8 @@
 """Up to 16 heads over a bfloat16 cache on sm90: the keys are the rows of both products, so that nothing is padded.
 
 S^T = K Q^T has 64 keys as rows and the heads as 16 columns, O^T = V^T P the latents. Rows are copied asynchronously
-into shared memory, where both products read them. With one buffer two programs share a multiprocessor, and one copies while
-the other computes; with two a program copies while it computes.
+into shared memory, where both products read them. With one buffer two programs share a multiprocessor, and one copies
+while the other computes; with two a program copies while it computes.
 """
 
 from __future__ import annotations
