@@ -43,45 +43,101 @@ def _score_of(key):
 
 
 @triton.jit
-def _between(low, high, at_least, above, wanted, step, TAIL: tl.constexpr):
-    """A key in (low, high): interpolated between the counts, but every third time and after twelve halfway in bits.
-
-    In a TAIL the logarithm of the count is about linear in the score. No distribution takes more than 12 + 32 steps.
-    """
-    halfway = low + ((high - low) >> 1)
-    upper = at_least.to(tl.float32)
-    lower = tl.maximum(above.to(tl.float32), 0.5)
-    aim = wanted.to(tl.float32)
-    if TAIL:
-        fraction = tl.log(upper / aim) / tl.log(upper / lower)
-    else:
-        fraction = (upper - aim) / (upper - lower)
-    low_score = _score_of(low)
-    guess = _order_key(low_score + (_score_of(high) - low_score) * fraction)
-    return tl.where((step % 3 < 2) & (step < 12) & (guess > low) & (guess < high), guess, halfway)
+def _new_bins(seed, SHARED: tl.constexpr):
+    """Address of 4096 counters in shared memory, which Triton itself cannot add to; all zero."""
+    bins = seed * 0
+    if SHARED:
+        # One statement of the program, so one array of the kernel; it lives as long as the kernel does.
+        bins = tl.inline_asm_elementwise(
+            "{ .shared .align 16 .b32 bins[4096]; mov.u32 $0, bins; }",
+            "=r,r", [bins], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        at = bins + 4 * tl.arange(0, 4096)
+        tl.inline_asm_elementwise(
+            "{ mov.b32 $0, 0; st.shared.b32 [$1], 0; }", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
+        tl.debug_barrier()
+    return bins
 
 
 @triton.jit
-def _narrow(key, count, wanted, slack, TAIL: tl.constexpr):
-    """(low, high, above, plateau): at least `wanted` keys are >= low and above < wanted are >= high.
+def _tally(counts, key, low, width, bins, SHARED: tl.constexpr):
+    """Count the keys in low .. low + 2^width - 1 by their next digit, the highest first."""
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    shift = tl.maximum(width - DIGIT, 0)
+    offset = key - low
+    inside = (key >= low) & (key != 0) & (((offset >> (width - 1).to(tl.uint32)) >> 1) == 0)
+    bin = ((1 << DIGIT) - 1) - (offset >> shift.to(tl.uint32)).to(tl.int32)
+    if SHARED:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
+            "=r,r,r", [bins + 4 * bin, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        counts += tl.histogram(tl.where(inside, bin, 0), 1 << DIGIT, mask=inside)
+    return counts
 
-    At most wanted + slack keys are >= low, unless plateau: then all those between low and high are equal.
+
+@triton.jit
+def _take_counts(counts, bins, SHARED: tl.constexpr):
+    """What was counted; the counters are zero again."""
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    if SHARED:
+        tl.debug_barrier()
+        at = bins + 4 * tl.arange(0, 1 << DIGIT)
+        counts = tl.inline_asm_elementwise(
+            "{ ld.shared.b32 $0, [$1]; st.shared.b32 [$1], 0; }", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
+    return counts
+
+
+@triton.jit
+def _higher_and_lower(a_higher, a_lower, b_higher, b_lower):
+    return tl.maximum(a_higher, b_higher), tl.minimum(a_lower, b_lower)
+
+
+@triton.jit
+def _descend(counts, low, width, above, wanted, SHARED: tl.constexpr):
+    """(low, width, above, at_least) of the digit that holds the wanted-th key from the top."""
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    shift = tl.maximum(width - DIGIT, 0)
+    at_least = above + tl.cumsum(counts, axis=0)
+    reached = at_least >= wanted
+    # The last digit that falls short, with its count (less than 2^16): the next one is the wanted one.
+    index = tl.arange(0, 1 << DIGIT)
+    short = tl.where(reached, 0, ((index + 1) << 16) | at_least)
+    short, at_least = tl.reduce((short, tl.where(reached, at_least, 0x7FFFFFFF)), 0, _higher_and_lower)
+    digit = ((1 << DIGIT) - 1 - (short >> 16)).to(tl.uint32)
+    above = tl.where(short > 0, short & 0xFFFF, above)
+    if SHARED:
+        tl.debug_barrier()
+    return low + (digit << shift.to(tl.uint32)), shift, above, at_least
+
+
+@triton.jit
+def _last(low, width):
+    """The highest of the 2^width keys from low."""
+    return low + (((tl.full((), 1, tl.uint32) << (width - 1).to(tl.uint32)) << 1) - 1)
+
+
+@triton.jit
+def _narrow(key, count, wanted, slack, bins, SHARED: tl.constexpr):
+    """(low, last, above, plateau): at least `wanted` of `count` keys are >= low and above < wanted are > last.
+
+    At most wanted + slack keys are >= low, unless plateau: then all those from low to last are equal.
     """
-    low = tl.min(tl.where(key == 0, 0xFFFFFFFF, key), axis=0)
-    high = tl.max(key, axis=0) + 1
-    at_least = count
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    low = tl.zeros((), tl.uint32)
+    width = count * 0 + 32
     above = count * 0
-    step = 0
-    while (high - low > 1) & (at_least > wanted + slack):
-        middle = _between(low, high, at_least, above, wanted + slack // 2, step, TAIL)
-        counted = tl.sum((key >= middle).to(tl.int32), axis=0)
-        enough = counted >= wanted
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-        at_least = tl.where(enough, counted, at_least)
-        above = tl.where(enough, above, counted)
-        step += 1
-    return low, high, above, at_least > wanted + slack
+    at_least = count
+    while (width > 0) & (at_least > wanted + slack):
+        counts = tl.zeros((1 << DIGIT,), tl.int32)
+        counts = _tally(counts, key, low, width, bins, SHARED)
+        counts = _take_counts(counts, bins, SHARED)
+        low, width, above, at_least = _descend(counts, low, width, above, wanted, SHARED)
+    last = tl.where(width > 0, _last(low, tl.maximum(width, 1)), low)
+    return tl.maximum(low, LOWEST), last, above, at_least > wanted + slack
 
 
 @triton.jit
@@ -105,7 +161,7 @@ def _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR: t
 
 
 @triton.jit
-def _pivot(row_ptr, skip, n, topk, SAMPLE: tl.constexpr):
+def _pivot(row_ptr, skip, n, topk, bins, SAMPLE: tl.constexpr, SHARED: tl.constexpr):
     """(pivot, plateau): a score with a little more than topk scores above it; on a plateau very many scores equal it.
 
     The sample is groups of four neighbours, spread over the row.
@@ -117,8 +173,9 @@ def _pivot(row_ptr, skip, n, topk, SAMPLE: tl.constexpr):
     expected = topk * (SAMPLE / n)
     # Four standard deviations of independent samples, two if a group of neighbours is worth no more than one sample.
     rank = (expected + 4.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
-    low, _high, _above, plateau = _narrow(key, rank * 0 + SAMPLE, rank, rank // 8, True)
-    return _score_of(low), plateau
+    low, _last, _above, plateau = _narrow(key, rank * 0 + SAMPLE, rank, rank // 8, bins, SHARED)
+    # Without a plateau -inf is no pivot: it stands for what lies outside the row.
+    return _score_of(tl.where(plateau, low, tl.maximum(low, LOWEST + 1))), plateau
 
 
 @triton.jit
@@ -209,14 +266,15 @@ def _collect_class(
 
 @triton.jit
 def _collect(
-    row_ptr, skip, n, begin, stop, topk, list_ptr,
+    row_ptr, skip, n, begin, stop, topk, list_ptr, bins,
     CAPACITY: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """List what the sample leaves in question, in order; return how many (capped at CAPACITY + 1).
 
     That is every score from the pivot up, or on a plateau those above it and the first topk on it.
     """
-    pivot, plateau = _pivot(row_ptr, skip, n, topk, SAMPLE)
+    pivot, plateau = _pivot(row_ptr, skip, n, topk, bins, SAMPLE, SHARED)
     if plateau:
         listed = _collect_class(
             row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, True, CAPACITY, TILE, WARPS, VECTOR
@@ -241,10 +299,10 @@ def _located(pos, mask, table_ptr, table_row, table_width, PAGE_SIZE: tl.constex
 
 
 @triton.jit
-def _emit(key, pos, low, high, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
+def _emit(key, pos, low, last, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
     """Write the selected of one block behind `sure` scores and min(ties, quota) ties of blocks before; return both."""
-    is_sure = key >= high
-    is_tie = (key >= low) & (key < high)
+    is_sure = key > last
+    is_tie = (key >= low) & (key <= last)
     packed = is_sure.to(tl.int32) + (is_tie.to(tl.int32) << 16)
     before = tl.cumsum(packed, axis=0) - packed
     ties_before = ties + (before >> 16)
@@ -257,38 +315,25 @@ def _emit(key, pos, low, high, quota, sure, ties, out_ptr, table_ptr, table_row,
 
 @triton.jit
 def _select_in_memory(
-    row_ptr,
-    skip,
-    n,
-    topk,
-    out_ptr,
-    table_ptr,
-    table_row,
-    table_width,
-    PAGE_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """Search the whole row in memory, a pass a step: for the rare row whose list is too short or too long."""
+    row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width,
+    PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """`_narrow` over the whole row in memory: for the rare row whose list is too short or too long."""
     stop = skip + n
-    low = tl.full((), LOWEST, tl.uint32)
-    high = tl.full((), HIGHEST, tl.uint32) + 1
-    at_least = n
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    low = tl.zeros((), tl.uint32)
+    width = n * 0 + 32
     above = n * 0
-    step = 0
-    while (high - low > 1) & (at_least > topk):
-        middle = _between(low, high, at_least, above, topk, step, True)
-        counts = tl.zeros((TILE,), tl.int32)
+    at_least = n
+    while (width > 0) & (at_least > topk):
+        counts = tl.zeros((1 << DIGIT,), tl.int32)
         for base in range(0, stop, TILE):
             score, valid = _load_scores(row_ptr, base + tl.arange(0, TILE), skip, stop, VECTOR)
-            counts += ((_order_key(score) >= middle) & valid).to(tl.int32)
-        counted = tl.sum(counts, axis=0)
-        enough = counted >= topk
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-        at_least = tl.where(enough, counted, at_least)
-        above = tl.where(enough, above, counted)
-        step += 1
+            counts = _tally(counts, tl.where(valid, _order_key(score), 0), low, width, bins, SHARED)
+        counts = _take_counts(counts, bins, SHARED)
+        low, width, above, at_least = _descend(counts, low, width, above, topk, SHARED)
+    last = tl.where(width > 0, _last(low, tl.maximum(width, 1)), low)
+    low = tl.maximum(low, LOWEST)
     sure = 0
     ties = 0
     for base in range(0, stop, TILE):
@@ -296,14 +341,15 @@ def _select_in_memory(
         score, valid = _load_scores(row_ptr, offs, skip, stop, VECTOR)
         key = tl.where(valid, _order_key(score), 0)
         sure, ties = _emit(
-            key, offs - skip, low, high, topk - above, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE
+            key, offs - skip, low, last, topk - above, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE
         )
 
 
 @triton.jit
 def _select_row(
-    row_ptr, skip, n, topk, list_ptr, listed, out_ptr, table_ptr, table_row, table_width,
+    row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr, table_ptr, table_row, table_width,
     LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """The selection of one row from its scores (at most BLOCK of them) or from its list."""
     short = (skip + n <= BLOCK) | (not LONG)
@@ -324,15 +370,17 @@ def _select_row(
             score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
             count = listed
         key = tl.where(valid, _order_key(score), 0)
-        low, high, above, _plateau = _narrow(key, count, topk, 0, LONG)
+        low, last, above, _plateau = _narrow(key, count, topk, 0, bins, SHARED)
         # Positions are read again after the search, which needs the registers.
         if short:
             pos = offs - skip
         else:
             pos = (tl.load(list_ptr + offs, mask=valid, other=0) >> 32).to(tl.int32)
-        _emit(key, pos, low, high, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+        _emit(key, pos, low, last, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
     else:
-        _select_in_memory(row_ptr, skip, n, topk, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, TILE, VECTOR)
+        _select_in_memory(
+            row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, TILE, VECTOR, SHARED
+        )
 
 
 @triton.jit
@@ -356,10 +404,11 @@ def select_rows_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, out_ptr,
     first_row, num_rows, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Whole rows, one program a row at a time; a program reuses its own list."""
     pid = tl.program_id(0)
+    bins = _new_bins(pid, SHARED)
     list_ptr += pid.to(tl.int64) * BLOCK
     programs = tl.num_programs(0)
     for turn in range(tl.cdiv(num_rows - pid, programs)):
@@ -368,12 +417,12 @@ def select_rows_kernel(
         listed = 0
         if LONG:  # noqa: SIM102 - known when compiling, so that short rows carry no code for lists
             if (skip + n > BLOCK) & (n > topk):
-                listed = _collect(row_ptr, skip, n, 0, skip + n, topk, list_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+                listed = _collect(row_ptr, skip, n, 0, skip + n, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
                 tl.debug_barrier()
         table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
         _select_row(
-            row_ptr, skip, n, topk, list_ptr, listed, out_ptr + row.to(tl.int64) * out_stride,
-            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, VECTOR,
+            row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr + row.to(tl.int64) * out_stride,
+            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, VECTOR, SHARED,
         )  # fmt: skip
         if LONG:
             # The next row's list goes where this one's is still being read.
@@ -384,10 +433,11 @@ def select_rows_kernel(
 def collect_kernel(
     logits_ptr, start_ptr, end_ptr, list_ptr, listed_ptr, width, row_stride, topk,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """One chunk of a row: its candidates, in order, in a list of its own. All chunks of a row draw the same sample."""
     pid = tl.program_id(0)
+    bins = _new_bins(pid, SHARED)
     row = pid // SPLITS
     row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     chunk = tl.cdiv(skip + n, SPLITS * TILE) * TILE
@@ -396,7 +446,7 @@ def collect_kernel(
     listed = 0
     if (skip + n > BLOCK) & (n > topk) & (begin < stop):
         list_ptr += pid.to(tl.int64) * BLOCK
-        listed = _collect(row_ptr, skip, n, begin, stop, topk, list_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+        listed = _collect(row_ptr, skip, n, begin, stop, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
     tl.store(listed_ptr + pid, listed)
 
 
@@ -405,10 +455,11 @@ def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
     first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Join the lists of a row's chunks, which are in order already, and select from them."""
     row = tl.program_id(0)
+    bins = _new_bins(row, SHARED)
     row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     splits = tl.arange(0, SPLITS)
     listed = tl.load(listed_ptr + row * SPLITS + splits)
@@ -425,12 +476,12 @@ def select_lists_kernel(
             tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
     elif (skip + n > BLOCK) & (n > topk):
         # On a plateau every chunk lists topk ties: too many together, but not if the row is read as one.
-        total = _collect(row_ptr, skip, n, 0, skip + n, topk, joined_ptr, BLOCK, TILE, SAMPLE, WARPS, VECTOR)
+        total = _collect(row_ptr, skip, n, 0, skip + n, topk, joined_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
     tl.debug_barrier()
     table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     _select_row(
-        row_ptr, skip, n, topk, joined_ptr, total, out_ptr + row.to(tl.int64) * out_stride,
-        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, VECTOR,
+        row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr + row.to(tl.int64) * out_stride,
+        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, VECTOR, SHARED,
     )  # fmt: skip
 
 
@@ -474,6 +525,11 @@ def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
     while 2 * splits * num_rows <= num_sms and 2 * splits * TILE <= width and splits < MAX_SPLITS:
         splits *= 2
     return Config(True, splits, block, TILE, sample, block // 512, 128 if splits == 1 else None)
+
+
+def _shared_atomics(device: torch.device) -> bool:
+    """Whether the counters of a search are in shared memory, by PTX; else in registers."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 @functools.cache
@@ -538,7 +594,7 @@ def launch(
     vector = 4 if _vector_loads(logits_ts) else 1
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
     options = config.options(torch.version.hip is None and device.type == "cuda")
-    shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector}
+    shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector, "SHARED": _shared_atomics(device)}
     if config.splits == 1:
         programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
         lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
@@ -571,6 +627,7 @@ def aot_cases(target: Target) -> list[AotCase]:
     for name, rows, width, topk, resolve in AOT_SHAPES:
         config = choose(rows, width, topk, 132)
         common: dict[str, Any] = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": 4, "SAMPLE": config.sample}
+        common["SHARED"] = target.is_cuda
         signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
         if resolve:
             common["start_ptr"] = None
