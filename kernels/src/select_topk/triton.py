@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..aot import AotCase, Target
 
@@ -404,11 +405,13 @@ def select_rows_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, out_ptr,
     first_row, num_rows, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Whole rows, one program a row at a time; a program reuses its own list."""
     pid = tl.program_id(0)
     bins = _new_bins(pid, SHARED)
+    if PDL:
+        gdc_wait()
     list_ptr += pid.to(tl.int64) * BLOCK
     programs = tl.num_programs(0)
     for turn in range(tl.cdiv(num_rows - pid, programs)):
@@ -433,11 +436,14 @@ def select_rows_kernel(
 def collect_kernel(
     logits_ptr, start_ptr, end_ptr, list_ptr, listed_ptr, width, row_stride, topk,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr,
-    VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One chunk of a row: its candidates, in order, in a list of its own. All chunks of a row draw the same sample."""
     pid = tl.program_id(0)
     bins = _new_bins(pid, SHARED)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     row = pid // SPLITS
     row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     chunk = tl.cdiv(skip + n, SPLITS * TILE) * TILE
@@ -455,16 +461,38 @@ def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
     first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr, JOIN: tl.constexpr,
 ):  # fmt: skip
     """Join the lists of a row's chunks, which are in order already, and select from them."""
     row = tl.program_id(0)
     bins = _new_bins(row, SHARED)
+    if PDL:
+        gdc_wait()
     row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     splits = tl.arange(0, SPLITS)
     listed = tl.load(listed_ptr + row * SPLITS + splits)
     total = tl.minimum(tl.sum(listed, axis=0), BLOCK + 1)
     joined_ptr += row.to(tl.int64) * BLOCK
+    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+    out_ptr += row.to(tl.int64) * out_stride
+    if JOIN and ((total >= topk) & (total <= BLOCK)):
+        offs = tl.arange(0, BLOCK)
+        behind = tl.cumsum(listed, axis=0)
+        chunk = tl.zeros((BLOCK,), tl.int32)
+        half: tl.constexpr = SPLITS // 2
+        step = half
+        while step > 0:
+            chunk = tl.where(tl.gather(behind, chunk + step - 1, 0) <= offs, chunk + step, chunk)
+            step = step // 2
+        source = list_ptr + row.to(tl.int64) * (SPLITS * BLOCK)
+        source += chunk * BLOCK + offs - tl.gather(behind - listed, chunk, 0)
+        entry = tl.load(source, mask=offs < total, other=0)
+        score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+        pos = (entry >> 32).to(tl.int32)
+        key = tl.where(offs < total, _order_key(score), 0)
+        low, last, above, _plateau = _narrow(key, total, topk, 0, bins, SHARED)
+        _emit(key, pos, low, last, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+        return
     if (total >= topk) & (total <= BLOCK):
         columns: tl.constexpr = BLOCK // SPLITS
         at = tl.cumsum(listed, axis=0) - listed
@@ -478,9 +506,8 @@ def select_lists_kernel(
         # On a plateau every chunk lists topk ties: too many together, but not if the row is read as one.
         total = _collect(row_ptr, skip, n, 0, skip + n, topk, joined_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
     tl.debug_barrier()
-    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     _select_row(
-        row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr + row.to(tl.int64) * out_stride,
+        row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr,
         table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, VECTOR, SHARED,
     )  # fmt: skip
 
@@ -496,10 +523,13 @@ class Config(NamedTuple):
     num_warps: int
     max_registers: int | None = None
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
+    per_thread: int = 16
+    pdl: bool = True
+    join: bool = True
 
     @property
     def collect_warps(self) -> int:
-        return max(1, self.tile // 512)
+        return max(1, self.tile // (32 * self.per_thread))
 
     def options(self, cuda: bool) -> dict[str, int]:
         limit = {"maxnreg": self.max_registers} if cuda and self.max_registers else {}
@@ -595,6 +625,9 @@ def launch(
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
     options = config.options(torch.version.hip is None and device.type == "cuda")
     shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector, "SHARED": _shared_atomics(device)}
+    shape["PDL"] = config.pdl and _shared_atomics(device)
+    if shape["PDL"]:
+        options["launch_pdl"] = True
     if config.splits == 1:
         programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
         lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
@@ -609,12 +642,13 @@ def launch(
     listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
     collect_kernel[(num_rows * config.splits,)](
         logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
-        SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps, num_warps=config.collect_warps, **shape,
+        SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps,
+        **(options | {"num_warps": config.collect_warps}), **shape,
     )  # fmt: skip
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps, JOIN=config.join,
         **options, **shape,
     )  # fmt: skip
 
@@ -628,6 +662,7 @@ def aot_cases(target: Target) -> list[AotCase]:
         config = choose(rows, width, topk, 132)
         common: dict[str, Any] = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": 4, "SAMPLE": config.sample}
         common["SHARED"] = target.is_cuda
+        common["PDL"] = target.name in ("sm90", "sm100", "sm120")
         signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
         if resolve:
             common["start_ptr"] = None
@@ -653,7 +688,7 @@ def aot_cases(target: Target) -> list[AotCase]:
             AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=config.collect_warps)
         )
         select |= lists | {"joined_ptr": "*i64:16"}
-        table |= constexprs
+        table |= constexprs | {"JOIN": True}
         cases.append(
             AotCase(f"{name}-select", select_lists_kernel, select, table, num_warps=config.num_warps, **SPILLS)
         )
