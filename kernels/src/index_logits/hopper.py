@@ -1,0 +1,247 @@
+"""Index logits of a decode on NVIDIA sm90: a warp copies pages of keys, a warpgroup multiplies and sums them.
+
+A page of 64 keys is the rows of a wgmma, and the heads of up to four query tokens are its columns, so the keys are read
+once for all of them. Two programs share a multiprocessor: while one sums over its heads, the other multiplies.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_wait
+
+from ..aot import AotCase, Target
+from . import triton as portable
+
+PAGE = gl.constexpr(64)
+HEADS = gl.constexpr(64)
+DIM = gl.constexpr(128)
+LINE = 128
+"""Bytes of a row of the cache as the copies see it: a key is one, the scales of a page two."""
+WARPS = 4
+
+KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
+SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
+VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
+TILE_BYTES = gl.constexpr(64 * 132)
+
+
+@gluon.jit
+def _page(table_ptr, index, stop, num_pages, table_width):
+    """Page number `index` of a sequence, -1 where it is not in the cache."""
+    page = gl.load(table_ptr + index, mask=(index < stop) & (index < table_width), other=-1)
+    return gl.where(page < num_pages, page, -1)
+
+
+@gluon.jit
+def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, stage, needed):
+    """Start copying one page; an absent one is read from elsewhere and its scores are dropped."""
+    line = gl.maximum(page, 0) * page_lines
+    mbarrier.expect(full.index(stage), TILE_BYTES, pred=needed)
+    tma.async_copy_global_to_shared(keys_desc, [line, 0], full.index(stage), k_shared.index(stage), pred=needed)
+    tma.async_copy_global_to_shared(scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed)
+
+
+@gluon.jit(do_not_specialize=[*portable.PAGED_SCALARS, "page_lines"])
+def paged_kernel(
+    keys_desc, scales_desc, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
+    tokens, num_pages, max_visible, heads, chunk, table_width, page_lines,
+    q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token,
+    table_stride, visible_stride, out_stride_seq, out_stride_token,
+    TOKENS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Scores of TOKENS tokens of one sequence for `chunk` of its pages."""
+    COLUMNS: gl.constexpr = TOKENS * HEADS
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 32])
+    k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
+    s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
+    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [COLUMNS, DIM], KEYS_SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+    gdc_wait()
+
+    chunks = gl.cdiv(max_visible, PAGE * chunk)
+    groups = gl.cdiv(tokens, TOKENS)
+    pid = gl.program_id(0)
+    first_token = pid % groups * TOKENS
+    begin = pid // groups % chunks * chunk
+    seq = (pid // groups // chunks).to(gl.int64)
+    tokens = gl.minimum(tokens - first_token, TOKENS)
+    visible_ptr += seq * visible_stride + first_token
+    table_ptr += seq * table_stride
+    out_ptr += seq * out_stride_seq + first_token.to(gl.int64) * out_stride_token
+    stop = gl.minimum(begin + chunk, gl.cdiv(max_visible, PAGE))
+
+    # The pages of the first copies do not wait for how many keys are visible.
+    ahead = ()
+    for stage in gl.static_range(STAGES - 1):
+        ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
+    longest = 0
+    for token in gl.static_range(TOKENS):
+        longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
+    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, QUERIES))
+    offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
+    token = first_token + gl.minimum(column // HEADS, tokens - 1)
+    head = gl.minimum(column % HEADS, heads - 1)
+    q_rows = q_ptr + seq * q_stride_seq + token.to(gl.int64) * q_stride_token + head * q_stride_head
+    q = gl.load(q_rows[:, None] + offs_d[None, :])
+    stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
+    for stage in gl.static_range(STAGES - 1):
+        _copy(
+            keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage,
+            begin + stage < stop_visible,
+        )  # fmt: skip
+    q_shared.store(q)
+    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, ACC))
+    token = first_token + gl.minimum(column // HEADS, tokens - 1)
+    w_rows = w_ptr + seq * w_stride_seq + token.to(gl.int64) * w_stride_token + column % HEADS
+    weight = gl.load(w_rows, mask=(column // HEADS < tokens) & (column % HEADS < heads), other=0.0)
+    fence_async_shared()
+    gl.thread_barrier()
+
+    here = ahead[0]
+    following = _page(table_ptr, begin + STAGES - 1, stop, num_pages, table_width)
+    for index in range(begin, stop_visible):
+        i = index - begin
+        buffer = i % STAGES
+        present = here >= 0
+        here = _page(table_ptr, index + 1, stop, num_pages, table_width)
+        mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+        nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
+        dots = warpgroup_mma(
+            k_shared.index(buffer), q_shared.permute((1, 0)), nothing, use_acc=False, max_num_imprecise_acc=DIM,
+            is_async=True,
+        )  # fmt: skip
+        # The buffer that the last step has read takes the page that is next to be copied.
+        gl.thread_barrier()
+        _copy(
+            keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, (i + STAGES - 1) % STAGES,
+            index + STAGES - 1 < stop_visible,
+        )  # fmt: skip
+        following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
+        dots = warpgroup_mma_wait(0, deps=(dots,))
+        terms = gl.maximum(dots, 0.0) * weight[None, :]
+        score = gl.sum(terms.reshape(PAGE, TOKENS, HEADS), 2)
+        KEY: gl.constexpr = gl.SliceLayout(1, score.type.layout)
+        TOKEN: gl.constexpr = gl.SliceLayout(0, score.type.layout)
+        scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(KEY)
+        position = index * PAGE + gl.arange(0, PAGE, layout=KEY)
+        offs_t = gl.arange(0, TOKENS, layout=TOKEN)
+        visible_t = gl.load(visible_ptr + offs_t, mask=offs_t < tokens, other=0)
+        score = score * scale[:, None]
+        score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
+        out = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position[:, None]
+        gl.store(out, score, mask=(offs_t < tokens)[None, :] & (position < max_visible)[:, None])
+
+    FILL: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    nothing = gl.full([128], float("-inf"), gl.float32, layout=FILL)
+    for token_index in range(tokens):
+        row_ptr = out_ptr + token_index.to(gl.int64) * out_stride_token
+        for position in range(gl.maximum(begin, stop_visible) * PAGE, stop * PAGE, 128):
+            offs = position + gl.arange(0, 128, layout=FILL)
+            gl.store(row_ptr + offs, nothing, mask=offs < gl.minimum(stop * PAGE, max_visible))
+
+
+def _descriptors(index_cache: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """The cache as lines of 128 bytes: 64 of them e4m3 values, or two of them float32 scales."""
+    pages = index_cache.shape[0]
+    lines = (pages - 1) * (index_cache.stride(0) // LINE) + PAGE.value * 132 // LINE
+    keys = index_cache.view(torch.float8_e4m3fn)
+    scales = index_cache.view(torch.float32)
+    return (
+        TensorDescriptor(keys, [lines, LINE], [LINE, 1], [PAGE.value, LINE], KEYS_SHARED.value),
+        TensorDescriptor(scales, [lines, LINE // 4], [LINE // 4, 1], [2, LINE // 4], SCALES_SHARED.value),
+    )
+
+
+STAGES = {1: 12, 2: 10, 4: 8}
+
+
+def index_logits_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    *,
+    max_visible: int,
+    out: torch.Tensor | None = None,
+    chunk: int = 0,
+    stages: int = 0,
+) -> torch.Tensor:
+    sequences, tokens, heads, index_dim = q_bnid.shape
+    pages, page_size, _ = index_cache.shape
+    suits = index_cache.dtype == torch.uint8 and index_dim == DIM.value and page_size == PAGE.value
+    suits = suits and heads <= HEADS.value and index_cache.stride(0) % LINE == 0 and index_cache.data_ptr() % 16 == 0
+    if not suits or index_cache.numel() == 0:
+        return portable.index_logits_paged(
+            q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible=max_visible, out=out
+        )
+    if out is None:
+        out = torch.empty((sequences, tokens, max_visible), dtype=torch.float32, device=q_bnid.device)
+    if out.numel() == 0:
+        return out
+    q_bnid = q_bnid.view(torch.float8_e4m3fn)
+    block = 1 if tokens == 1 else 2 if tokens == 2 else 4
+    groups = triton.cdiv(tokens, block)
+    total = triton.cdiv(max_visible, PAGE.value)
+    chunk = chunk or choose_chunk(sequences * groups, total, 264)
+    grid = sequences * groups * triton.cdiv(total, chunk)
+    paged_kernel[(grid,)](
+        *_descriptors(index_cache), q_bnid, weights_bni, block_table_bp, visible_bn, out,
+        tokens, pages, max_visible, heads, chunk, block_table_bp.shape[1], index_cache.stride(0) // LINE,
+        *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
+        *out.stride()[:2],
+        TOKENS=block, STAGES=stages or STAGES[block], num_warps=WARPS, launch_pdl=True,
+    )  # fmt: skip
+    return out
+
+
+def choose_chunk(parts: int, total: int, programs: int) -> int:
+    """Pages a program scores, so that few programs idle in the last round of them."""
+    best = (0, 1)
+    for splits in range(1, max(2, min(total, 4 * programs) + 1)):
+        chunk = triton.cdiv(total, splits)
+        rounds = triton.cdiv(parts * triton.cdiv(total, chunk), programs)
+        cost = rounds * (chunk + 4)
+        if best[0] == 0 or cost < best[0]:
+            best = (cost, chunk)
+    return best[1]
+
+
+def aot_cases(target: Target) -> list[AotCase]:
+    if target.name != "sm90":
+        return []
+    found = []
+    for block in (1, 2, 4):
+        signature = {
+            "keys_desc": f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>",
+            "scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>",
+            "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "table_ptr": "*i32:16", "visible_ptr": "*i32:16",
+            "out_ptr": "*fp32:16",
+        }  # fmt: skip
+        strides = ["q_stride_seq", "q_stride_token", "q_stride_head", "w_stride_seq", "w_stride_token"]
+        signature |= dict.fromkeys(strides, "i32:16")
+        signature |= dict.fromkeys([*portable.PAGED_SCALARS, "page_lines"], "i32")
+        constexprs = {"TOKENS": block, "STAGES": STAGES[block]}
+        found.append(
+            AotCase(
+                f"paged-tokens{block}", paged_kernel, signature, constexprs, WARPS,
+                options={"launch_pdl": True},
+            )
+        )  # fmt: skip
+    return found
