@@ -38,6 +38,50 @@ TILE_BYTES = gl.constexpr(64 * 132)
 
 
 @gluon.jit
+def _load_queries(
+    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
+):
+    """Queries [TOKENS * HEADS, DIM] and weights [TOKENS * HEADS] of `count` tokens from `first`; past them weight 0."""
+    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
+    offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
+    token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
+    head = gl.minimum(column % HEADS, heads - 1)
+    q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
+    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
+    token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
+    head = column % HEADS
+    weight = gl.load(w_ptr + token * w_stride + head, mask=(column // HEADS < count) & (head < heads), other=0.0)
+    return q, weight
+
+
+@gluon.jit
+def _fill(out_ptr, out_stride, count, begin, stop):
+    """-inf for positions begin .. stop - 1 of the tokens."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+    nothing = gl.full([512], float("-inf"), gl.float32, layout=LAYOUT)
+    for token in range(count):
+        row_ptr = out_ptr + token.to(gl.int64) * out_stride
+        for base in range(begin, stop, 512):
+            position = base + gl.arange(0, 512, layout=LAYOUT)
+            gl.store(row_ptr + position, nothing, mask=position < stop)
+
+
+@gluon.jit
+def _multiply(k_shared, q_shared, TOKENS: gl.constexpr, ACC: gl.constexpr):
+    nothing = gl.zeros([PAGE, TOKENS * HEADS], gl.float32, layout=ACC)
+    return warpgroup_mma(
+        k_shared, q_shared.permute((1, 0)), nothing, use_acc=False, max_num_imprecise_acc=DIM, is_async=True
+    )
+
+
+@gluon.jit
+def _sum(dots, weight, TOKENS: gl.constexpr):
+    """[PAGE, TOKENS]: sum over heads of weight * relu(dots)."""
+    terms = gl.maximum(dots, 0.0) * weight[None, :]
+    return gl.sum(terms.reshape(PAGE, TOKENS, HEADS), 2)
+
+
+@gluon.jit
 def _page(table_ptr, index, stop, num_pages, table_width):
     """Page number `index` of a sequence, -1 where it is not in the cache."""
     page = gl.load(table_ptr + index, mask=(index < stop) & (index < table_width), other=-1)
@@ -93,12 +137,10 @@ def paged_kernel(
     longest = 0
     for token in gl.static_range(TOKENS):
         longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
-    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, QUERIES))
-    offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
-    token = first_token + gl.minimum(column // HEADS, tokens - 1)
-    head = gl.minimum(column % HEADS, heads - 1)
-    q_rows = q_ptr + seq * q_stride_seq + token.to(gl.int64) * q_stride_token + head * q_stride_head
-    q = gl.load(q_rows[:, None] + offs_d[None, :])
+    q, weight = _load_queries(
+        q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
+        w_stride_token, heads, TOKENS, ACC,
+    )  # fmt: skip
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
     for stage in gl.static_range(STAGES - 1):
         _copy(
@@ -106,10 +148,6 @@ def paged_kernel(
             begin + stage < stop_visible,
         )  # fmt: skip
     q_shared.store(q)
-    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, ACC))
-    token = first_token + gl.minimum(column // HEADS, tokens - 1)
-    w_rows = w_ptr + seq * w_stride_seq + token.to(gl.int64) * w_stride_token + column % HEADS
-    weight = gl.load(w_rows, mask=(column // HEADS < tokens) & (column % HEADS < heads), other=0.0)
     fence_async_shared()
     gl.thread_barrier()
 
@@ -121,11 +159,7 @@ def paged_kernel(
         present = here >= 0
         here = _page(table_ptr, index + 1, stop, num_pages, table_width)
         mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-        nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
-        dots = warpgroup_mma(
-            k_shared.index(buffer), q_shared.permute((1, 0)), nothing, use_acc=False, max_num_imprecise_acc=DIM,
-            is_async=True,
-        )  # fmt: skip
+        dots = _multiply(k_shared.index(buffer), q_shared, TOKENS, ACC)
         # The buffer that the last step has read takes the page that is next to be copied.
         gl.thread_barrier()
         _copy(
@@ -134,8 +168,7 @@ def paged_kernel(
         )  # fmt: skip
         following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
         dots = warpgroup_mma_wait(0, deps=(dots,))
-        terms = gl.maximum(dots, 0.0) * weight[None, :]
-        score = gl.sum(terms.reshape(PAGE, TOKENS, HEADS), 2)
+        score = _sum(dots, weight, TOKENS)
         KEY: gl.constexpr = gl.SliceLayout(1, score.type.layout)
         TOKEN: gl.constexpr = gl.SliceLayout(0, score.type.layout)
         scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(KEY)
@@ -147,13 +180,92 @@ def paged_kernel(
         out = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position[:, None]
         gl.store(out, score, mask=(offs_t < tokens)[None, :] & (position < max_visible)[:, None])
 
-    FILL: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    nothing = gl.full([128], float("-inf"), gl.float32, layout=FILL)
-    for token_index in range(tokens):
-        row_ptr = out_ptr + token_index.to(gl.int64) * out_stride_token
-        for position in range(gl.maximum(begin, stop_visible) * PAGE, stop * PAGE, 128):
-            offs = position + gl.arange(0, 128, layout=FILL)
-            gl.store(row_ptr + offs, nothing, mask=offs < gl.minimum(stop * PAGE, max_visible))
+    _fill(
+        out_ptr, out_stride_token, tokens, gl.maximum(begin, stop_visible) * PAGE, gl.minimum(stop * PAGE, max_visible)
+    )
+
+
+@gluon.jit
+def _copy_keys(keys_desc, base, k_shared, full, stage, needed):
+    mbarrier.expect(full.index(stage), PAGE * DIM, pred=needed)
+    tma.async_copy_global_to_shared(keys_desc, [base, 0], full.index(stage), k_shared.index(stage), pred=needed)
+
+
+@gluon.jit(do_not_specialize=portable.RAGGED_SCALARS)
+def ragged_kernel(
+    keys_desc, q_ptr, w_ptr, scale_ptr, start_ptr, end_ptr, out_ptr,
+    num_tokens, num_keys, heads, chunk, q_stride_token, q_stride_head, w_stride, out_stride,
+    FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
+    k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
+    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+
+    chunks = gl.cdiv(num_keys, chunk)
+    pid = gl.program_id(0)
+    first = pid // chunks * TOKENS
+    count = gl.minimum(num_tokens - first, TOKENS)
+    begin = pid % chunks * chunk
+    stop = gl.minimum(begin + chunk, num_keys)
+    lowest = num_keys
+    highest = 0
+    for token in gl.static_range(TOKENS):
+        start = gl.load(start_ptr + first + token, mask=token < count, other=0)
+        end = gl.load(end_ptr + first + token, mask=token < count, other=0)
+        lowest = gl.minimum(lowest, gl.where(start < end, start, num_keys))
+        highest = gl.maximum(highest, gl.where(start < end, end, 0))
+    low = gl.maximum(lowest // PAGE * PAGE, begin)
+    high = gl.minimum(highest, stop)
+    out_ptr += first.to(gl.int64) * out_stride
+
+    if low < high:
+        for stage in gl.static_range(STAGES - 1):
+            base = low + stage * PAGE
+            _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
+        q, weight = _load_queries(
+            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
+        )
+        q_shared.store(q)
+        fence_async_shared()
+        gl.thread_barrier()
+        turn = 0
+        for base in range(low, high, PAGE):
+            buffer = turn % STAGES
+            mbarrier.wait(full.index(buffer), (turn // STAGES) & 1)
+            dots = _multiply(k_shared.index(buffer), q_shared, TOKENS, ACC)
+            # The buffer that the last turn has read takes the keys that are next to be copied.
+            gl.thread_barrier()
+            following = base + (STAGES - 1) * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, (turn + STAGES - 1) % STAGES, following < high)
+            KEY_OF: gl.constexpr = gl.SliceLayout(1, ACC)
+            position = base + gl.arange(0, PAGE, layout=KEY_OF)
+            scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
+            dots = warpgroup_mma_wait(0, deps=(dots,))
+            score = _sum(dots, weight, TOKENS)
+            KEY: gl.constexpr = gl.SliceLayout(1, score.type.layout)
+            TOKEN: gl.constexpr = gl.SliceLayout(0, score.type.layout)
+            score = score * gl.convert_layout(scale, KEY)[:, None]
+            position = base + gl.arange(0, PAGE, layout=KEY)
+            offs_t = gl.arange(0, TOKENS, layout=TOKEN)
+            mask_t = offs_t < count
+            if FILL:
+                start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
+                end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
+                visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
+                score = gl.where(visible, score, float("-inf"))
+            out = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + position[:, None]
+            gl.store(out, score, mask=mask_t[None, :] & (position < stop)[:, None])
+            turn += 1
+    if FILL:
+        low = gl.where(low < high, low, stop)
+        _fill(out_ptr, out_stride, count, begin, low)
+        _fill(out_ptr, out_stride, count, low + gl.cdiv(gl.maximum(high - low, 0), PAGE) * PAGE, stop)
 
 
 def _descriptors(index_cache: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
@@ -211,6 +323,31 @@ def index_logits_paged(
     return out
 
 
+def launch_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    fill: bool,
+    chunk: int = 8192,
+    stages: int = 8,
+) -> None:
+    num_tokens, heads, index_dim = q_tid.shape
+    num_keys = k_sd.shape[0]
+    q_tid, k_sd = q_tid.view(torch.float8_e4m3fn), k_sd.view(torch.float8_e4m3fn)
+    keys = TensorDescriptor(k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value)
+    grid = triton.cdiv(num_tokens, 4) * triton.cdiv(num_keys, chunk)
+    ragged_kernel[(grid,)](
+        keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
+        num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
+        FILL=fill, TOKENS=4, STAGES=stages, num_warps=WARPS,
+    )  # fmt: skip
+
+
 def choose_chunk(parts: int, total: int, programs: int) -> int:
     """Pages a program scores, so that few programs idle in the last round of them."""
     best = (0, 1)
@@ -244,4 +381,14 @@ def aot_cases(target: Target) -> list[AotCase]:
                 options={"launch_pdl": True},
             )
         )  # fmt: skip
+    for fill in (True, False):
+        signature = {
+            "keys_desc": f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>",
+            "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "scale_ptr": "*fp32:16", "start_ptr": "*i32:16", "end_ptr": "*i32:16",
+            "out_ptr": "*fp32:16",
+        }  # fmt: skip
+        signature |= dict.fromkeys(["q_stride_token", "q_stride_head", "w_stride"], "i32:16")
+        signature |= dict.fromkeys(portable.RAGGED_SCALARS, "i32")
+        constexprs = {"FILL": fill, "TOKENS": 4, "STAGES": 8}
+        found.append(AotCase(f"ragged-{fill}", ragged_kernel, signature, constexprs, WARPS))
     return found
