@@ -29,8 +29,8 @@ def gpu(test):
 
 LISTS = {
     "short": None,
-    "whole": Config(True, 1, 64, 256, 64, 1),
-    "split": Config(True, 2, 64, 256, 64, 1),
+    "whole": Config(True, 1, 128, 256, 128, 1),
+    "split": Config(True, 2, 128, 256, 128, 1),
 }
 """Tiny blocks, so that small rows take every path: registers, list, plateau, memory."""
 

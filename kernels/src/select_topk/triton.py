@@ -44,19 +44,50 @@ def _score_of(key):
 
 
 @triton.jit
+def _shared_load(at):
+    return tl.inline_asm_elementwise(
+        "ld.shared.b32 $0, [$1];", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _shared_take(at):
+    """Load and set to zero."""
+    return tl.inline_asm_elementwise(
+        "{ ld.shared.b32 $0, [$1]; st.shared.b32 [$1], 0; }", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _shared_store(at, value, mask):
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.b32 p, $3, 0; mov.b32 $0, 0; @p st.shared.b32 [$1], $2; }",
+        "=r,r,r,r", [at, value, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _shared_increment(at, mask):
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
+        "=r,r,r", [at, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def _new_bins(seed, SHARED: tl.constexpr):
-    """Address of 4096 counters in shared memory, which Triton itself cannot add to; all zero."""
+    """Address of 4096 counters in shared memory, all zero, with room for 128 and 32 words behind them.
+
+    Triton itself cannot add to shared memory. One statement of the program is one array of the kernel, which lives as
+    long as the kernel does.
+    """
     bins = seed * 0
     if SHARED:
-        # One statement of the program, so one array of the kernel; it lives as long as the kernel does.
         bins = tl.inline_asm_elementwise(
-            "{ .shared .align 16 .b32 bins[4096]; mov.u32 $0, bins; }",
+            "{ .shared .align 16 .b32 bins[4256]; mov.u32 $0, bins; }",
             "=r,r", [bins], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
-        at = bins + 4 * tl.arange(0, 4096)
-        tl.inline_asm_elementwise(
-            "{ mov.b32 $0, 0; st.shared.b32 [$1], 0; }", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
+        _shared_take(bins + 4 * tl.arange(0, 4096))
         tl.debug_barrier()
     return bins
 
@@ -70,83 +101,88 @@ def _tally(counts, key, low, width, bins, SHARED: tl.constexpr):
     inside = (key >= low) & (key != 0) & (((offset >> (width - 1).to(tl.uint32)) >> 1) == 0)
     bin = ((1 << DIGIT) - 1) - (offset >> shift.to(tl.uint32)).to(tl.int32)
     if SHARED:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
-            "=r,r,r", [bins + 4 * bin, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        _shared_increment(bins + 4 * bin, inside)
     else:
+        bin, inside = tl.ravel(bin), tl.ravel(inside)
         counts += tl.histogram(tl.where(inside, bin, 0), 1 << DIGIT, mask=inside)
     return counts
 
 
 @triton.jit
-def _take_counts(counts, bins, SHARED: tl.constexpr):
-    """What was counted; the counters are zero again."""
-    DIGIT: tl.constexpr = 12 if SHARED else 8
-    if SHARED:
-        tl.debug_barrier()
-        at = bins + 4 * tl.arange(0, 1 << DIGIT)
-        counts = tl.inline_asm_elementwise(
-            "{ ld.shared.b32 $0, [$1]; st.shared.b32 [$1], 0; }", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
-    return counts
+def _reach(count, above, wanted):
+    """(how many entries of [32] or more counts are passed before `wanted` is reached, above with those)."""
+    passed = above + tl.cumsum(count, axis=0) < wanted
+    return tl.sum(passed.to(tl.int32), axis=0), above + tl.sum(tl.where(passed, count, 0), axis=0)
 
 
 @triton.jit
-def _higher_and_lower(a_higher, a_lower, b_higher, b_lower):
-    return tl.maximum(a_higher, b_higher), tl.minimum(a_lower, b_lower)
-
-
-@triton.jit
-def _descend(counts, low, width, above, wanted, SHARED: tl.constexpr):
-    """(low, width, above, at_least) of the digit that holds the wanted-th key from the top."""
+def _descend(counts, low, width, above, wanted, bins, SHARED: tl.constexpr):
+    """(low, width, above, at_least) of the digit that holds the wanted-th key from the top; the counters are zero."""
     DIGIT: tl.constexpr = 12 if SHARED else 8
     shift = tl.maximum(width - DIGIT, 0)
-    at_least = above + tl.cumsum(counts, axis=0)
-    reached = at_least >= wanted
-    # The last digit that falls short, with its count (less than 2^16): the next one is the wanted one.
-    index = tl.arange(0, 1 << DIGIT)
-    short = tl.where(reached, 0, ((index + 1) << 16) | at_least)
-    short, at_least = tl.reduce((short, tl.where(reached, at_least, 0x7FFFFFFF)), 0, _higher_and_lower)
-    digit = ((1 << DIGIT) - 1 - (short >> 16)).to(tl.uint32)
-    above = tl.where(short > 0, short & 0xFFFF, above)
     if SHARED:
+        # 128 rows of 32 counters: a row is a warp's, and so is each vector of 32, so that only three barriers are needed.
+        sums = bins + 4 * 4096
+        fine = sums + 4 * 128
+        lane = tl.arange(0, 32)
+        row = tl.arange(0, 128)[:, None]
+        column = tl.arange(0, 32)[None, :]
         tl.debug_barrier()
+        table = _shared_take(bins + 4 * (32 * row + column))
+        _shared_store(sums + 4 * row, tl.sum(table, axis=1, keep_dims=True), row >= 0)
+        tl.debug_barrier()
+        a, b, c, d = tl.inline_asm_elementwise(
+            "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [sums + 16 * lane],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+        four, above = _reach(a + b + c + d, above, wanted)
+        # A row is passed if `wanted` is not reached with it.
+        a = tl.where(lane == four, a, 0)
+        b = tl.where(lane == four, b, 0)
+        c = tl.where(lane == four, c, 0)
+        first = above + tl.sum(a, axis=0)
+        second = first + tl.sum(b, axis=0)
+        third = second + tl.sum(c, axis=0)
+        above = tl.where(third < wanted, third, tl.where(second < wanted, second, tl.where(first < wanted, first, above)))
+        index = 4 * four + (first < wanted).to(tl.int32) + (second < wanted).to(tl.int32) + (third < wanted).to(tl.int32)
+        _shared_store(fine + 4 * column + 0 * row, table, (row == index) & (column >= 0))
+        tl.debug_barrier()
+        counts = _shared_load(fine + 4 * lane)
+        bin, above = _reach(counts, above, wanted)
+        at_least = above + tl.sum(tl.where(lane == bin, counts, 0), axis=0)
+        bin += 32 * index
+    else:
+        bin, above = _reach(counts, above, wanted)
+        at_least = above + tl.sum(tl.where(tl.arange(0, 1 << DIGIT) == bin, counts, 0), axis=0)
+    digit = ((1 << DIGIT) - 1 - bin).to(tl.uint32)
     return low + (digit << shift.to(tl.uint32)), shift, above, at_least
 
 
 @triton.jit
 def _last(low, width):
     """The highest of the 2^width keys from low."""
-    return low + (((tl.full((), 1, tl.uint32) << (width - 1).to(tl.uint32)) << 1) - 1)
+    last = low + (((tl.full((), 1, tl.uint32) << tl.maximum(width - 1, 0).to(tl.uint32)) << 1) - 1)
+    return tl.where(width > 0, last, low)
 
 
 @triton.jit
-def _narrow(key, count, wanted, slack, bins, SHARED: tl.constexpr):
+def _narrow(key_0, key_1, key_2, key_3, count, wanted, slack, bins, SHARED: tl.constexpr):
     """(low, last, above, plateau): at least `wanted` of `count` keys are >= low and above < wanted are > last.
 
     At most wanted + slack keys are >= low, unless plateau: then all those from low to last are equal.
     """
-    DIGIT: tl.constexpr = 12 if SHARED else 8
     low = tl.zeros((), tl.uint32)
     width = count * 0 + 32
     above = count * 0
     at_least = count
     while (width > 0) & (at_least > wanted + slack):
-        counts = tl.zeros((1 << DIGIT,), tl.int32)
-        counts = _tally(counts, key, low, width, bins, SHARED)
-        counts = _take_counts(counts, bins, SHARED)
-        low, width, above, at_least = _descend(counts, low, width, above, wanted, SHARED)
-    last = tl.where(width > 0, _last(low, tl.maximum(width, 1)), low)
-    return tl.maximum(low, LOWEST), last, above, at_least > wanted + slack
-
-
-@triton.jit
-def _load_scores(row_ptr, offs, skip, stop, VECTOR: tl.constexpr):
-    """Scores and their validity; the load's own bound is rounded up so that it stays a vector load."""
-    bound = (stop + VECTOR - 1) // VECTOR * VECTOR
-    score = tl.load(row_ptr + offs, mask=offs < bound, other=0.0)
-    return score, (offs >= skip) & (offs < stop)
+        counts = tl.zeros((256,), tl.int32)
+        counts = _tally(counts, key_0, low, width, bins, SHARED)
+        counts = _tally(counts, key_1, low, width, bins, SHARED)
+        counts = _tally(counts, key_2, low, width, bins, SHARED)
+        counts = _tally(counts, key_3, low, width, bins, SHARED)
+        low, width, above, at_least = _descend(counts, low, width, above, wanted, bins, SHARED)
+    return tl.maximum(low, LOWEST), _last(low, width), above, at_least > wanted + slack
 
 
 @triton.jit
@@ -162,19 +198,36 @@ def _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR: t
 
 
 @triton.jit
-def _pivot(row_ptr, skip, n, topk, bins, SAMPLE: tl.constexpr, SHARED: tl.constexpr):
+def _quads(SIZE: tl.constexpr, WARPS: tl.constexpr):
+    """[lane, warp, turn]: where the quads of SIZE elements begin.
+
+    Triton deals threads out to the first dimension first, so the lanes of a warp have neighbouring quads, a warp's
+    turns are neighbours too, and all counting in order but its last step stays inside a warp.
+    """
+    turns: tl.constexpr = SIZE // (128 * WARPS)
+    warp_turn = turns * tl.arange(0, WARPS)[:, None] + tl.arange(0, turns)[None, :]
+    return 4 * tl.arange(0, 32)[:, None, None] + 128 * warp_turn[None, :, :]
+
+
+@triton.jit
+def _pivot(
+    row_ptr, skip, n, topk, bins, SAMPLE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr
+):
     """(pivot, plateau): a score with a little more than topk scores above it; on a plateau very many scores equal it.
 
     The sample is groups of four neighbours, spread over the row.
     """
     groups: tl.constexpr = SAMPLE // 4
-    offs = tl.arange(0, SAMPLE)
-    at = ((offs // 4).to(tl.int64) * n // groups).to(tl.int32) + offs % 4
-    key = _order_key(tl.load(row_ptr + skip + at, mask=at < n, other=float("-inf")))
+    group = _quads(SAMPLE, WARPS) // 4
+    offs = (skip + (group.to(tl.int64) * n // groups).to(tl.int32)) // 4 * 4
+    score_0, score_1, score_2, score_3 = _load_quads(row_ptr, offs, skip, skip + n, True, VECTOR)
     expected = topk * (SAMPLE / n)
     # Four standard deviations of independent samples, two if a group of neighbours is worth no more than one sample.
     rank = (expected + 4.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
-    low, _last, _above, plateau = _narrow(key, rank * 0 + SAMPLE, rank, rank // 8, bins, SHARED)
+    low, _last, _above, plateau = _narrow(
+        _order_key(score_0), _order_key(score_1), _order_key(score_2), _order_key(score_3),
+        rank * 0 + SAMPLE, rank, rank // 8, bins, SHARED,
+    )  # fmt: skip
     # Without a plateau -inf is no pivot: it stands for what lies outside the row.
     return _score_of(tl.where(plateau, low, tl.maximum(low, LOWEST + 1))), plateau
 
@@ -224,35 +277,33 @@ def _append(list_ptr, score, pos, kind, before, greater, ties, topk, TIES: tl.co
 
 
 @triton.jit
+def _before(kinds):
+    """(exclusive prefix sum in order, total) of [lane, warp, turn] counts."""
+    of_warp = tl.sum(tl.sum(kinds, axis=2), axis=0)
+    of_turn = tl.broadcast_to(tl.sum(kinds, axis=0, keep_dims=True), kinds.shape)
+    before_warp = (tl.cumsum(of_warp, axis=0) - of_warp)[None, :, None]
+    before = tl.cumsum(kinds, axis=0) - kinds + tl.cumsum(of_turn, axis=2) - of_turn + before_warp
+    return before, tl.sum(of_warp, axis=0)
+
+
+@triton.jit
 def _collect_class(
-    row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
+    score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
     TIES: tl.constexpr, CAPACITY: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # [lane, warp, turn]: Triton deals threads out to the first dimension first, so the lanes of a warp have
-    # neighbouring quads, a warp's turns are neighbours too, and all counting but its last step stays inside a warp.
-    turns: tl.constexpr = TILE // (128 * WARPS)
-    warp_turn = turns * tl.arange(0, WARPS)[:, None] + tl.arange(0, turns)[None, :]
-    local = 4 * tl.arange(0, 32)[:, None, None] + 128 * warp_turn[None, :, :]
+    local = _quads(TILE, WARPS)
     greater = 0
     ties = 0
     for base in range(begin, stop, TILE):
-        offs = base + local
-        pos = offs - skip
-        edge = (base < skip) | (base + TILE > stop)
-        score_0, score_1, score_2, score_3 = _load_quads(row_ptr, offs, skip, stop, edge, VECTOR)
+        pos = base + local - skip
         score_0, kind_0 = _classify(score_0, pos, n, pivot, TIES)
         score_1, kind_1 = _classify(score_1, pos + 1, n, pivot, TIES)
         score_2, kind_2 = _classify(score_2, pos + 2, n, pivot, TIES)
         score_3, kind_3 = _classify(score_3, pos + 3, n, pivot, TIES)
-        kinds = kind_0 + kind_1 + kind_2 + kind_3
-        of_warp = tl.sum(tl.sum(kinds, axis=2), axis=0)
-        total = tl.sum(of_warp, axis=0)
+        before, total = _before(kind_0 + kind_1 + kind_2 + kind_3)
         found = greater + (total & 0xFFFF) + tl.minimum(ties + (total >> 16), topk)
         # A list that overflows is dropped later: only its length matters.
         if found <= CAPACITY:
-            of_turn = tl.broadcast_to(tl.sum(kinds, axis=0, keep_dims=True), kinds.shape)
-            before_warp = (tl.cumsum(of_warp, axis=0) - of_warp)[None, :, None]
-            before = tl.cumsum(kinds, axis=0) - kinds + tl.cumsum(of_turn, axis=2) - of_turn + before_warp
             _append(list_ptr, score_0, pos, kind_0, before, greater, ties, topk, TIES)
             before += kind_0
             _append(list_ptr, score_1, pos + 1, kind_1, before, greater, ties, topk, TIES)
@@ -262,6 +313,9 @@ def _collect_class(
             _append(list_ptr, score_3, pos + 3, kind_3, before, greater, ties, topk, TIES)
         greater += total & 0xFFFF
         ties += total >> 16
+        if base + TILE < stop:
+            edge = base + 2 * TILE > stop
+            score_0, score_1, score_2, score_3 = _load_quads(row_ptr, base + TILE + local, skip, stop, edge, VECTOR)
     return tl.minimum(greater + tl.minimum(ties, topk), CAPACITY + 1)
 
 
@@ -275,15 +329,19 @@ def _collect(
 
     That is every score from the pivot up, or on a plateau those above it and the first topk on it.
     """
-    pivot, plateau = _pivot(row_ptr, skip, n, topk, bins, SAMPLE, SHARED)
+    # On its way while the sample is searched.
+    score_0, score_1, score_2, score_3 = _load_quads(row_ptr, begin + _quads(TILE, WARPS), skip, stop, True, VECTOR)
+    pivot, plateau = _pivot(row_ptr, skip, n, topk, bins, SAMPLE, WARPS, VECTOR, SHARED)
     if plateau:
         listed = _collect_class(
-            row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, True, CAPACITY, TILE, WARPS, VECTOR
-        )
+            score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
+            True, CAPACITY, TILE, WARPS, VECTOR,
+        )  # fmt: skip
     else:
         listed = _collect_class(
-            row_ptr, skip, n, begin, stop, pivot, topk, list_ptr, False, CAPACITY, TILE, WARPS, VECTOR
-        )
+            score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
+            False, CAPACITY, TILE, WARPS, VECTOR,
+        )  # fmt: skip
     return listed
 
 
@@ -300,57 +358,101 @@ def _located(pos, mask, table_ptr, table_row, table_width, PAGE_SIZE: tl.constex
 
 
 @triton.jit
-def _emit(key, pos, low, last, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
-    """Write the selected of one block behind `sure` scores and min(ties, quota) ties of blocks before; return both."""
-    is_sure = key > last
-    is_tie = (key >= low) & (key <= last)
-    packed = is_sure.to(tl.int32) + (is_tie.to(tl.int32) << 16)
-    before = tl.cumsum(packed, axis=0) - packed
+def _rank(key, low, last):
+    """1 for a key above those in question, 2^16 for one of them."""
+    return tl.where(key > last, 1, tl.where(key >= low, 1 << 16, 0))
+
+
+@triton.jit
+def _put(rank, pos, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
+    """Write one in four behind `sure` scores and min(ties, quota) ties; return what stands before the next."""
     ties_before = ties + (before >> 16)
     at = sure + (before & 0xFFFF) + tl.minimum(ties_before, quota)
-    take = is_sure | (is_tie & (ties_before < quota))
+    take = (rank == 1) | ((rank > 1) & (ties_before < quota))
     tl.store(out_ptr + at, _located(pos, take, table_ptr, table_row, table_width, PAGE_SIZE), mask=take)
-    total = tl.sum(packed, axis=0)
+    return before + rank
+
+
+@triton.jit
+def _emit(
+    key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, quota, sure, ties,
+    out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Write the selected of one block behind `sure` scores and min(ties, quota) ties of blocks before; return both."""
+    rank_0, rank_1, rank_2, rank_3 = _rank(key_0, low, last), _rank(key_1, low, last), _rank(key_2, low, last), _rank(key_3, low, last)
+    before, total = _before(rank_0 + rank_1 + rank_2 + rank_3)
+    before = _put(rank_0, pos_0, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    before = _put(rank_1, pos_1, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    before = _put(rank_2, pos_2, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    before = _put(rank_3, pos_3, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
     return sure + (total & 0xFFFF), ties + (total >> 16)
+
+
+@triton.jit
+def _row_key(score, pos, n):
+    """Order key of a score of the row; 0 outside."""
+    return tl.where(pos.to(tl.uint32, bitcast=True) < n.to(tl.uint32), _order_key(score), 0)
+
+
+@triton.jit
+def _load_keys(row_ptr, offs, skip, n, VECTOR: tl.constexpr):
+    score_0, score_1, score_2, score_3 = _load_quads(row_ptr, offs, skip, skip + n, False, VECTOR)
+    pos = offs - skip
+    return (
+        _row_key(score_0, pos, n),
+        _row_key(score_1, pos + 1, n),
+        _row_key(score_2, pos + 2, n),
+        _row_key(score_3, pos + 3, n),
+    )
+
+
+@triton.jit
+def _load_entry(list_ptr, mask):
+    """(key, position) of an entry of a list."""
+    entry = tl.load(list_ptr, mask=mask, other=0)
+    score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+    return tl.where(mask, _order_key(score), 0), (entry >> 32).to(tl.int32)
 
 
 @triton.jit
 def _select_in_memory(
     row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width,
-    PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """`_narrow` over the whole row in memory: for the rare row whose list is too short or too long."""
     stop = skip + n
-    DIGIT: tl.constexpr = 12 if SHARED else 8
+    local = _quads(TILE, WARPS)
     low = tl.zeros((), tl.uint32)
     width = n * 0 + 32
     above = n * 0
     at_least = n
     while (width > 0) & (at_least > topk):
-        counts = tl.zeros((1 << DIGIT,), tl.int32)
+        counts = tl.zeros((256,), tl.int32)
         for base in range(0, stop, TILE):
-            score, valid = _load_scores(row_ptr, base + tl.arange(0, TILE), skip, stop, VECTOR)
-            counts = _tally(counts, tl.where(valid, _order_key(score), 0), low, width, bins, SHARED)
-        counts = _take_counts(counts, bins, SHARED)
-        low, width, above, at_least = _descend(counts, low, width, above, topk, SHARED)
-    last = tl.where(width > 0, _last(low, tl.maximum(width, 1)), low)
+            key_0, key_1, key_2, key_3 = _load_keys(row_ptr, base + local, skip, n, VECTOR)
+            counts = _tally(counts, key_0, low, width, bins, SHARED)
+            counts = _tally(counts, key_1, low, width, bins, SHARED)
+            counts = _tally(counts, key_2, low, width, bins, SHARED)
+            counts = _tally(counts, key_3, low, width, bins, SHARED)
+        low, width, above, at_least = _descend(counts, low, width, above, topk, bins, SHARED)
+    last = _last(low, width)
     low = tl.maximum(low, LOWEST)
     sure = 0
     ties = 0
     for base in range(0, stop, TILE):
-        offs = base + tl.arange(0, TILE)
-        score, valid = _load_scores(row_ptr, offs, skip, stop, VECTOR)
-        key = tl.where(valid, _order_key(score), 0)
+        key_0, key_1, key_2, key_3 = _load_keys(row_ptr, base + local, skip, n, VECTOR)
+        pos = base + local - skip
         sure, ties = _emit(
-            key, offs - skip, low, last, topk - above, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE
-        )
+            key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, sure, ties,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+        )  # fmt: skip
 
 
 @triton.jit
 def _select_row(
     row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr, table_ptr, table_row, table_width,
-    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
-    SHARED: tl.constexpr,
+    LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The selection of one row from its scores (at most BLOCK of them) or from its list."""
     short = (skip + n <= BLOCK) | (not LONG)
@@ -360,28 +462,32 @@ def _select_row(
             pos = base + offs_tile
             slot = _located(pos, pos < n, table_ptr, table_row, table_width, PAGE_SIZE)
             tl.store(out_ptr + pos, tl.where(pos < n, slot, -1), mask=pos < topk)
-    elif short | ((listed >= topk) & (listed <= BLOCK)):
-        offs = tl.arange(0, BLOCK)
-        if short:
-            score, valid = _load_scores(row_ptr, offs, skip, skip + n, VECTOR)
-            count = n
-        else:
-            valid = offs < listed
-            entry = tl.load(list_ptr + offs, mask=valid, other=0)
-            score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
-            count = listed
-        key = tl.where(valid, _order_key(score), 0)
-        low, last, above, _plateau = _narrow(key, count, topk, 0, bins, SHARED)
-        # Positions are read again after the search, which needs the registers.
-        if short:
-            pos = offs - skip
-        else:
-            pos = (tl.load(list_ptr + offs, mask=valid, other=0) >> 32).to(tl.int32)
-        _emit(key, pos, low, last, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    elif short:
+        offs = _quads(BLOCK, WARPS)
+        key_0, key_1, key_2, key_3 = _load_keys(row_ptr, offs, skip, n, VECTOR)
+        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, n, topk, 0, bins, SHARED)
+        pos = offs - skip
+        _emit(
+            key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, 0, 0,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+        )  # fmt: skip
+    elif (listed >= topk) & (listed <= BLOCK):
+        offs = _quads(BLOCK, WARPS)
+        lists = list_ptr + offs
+        key_0, pos_0 = _load_entry(lists, offs < listed)
+        key_1, pos_1 = _load_entry(lists + 1, offs + 1 < listed)
+        key_2, pos_2 = _load_entry(lists + 2, offs + 2 < listed)
+        key_3, pos_3 = _load_entry(lists + 3, offs + 3 < listed)
+        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, listed, topk, 0, bins, SHARED)
+        _emit(
+            key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+        )  # fmt: skip
     else:
         _select_in_memory(
-            row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, TILE, VECTOR, SHARED
-        )
+            row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width,
+            PAGE_SIZE, TILE, WARPS, VECTOR, SHARED,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -425,7 +531,7 @@ def select_rows_kernel(
         table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
         _select_row(
             row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr + row.to(tl.int64) * out_stride,
-            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, VECTOR, SHARED,
+            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED,
         )  # fmt: skip
         if LONG:
             # The next row's list goes where this one's is still being read.
@@ -461,7 +567,7 @@ def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
     first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr, JOIN: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Join the lists of a row's chunks, which are in order already, and select from them."""
     row = tl.program_id(0)
@@ -475,23 +581,23 @@ def select_lists_kernel(
     joined_ptr += row.to(tl.int64) * BLOCK
     table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     out_ptr += row.to(tl.int64) * out_stride
-    if JOIN and ((total >= topk) & (total <= BLOCK)):
-        offs = tl.arange(0, BLOCK)
-        behind = tl.cumsum(listed, axis=0)
-        chunk = tl.zeros((BLOCK,), tl.int32)
-        half: tl.constexpr = SPLITS // 2
-        step = half
-        while step > 0:
-            chunk = tl.where(tl.gather(behind, chunk + step - 1, 0) <= offs, chunk + step, chunk)
-            step = step // 2
-        source = list_ptr + row.to(tl.int64) * (SPLITS * BLOCK)
-        source += chunk * BLOCK + offs - tl.gather(behind - listed, chunk, 0)
-        entry = tl.load(source, mask=offs < total, other=0)
-        score = (entry & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
-        pos = (entry >> 32).to(tl.int32)
-        key = tl.where(offs < total, _order_key(score), 0)
-        low, last, above, _plateau = _narrow(key, total, topk, 0, bins, SHARED)
-        _emit(key, pos, low, last, topk - above, 0, 0, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
+    if (total >= topk) & (tl.max(listed, axis=0) <= BLOCK // SPLITS):
+        # The usual case: as many entries of each list as fit, the rest of their places empty.
+        share: tl.constexpr = BLOCK // SPLITS
+        offs = _quads(BLOCK, WARPS)
+        chunk = row * SPLITS + offs // share
+        length = tl.load(listed_ptr + chunk)
+        place = offs % share
+        lists = list_ptr + chunk.to(tl.int64) * BLOCK + place
+        key_0, pos_0 = _load_entry(lists, place < length)
+        key_1, pos_1 = _load_entry(lists + 1, place + 1 < length)
+        key_2, pos_2 = _load_entry(lists + 2, place + 2 < length)
+        key_3, pos_3 = _load_entry(lists + 3, place + 3 < length)
+        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, total, topk, 0, bins, SHARED)
+        _emit(
+            key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+        )  # fmt: skip
         return
     if (total >= topk) & (total <= BLOCK):
         columns: tl.constexpr = BLOCK // SPLITS
@@ -508,7 +614,7 @@ def select_lists_kernel(
     tl.debug_barrier()
     _select_row(
         row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr,
-        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, VECTOR, SHARED,
+        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED,
     )  # fmt: skip
 
 
@@ -525,7 +631,6 @@ class Config(NamedTuple):
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
     per_thread: int = 16
     pdl: bool = True
-    join: bool = True
 
     @property
     def collect_warps(self) -> int:
@@ -648,7 +753,7 @@ def launch(
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps, JOIN=config.join,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
         **options, **shape,
     )  # fmt: skip
 
@@ -688,7 +793,7 @@ def aot_cases(target: Target) -> list[AotCase]:
             AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=config.collect_warps)
         )
         select |= lists | {"joined_ptr": "*i64:16"}
-        table |= constexprs | {"JOIN": True}
+        table |= constexprs
         cases.append(
             AotCase(f"{name}-select", select_lists_kernel, select, table, num_warps=config.num_warps, **SPILLS)
         )
