@@ -627,14 +627,10 @@ class Config(NamedTuple):
     tile: int
     sample: int
     num_warps: int
+    collect_warps: int = 8
     max_registers: int | None = None
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
-    per_thread: int = 16
     pdl: bool = True
-
-    @property
-    def collect_warps(self) -> int:
-        return max(1, self.tile // (32 * self.per_thread))
 
     def options(self, cuda: bool) -> dict[str, int]:
         limit = {"maxnreg": self.max_registers} if cuda and self.max_registers else {}
@@ -659,7 +655,7 @@ def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
     splits = 1
     while 2 * splits * num_rows <= num_sms and 2 * splits * TILE <= width and splits < MAX_SPLITS:
         splits *= 2
-    return Config(True, splits, block, TILE, sample, block // 512, 128 if splits == 1 else None)
+    return Config(True, splits, block, TILE, sample, block // 512, 8, 128 if splits == 1 else None)
 
 
 def _shared_atomics(device: torch.device) -> bool:
@@ -750,10 +746,11 @@ def launch(
         SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps,
         **(options | {"num_warps": config.collect_warps}), **shape,
     )  # fmt: skip
+    shape["TILE"] = max(config.tile, 128 * config.num_warps)
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=max(config.sample, 128 * config.num_warps), WARPS=config.num_warps,
         **options, **shape,
     )  # fmt: skip
 
