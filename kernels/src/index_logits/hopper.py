@@ -6,6 +6,9 @@ once for all of them. Two programs share a multiprocessor: while one sums over i
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 from triton.experimental import gluon
@@ -20,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_wait
 
+from ...cache_layout import INDEX_BYTES, SCALE_BYTES
 from ..aot import AotCase, Target
 from . import triton as portable
 
@@ -34,7 +38,7 @@ KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_
 SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
 VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
-TILE_BYTES = gl.constexpr(64 * 132)
+TILE_BYTES = gl.constexpr(64 * INDEX_BYTES)
 
 
 @gluon.jit
@@ -97,7 +101,9 @@ def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, st
     line = gl.maximum(page, 0) * page_lines
     mbarrier.expect(full.index(stage), TILE_BYTES, pred=needed)
     tma.async_copy_global_to_shared(keys_desc, [line, 0], full.index(stage), k_shared.index(stage), pred=needed)
-    tma.async_copy_global_to_shared(scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed)
+    tma.async_copy_global_to_shared(
+        scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed
+    )
 
 
 @gluon.jit(do_not_specialize=[*portable.PAGED_SCALARS, "page_lines"])
@@ -271,19 +277,42 @@ def ragged_kernel(
         _fill(out_ptr, out_stride, count, low + gl.cdiv(gl.maximum(high - low, 0), PAGE) * PAGE, stop)
 
 
-def _descriptors(index_cache: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """The cache as lines of 128 bytes: 64 of them e4m3 values, or two of them float32 scales."""
-    pages = index_cache.shape[0]
-    lines = (pages - 1) * (index_cache.stride(0) // LINE) + PAGE.value * 132 // LINE
-    keys = index_cache.view(torch.float8_e4m3fn)
-    scales = index_cache.view(torch.float32)
-    return (
-        TensorDescriptor(keys, [lines, LINE], [LINE, 1], [PAGE.value, LINE], KEYS_SHARED.value),
-        TensorDescriptor(scales, [lines, LINE // 4], [LINE // 4, 1], [2, LINE // 4], SCALES_SHARED.value),
-    )
+class Config(NamedTuple):
+    """How one launch runs: `tokens` share a read of the keys, `stages` buffers are filled ahead, `programs` are resident."""
+
+    tokens: int
+    stages: int
+    programs: int = 2
 
 
-STAGES = {1: 12, 2: 10, 4: 8}
+def choose(tokens: int) -> Config:
+    """The configuration for tokens that see the same keys."""
+    return CONFIGS[min(3, tokens)]
+
+
+CONFIGS = {1: Config(1, 5, 4), 2: Config(2, 4, 3), 3: Config(4, 4, 2)}
+"""Tokens, from 3 on any number -> configuration."""
+
+RAGGED_CHUNK = 8192
+"""Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
+
+
+@functools.cache
+def choose_chunk(parts: int, pages: int, programs: int) -> int:
+    """Pages a program scores, so that as few programs as possible idle in the last round of them."""
+
+    def cost(splits: int) -> int:
+        chunk = triton.cdiv(pages, splits)
+        # A program's beginning, until its first keys arrive, costs about as much as four pages.
+        return triton.cdiv(parts * triton.cdiv(pages, chunk), programs) * (chunk + 4)
+
+    return triton.cdiv(pages, min(range(1, min(pages, 4 * programs) + 1), key=cost))
+
+
+def _fits(heads: int, *matrices: torch.Tensor) -> bool:
+    """Whether the kernels of this file can run; `matrices` are what is copied, rows of DIM bytes."""
+    aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in matrices)
+    return aligned and heads <= HEADS.value
 
 
 def index_logits_paged(
@@ -295,14 +324,13 @@ def index_logits_paged(
     *,
     max_visible: int,
     out: torch.Tensor | None = None,
-    chunk: int = 0,
-    stages: int = 0,
+    config: Config | None = None,
 ) -> torch.Tensor:
     sequences, tokens, heads, index_dim = q_bnid.shape
     pages, page_size, _ = index_cache.shape
-    suits = index_cache.dtype == torch.uint8 and index_dim == DIM.value and page_size == PAGE.value
-    suits = suits and heads <= HEADS.value and index_cache.stride(0) % LINE == 0 and index_cache.data_ptr() % 16 == 0
-    if not suits or index_cache.numel() == 0:
+    lines = index_cache.stride(0) // LINE
+    suits = index_cache.dtype is torch.uint8 and index_dim == DIM.value and page_size == PAGE.value and pages > 0
+    if not suits or index_cache.stride(0) % LINE or not _fits(heads, index_cache):
         return portable.index_logits_paged(
             q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible=max_visible, out=out
         )
@@ -311,18 +339,47 @@ def index_logits_paged(
     if out.numel() == 0:
         return out
     q_bnid = q_bnid.view(torch.float8_e4m3fn)
-    block = 1 if tokens == 1 else 2 if tokens == 2 else 4
-    groups = triton.cdiv(tokens, block)
-    total = triton.cdiv(max_visible, PAGE.value)
-    chunk = chunk or choose_chunk(sequences * groups, total, 264)
-    grid = sequences * groups * triton.cdiv(total, chunk)
-    paged_kernel[(grid,)](
-        *_descriptors(index_cache), q_bnid, weights_bni, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, chunk, block_table_bp.shape[1], index_cache.stride(0) // LINE,
+    # The cache as lines of 128 bytes: a key is one line of e4m3, the scales of a page are two lines of float32.
+    shape = [(pages - 1) * lines + PAGE.value * INDEX_BYTES // LINE, LINE]
+    keys = TensorDescriptor(
+        index_cache.view(torch.float8_e4m3fn), shape, [LINE, 1], [PAGE.value, DIM.value], KEYS_SHARED.value
+    )
+    words = LINE // SCALE_BYTES
+    scales = TensorDescriptor(
+        index_cache.view(torch.float32), [shape[0], words], [words, 1], [2, words], SCALES_SHARED.value
+    )
+    config = config or choose(tokens)
+    groups = triton.cdiv(tokens, config.tokens)
+    most = triton.cdiv(max_visible, PAGE.value)
+    chunk = choose_chunk(sequences * groups, most, config.programs * _multiprocessors(q_bnid.device))
+    paged_kernel[(sequences * groups * triton.cdiv(most, chunk),)](
+        keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
+        tokens, pages, max_visible, heads, chunk, block_table_bp.shape[1], lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
-        TOKENS=block, STAGES=stages or STAGES[block], num_warps=WARPS, launch_pdl=True,
+        TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,
     )  # fmt: skip
+    return out
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def index_logits_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if out is None:
+        out = torch.empty((q_tid.shape[0], k_sd.shape[0]), dtype=torch.float32, device=q_tid.device)
+    launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=True)
     return out
 
 
@@ -336,62 +393,51 @@ def launch_ragged(
     out: torch.Tensor,
     *,
     fill: bool,
-    chunk: int = 8192,
-    stages: int = 8,
+    chunk: int = RAGGED_CHUNK,
+    config: Config | None = None,
 ) -> None:
+    """Without `fill` what lies outside a token's range is left as it is, or holds any score."""
     num_tokens, heads, index_dim = q_tid.shape
     num_keys = k_sd.shape[0]
+    if k_scale_s is None or index_dim != DIM.value or not _fits(heads, k_sd):
+        portable.launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=fill)
+        return
+    if num_tokens == 0 or num_keys == 0:
+        return
     q_tid, k_sd = q_tid.view(torch.float8_e4m3fn), k_sd.view(torch.float8_e4m3fn)
-    keys = TensorDescriptor(k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value)
-    grid = triton.cdiv(num_tokens, 4) * triton.cdiv(num_keys, chunk)
+    keys = TensorDescriptor(
+        k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value
+    )
+    config = config or choose(4)
+    grid = triton.cdiv(num_tokens, config.tokens) * triton.cdiv(num_keys, chunk)
     ragged_kernel[(grid,)](
         keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
         num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
-        FILL=fill, TOKENS=4, STAGES=stages, num_warps=WARPS,
+        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS,
     )  # fmt: skip
 
 
-def choose_chunk(parts: int, total: int, programs: int) -> int:
-    """Pages a program scores, so that few programs idle in the last round of them."""
-    best = (0, 1)
-    for splits in range(1, max(2, min(total, 4 * programs) + 1)):
-        chunk = triton.cdiv(total, splits)
-        rounds = triton.cdiv(parts * triton.cdiv(total, chunk), programs)
-        cost = rounds * (chunk + 4)
-        if best[0] == 0 or cost < best[0]:
-            best = (cost, chunk)
-    return best[1]
-
-
 def aot_cases(target: Target) -> list[AotCase]:
+    """Sizes of DeepSeek-V3.2 with an fp8 cache; the other dtypes are the portable kernels'."""
     if target.name != "sm90":
         return []
+    keys = f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>"
+    common = {"keys_desc": keys, "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "out_ptr": "*fp32:16"}
+    common |= dict.fromkeys(["q_stride_token", "q_stride_head"], "i32:16")
+    ragged = common | dict.fromkeys(["start_ptr", "end_ptr"], "*i32:16") | dict.fromkeys(portable.RAGGED_SCALARS, "i32")
+    ragged |= {"scale_ptr": "*fp32:16", "w_stride": "i32:16"}
     found = []
-    for block in (1, 2, 4):
-        signature = {
-            "keys_desc": f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>",
-            "scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>",
-            "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "table_ptr": "*i32:16", "visible_ptr": "*i32:16",
-            "out_ptr": "*fp32:16",
-        }  # fmt: skip
-        strides = ["q_stride_seq", "q_stride_token", "q_stride_head", "w_stride_seq", "w_stride_token"]
-        signature |= dict.fromkeys(strides, "i32:16")
-        signature |= dict.fromkeys([*portable.PAGED_SCALARS, "page_lines"], "i32")
-        constexprs = {"TOKENS": block, "STAGES": STAGES[block]}
-        found.append(
-            AotCase(
-                f"paged-tokens{block}", paged_kernel, signature, constexprs, WARPS,
-                options={"launch_pdl": True},
-            )
-        )  # fmt: skip
     for fill in (True, False):
-        signature = {
-            "keys_desc": f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>",
-            "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "scale_ptr": "*fp32:16", "start_ptr": "*i32:16", "end_ptr": "*i32:16",
-            "out_ptr": "*fp32:16",
-        }  # fmt: skip
-        signature |= dict.fromkeys(["q_stride_token", "q_stride_head", "w_stride"], "i32:16")
-        signature |= dict.fromkeys(portable.RAGGED_SCALARS, "i32")
-        constexprs = {"FILL": fill, "TOKENS": 4, "STAGES": 8}
-        found.append(AotCase(f"ragged-{fill}", ragged_kernel, signature, constexprs, WARPS))
+        config = choose(4)
+        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
+        name = "ragged" + ("" if fill else "-unfilled")
+        found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
+    paged = common | dict.fromkeys([*portable.PAGED_SCALARS, "page_lines"], "i32")
+    paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
+    paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
+    paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
+    for config in CONFIGS.values():
+        constexprs = {"TOKENS": config.tokens, "STAGES": config.stages}
+        options = {"launch_pdl": True}
+        found.append(AotCase(f"paged-tokens{config.tokens}", paged_kernel, paged, constexprs, WARPS, options=options))
     return found

@@ -45,9 +45,7 @@ def _score_of(key):
 
 @triton.jit
 def _shared_load(at):
-    return tl.inline_asm_elementwise(
-        "ld.shared.b32 $0, [$1];", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1
-    )
+    return tl.inline_asm_elementwise("ld.shared.b32 $0, [$1];", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -143,8 +141,12 @@ def _descend(counts, low, width, above, wanted, bins, SHARED: tl.constexpr):
         first = above + tl.sum(a, axis=0)
         second = first + tl.sum(b, axis=0)
         third = second + tl.sum(c, axis=0)
-        above = tl.where(third < wanted, third, tl.where(second < wanted, second, tl.where(first < wanted, first, above)))
-        index = 4 * four + (first < wanted).to(tl.int32) + (second < wanted).to(tl.int32) + (third < wanted).to(tl.int32)
+        above = tl.where(
+            third < wanted, third, tl.where(second < wanted, second, tl.where(first < wanted, first, above))
+        )
+        index = (
+            4 * four + (first < wanted).to(tl.int32) + (second < wanted).to(tl.int32) + (third < wanted).to(tl.int32)
+        )
         _shared_store(fine + 4 * column + 0 * row, table, (row == index) & (column >= 0))
         tl.debug_barrier()
         counts = _shared_load(fine + 4 * lane)
@@ -379,7 +381,12 @@ def _emit(
     out_ptr, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
     """Write the selected of one block behind `sure` scores and min(ties, quota) ties of blocks before; return both."""
-    rank_0, rank_1, rank_2, rank_3 = _rank(key_0, low, last), _rank(key_1, low, last), _rank(key_2, low, last), _rank(key_3, low, last)
+    rank_0, rank_1, rank_2, rank_3 = (
+        _rank(key_0, low, last),
+        _rank(key_1, low, last),
+        _rank(key_2, low, last),
+        _rank(key_3, low, last),
+    )
     before, total = _before(rank_0 + rank_1 + rank_2 + rank_3)
     before = _put(rank_0, pos_0, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
     before = _put(rank_1, pos_1, before, quota, sure, ties, out_ptr, table_ptr, table_row, table_width, PAGE_SIZE)
@@ -526,7 +533,9 @@ def select_rows_kernel(
         listed = 0
         if LONG:  # noqa: SIM102 - known when compiling, so that short rows carry no code for lists
             if (skip + n > BLOCK) & (n > topk):
-                listed = _collect(row_ptr, skip, n, 0, skip + n, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
+                listed = _collect(
+                    row_ptr, skip, n, 0, skip + n, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED
+                )
                 tl.debug_barrier()
         table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
         _select_row(
@@ -558,7 +567,9 @@ def collect_kernel(
     listed = 0
     if (skip + n > BLOCK) & (n > topk) & (begin < stop):
         list_ptr += pid.to(tl.int64) * BLOCK
-        listed = _collect(row_ptr, skip, n, begin, stop, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
+        listed = _collect(
+            row_ptr, skip, n, begin, stop, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED
+        )
     tl.store(listed_ptr + pid, listed)
 
 
@@ -610,7 +621,9 @@ def select_lists_kernel(
             tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
     elif (skip + n > BLOCK) & (n > topk):
         # On a plateau every chunk lists topk ties: too many together, but not if the row is read as one.
-        total = _collect(row_ptr, skip, n, 0, skip + n, topk, joined_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED)
+        total = _collect(
+            row_ptr, skip, n, 0, skip + n, topk, joined_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED
+        )
     tl.debug_barrier()
     _select_row(
         row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr,
