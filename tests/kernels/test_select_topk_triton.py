@@ -30,7 +30,7 @@ def gpu(test):
 LISTS = {
     "short": None,
     "whole": Config(True, 1, 128, 256, 128, 1),
-    "split": Config(True, 2, 128, 256, 128, 1),
+    "split": Config(True, 2, 128, 256, 128, 1, 1),
 }
 """Tiny blocks, so that small rows take every path: registers, list, plateau, memory."""
 

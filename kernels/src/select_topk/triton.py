@@ -169,9 +169,9 @@ def _last(low, width):
 
 @triton.jit
 def _narrow(key_0, key_1, key_2, key_3, count, wanted, slack, bins, SHARED: tl.constexpr):
-    """(low, last, above, plateau): at least `wanted` of `count` keys are >= low and above < wanted are > last.
+    """(low, last, above): at least `wanted` of `count` keys are >= low and above < wanted are > last.
 
-    At most wanted + slack keys are >= low, unless plateau: then all those from low to last are equal.
+    At most wanted + slack keys are >= low, or all those from low to last are equal.
     """
     low = tl.zeros((), tl.uint32)
     width = count * 0 + 32
@@ -184,7 +184,7 @@ def _narrow(key_0, key_1, key_2, key_3, count, wanted, slack, bins, SHARED: tl.c
         counts = _tally(counts, key_2, low, width, bins, SHARED)
         counts = _tally(counts, key_3, low, width, bins, SHARED)
         low, width, above, at_least = _descend(counts, low, width, above, wanted, bins, SHARED)
-    return tl.maximum(low, LOWEST), _last(low, width), above, at_least > wanted + slack
+    return tl.maximum(low, LOWEST), _last(low, width), above
 
 
 @triton.jit
@@ -215,7 +215,7 @@ def _quads(SIZE: tl.constexpr, WARPS: tl.constexpr):
 def _pivot(
     row_ptr, skip, n, topk, bins, SAMPLE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr
 ):
-    """(pivot, plateau): a score with a little more than topk scores above it; on a plateau very many scores equal it.
+    """A finite score that a little more than topk scores reach: very many more if they equal it.
 
     The sample is groups of four neighbours, spread over the row.
     """
@@ -226,12 +226,12 @@ def _pivot(
     expected = topk * (SAMPLE / n)
     # Four standard deviations of independent samples, two if a group of neighbours is worth no more than one sample.
     rank = (expected + 4.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
-    low, _last, _above, plateau = _narrow(
+    low, _last_key, _above = _narrow(
         _order_key(score_0), _order_key(score_1), _order_key(score_2), _order_key(score_3),
         rank * 0 + SAMPLE, rank, rank // 8, bins, SHARED,
     )  # fmt: skip
-    # Without a plateau -inf is no pivot: it stands for what lies outside the row.
-    return _score_of(tl.where(plateau, low, tl.maximum(low, LOWEST + 1))), plateau
+    # -inf is no pivot: it stands for what lies outside the row.
+    return _score_of(tl.maximum(low, LOWEST + 1))
 
 
 @triton.jit
@@ -252,30 +252,11 @@ def _load_quads(row_ptr, offs, skip, stop, edge, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _classify(score, pos, n, pivot, TIES: tl.constexpr):
-    """(score, class): 1 for what is listed; with TIES 1 above the pivot and 2^16 on it, so that one sum counts both."""
-    if TIES:
-        score = tl.where(score == score, score, float("-inf"))
-        kind = tl.where(score > pivot, 1, tl.where(score == pivot, 1 << 16, 0))
-        # Here -inf may be the pivot, so what lies outside must be told from it.
-        kind = tl.where(pos.to(tl.uint32, bitcast=True) < n.to(tl.uint32), kind, 0)
-    else:
-        kind = (score >= pivot).to(tl.int32)
-    return score, kind
-
-
-@triton.jit
-def _append(list_ptr, score, pos, kind, before, greater, ties, topk, TIES: tl.constexpr):
-    """List one score in four behind those counted before it."""
-    if TIES:
-        ties_before = ties + (before >> 16)
-        at = greater + (before & 0xFFFF) + tl.minimum(ties_before, topk)
-        keep = (kind == 1) | ((kind > 1) & (ties_before < topk))
-    else:
-        at = greater + before
-        keep = kind > 0
+def _append(list_ptr, score, pos, listed, before):
+    """List one score in four behind those counted before it; return what stands before the next."""
     entry = (pos.to(tl.int64) << 32) | score.to(tl.uint32, bitcast=True).to(tl.int64)
-    tl.store(list_ptr + at, entry, mask=keep)
+    tl.store(list_ptr + before, entry, mask=listed > 0)
+    return before + listed
 
 
 @triton.jit
@@ -289,60 +270,33 @@ def _before(kinds):
 
 
 @triton.jit
-def _collect_class(
-    score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
-    TIES: tl.constexpr, CAPACITY: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    local = _quads(TILE, WARPS)
-    greater = 0
-    ties = 0
-    for base in range(begin, stop, TILE):
-        pos = base + local - skip
-        score_0, kind_0 = _classify(score_0, pos, n, pivot, TIES)
-        score_1, kind_1 = _classify(score_1, pos + 1, n, pivot, TIES)
-        score_2, kind_2 = _classify(score_2, pos + 2, n, pivot, TIES)
-        score_3, kind_3 = _classify(score_3, pos + 3, n, pivot, TIES)
-        before, total = _before(kind_0 + kind_1 + kind_2 + kind_3)
-        found = greater + (total & 0xFFFF) + tl.minimum(ties + (total >> 16), topk)
-        # A list that overflows is dropped later: only its length matters.
-        if found <= CAPACITY:
-            _append(list_ptr, score_0, pos, kind_0, before, greater, ties, topk, TIES)
-            before += kind_0
-            _append(list_ptr, score_1, pos + 1, kind_1, before, greater, ties, topk, TIES)
-            before += kind_1
-            _append(list_ptr, score_2, pos + 2, kind_2, before, greater, ties, topk, TIES)
-            before += kind_2
-            _append(list_ptr, score_3, pos + 3, kind_3, before, greater, ties, topk, TIES)
-        greater += total & 0xFFFF
-        ties += total >> 16
-        if base + TILE < stop:
-            edge = base + 2 * TILE > stop
-            score_0, score_1, score_2, score_3 = _load_quads(row_ptr, base + TILE + local, skip, stop, edge, VECTOR)
-    return tl.minimum(greater + tl.minimum(ties, topk), CAPACITY + 1)
-
-
-@triton.jit
 def _collect(
     row_ptr, skip, n, begin, stop, topk, list_ptr, bins,
     CAPACITY: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
-    """List what the sample leaves in question, in order; return how many (capped at CAPACITY + 1).
-
-    That is every score from the pivot up, or on a plateau those above it and the first topk on it.
-    """
+    """List every score from the pivot up, in order; return how many, more than CAPACITY if they do not fit."""
+    local = _quads(TILE, WARPS)
     # On its way while the sample is searched.
-    score_0, score_1, score_2, score_3 = _load_quads(row_ptr, begin + _quads(TILE, WARPS), skip, stop, True, VECTOR)
-    pivot, plateau = _pivot(row_ptr, skip, n, topk, bins, SAMPLE, WARPS, VECTOR, SHARED)
-    if plateau:
-        listed = _collect_class(
-            score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
-            True, CAPACITY, TILE, WARPS, VECTOR,
-        )  # fmt: skip
-    else:
-        listed = _collect_class(
-            score_0, score_1, score_2, score_3, row_ptr, skip, n, begin, stop, pivot, topk, list_ptr,
-            False, CAPACITY, TILE, WARPS, VECTOR,
+    score_0, score_1, score_2, score_3 = _load_quads(row_ptr, begin + local, skip, stop, True, VECTOR)
+    pivot = _pivot(row_ptr, skip, n, topk, bins, SAMPLE, WARPS, VECTOR, SHARED)
+    listed = 0
+    base = begin
+    while (base < stop) & (listed <= CAPACITY):
+        pos = base + local - skip
+        listed_0, listed_1 = (score_0 >= pivot).to(tl.int32), (score_1 >= pivot).to(tl.int32)
+        listed_2, listed_3 = (score_2 >= pivot).to(tl.int32), (score_3 >= pivot).to(tl.int32)
+        before, total = _before(listed_0 + listed_1 + listed_2 + listed_3)
+        if listed + total <= CAPACITY:
+            before += listed
+            before = _append(list_ptr, score_0, pos, listed_0, before)
+            before = _append(list_ptr, score_1, pos + 1, listed_1, before)
+            before = _append(list_ptr, score_2, pos + 2, listed_2, before)
+            before = _append(list_ptr, score_3, pos + 3, listed_3, before)
+        listed += total
+        base += TILE
+        score_0, score_1, score_2, score_3 = _load_quads(
+            row_ptr, base + local, skip, stop, base + TILE > stop, VECTOR
         )  # fmt: skip
     return listed
 
@@ -446,13 +400,15 @@ def _select_in_memory(
     low = tl.maximum(low, LOWEST)
     sure = 0
     ties = 0
-    for base in range(0, stop, TILE):
+    base = 0
+    while sure + tl.minimum(ties, topk - above) < topk:
         key_0, key_1, key_2, key_3 = _load_keys(row_ptr, base + local, skip, n, VECTOR)
         pos = base + local - skip
         sure, ties = _emit(
             key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, sure, ties,
             out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
         )  # fmt: skip
+        base += TILE
 
 
 @triton.jit
@@ -472,7 +428,7 @@ def _select_row(
     elif short:
         offs = _quads(BLOCK, WARPS)
         key_0, key_1, key_2, key_3 = _load_keys(row_ptr, offs, skip, n, VECTOR)
-        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, n, topk, 0, bins, SHARED)
+        low, last, above = _narrow(key_0, key_1, key_2, key_3, n, topk, 0, bins, SHARED)
         pos = offs - skip
         _emit(
             key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, 0, 0,
@@ -485,7 +441,7 @@ def _select_row(
         key_1, pos_1 = _load_entry(lists + 1, offs + 1 < listed)
         key_2, pos_2 = _load_entry(lists + 2, offs + 2 < listed)
         key_3, pos_3 = _load_entry(lists + 3, offs + 3 < listed)
-        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, listed, topk, 0, bins, SHARED)
+        low, last, above = _narrow(key_0, key_1, key_2, key_3, listed, topk, 0, bins, SHARED)
         _emit(
             key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
             out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
@@ -588,7 +544,7 @@ def select_lists_kernel(
     row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     splits = tl.arange(0, SPLITS)
     listed = tl.load(listed_ptr + row * SPLITS + splits)
-    total = tl.minimum(tl.sum(listed, axis=0), BLOCK + 1)
+    total = tl.sum(listed, axis=0)
     joined_ptr += row.to(tl.int64) * BLOCK
     table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     out_ptr += row.to(tl.int64) * out_stride
@@ -604,7 +560,7 @@ def select_lists_kernel(
         key_1, pos_1 = _load_entry(lists + 1, place + 1 < length)
         key_2, pos_2 = _load_entry(lists + 2, place + 2 < length)
         key_3, pos_3 = _load_entry(lists + 3, place + 3 < length)
-        low, last, above, _plateau = _narrow(key_0, key_1, key_2, key_3, total, topk, 0, bins, SHARED)
+        low, last, above = _narrow(key_0, key_1, key_2, key_3, total, topk, 0, bins, SHARED)
         _emit(
             key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
             out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
@@ -619,11 +575,6 @@ def select_lists_kernel(
             source = (row * SPLITS + splits).to(tl.int64)[:, None] * BLOCK + offs[None, :]
             entry = tl.load(list_ptr + source, mask=mask, other=0)
             tl.store(joined_ptr + at[:, None] + offs[None, :], entry, mask=mask)
-    elif (skip + n > BLOCK) & (n > topk):
-        # On a plateau every chunk lists topk ties: too many together, but not if the row is read as one.
-        total = _collect(
-            row_ptr, skip, n, 0, skip + n, topk, joined_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED
-        )
     tl.debug_barrier()
     _select_row(
         row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr,
