@@ -37,25 +37,99 @@ WARPS = 4
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
 SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
 VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+SCORES = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[8, 0]],
+        lane_bases=[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 4],
+    )
+)
 QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
 TILE_BYTES = gl.constexpr(64 * INDEX_BYTES)
 
 
 @gluon.jit
 def _load_queries(
-    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
-):
-    """Queries [TOKENS * HEADS, DIM] and half the weights [TOKENS * HEADS] of `count` tokens from `first`; past them 0."""
-    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
+    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, q_shared, TOKENS: gl.constexpr,
+    ACC: gl.constexpr,
+):  # fmt: skip
+    """Queries of `count` tokens from `first` into shared memory; half the weights of each half of the columns."""
+    COLUMNS: gl.constexpr = TOKENS * HEADS
+    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
-    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
-    token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
-    head = column % HEADS
-    weight = gl.load(w_ptr + token * w_stride + head, mask=(column // HEADS < count) & (head < heads), other=0.0)
-    return q, 0.5 * weight
+    weights = ()
+    for half in gl.static_range(2):
+        column = half * (COLUMNS // 2) + gl.arange(0, COLUMNS // 2, layout=gl.SliceLayout(0, ACC))
+        token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
+        head = column % HEADS
+        mask = (column // HEADS < count) & (head < heads)
+        weights += (0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0),)
+    q_shared.store(q)
+    return weights
+
+
+@gluon.jit
+def _multiply(k_shared, q_shared, half: gl.constexpr, old):
+    """Start the product of the keys of a page by half the columns.
+
+    It takes the registers of an old product: if zeros were written to them, no other product could be under way.
+    """
+    COLUMNS: gl.constexpr = old.shape[1]
+    q_half = q_shared.slice(half * COLUMNS, COLUMNS, dim=0).permute((1, 0))
+    return warpgroup_mma(k_shared, q_half, old, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _partial(dots, weight, TOKENS: gl.constexpr):
+    """[PAGE, tokens of a half, 4]: sums of 2 * weight * relu(dots) that each of four neighbouring lanes has in registers.
+
+    x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
+    """
+    terms = (dots + gl.abs(dots)) * weight[None, :]
+    ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
+    PAIRS: gl.constexpr = TOKENS * HEADS // 2 // ROWS // 8
+    terms = terms.reshape(PAGE, ROWS, PAIRS, 4, 2).permute(0, 1, 3, 2, 4)
+    return gl.sum(terms.reshape(PAGE, ROWS, 4, 2 * PAIRS), 3)
+
+
+@gluon.jit
+def _exchange(keep, give, DISTANCE: gl.constexpr):
+    """keep + what the lane at this distance gives."""
+    if DISTANCE == 1:
+        given = gl.inline_asm_elementwise(
+            "shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
+        )
+    else:
+        given = gl.inline_asm_elementwise(
+            "shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
+        )
+    return keep + given
+
+
+@gluon.jit
+def _sum(first, second, TOKENS: gl.constexpr):
+    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has token i * TOKENS // 4, so that all of them store."""
+    LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
+    lane = gl.arange(0, 4, layout=LANES)[None, :][None, :, :]
+    if TOKENS == 1:
+        both = first + second
+        both = _exchange(both, both, 2)
+    else:
+        upper = (lane & 2) != 0
+        both = _exchange(gl.where(upper, second, first), gl.where(upper, first, second), 2)
+    if TOKENS == 4:
+        first, second = gl.split(both.permute(0, 2, 1))
+        COLUMNS: gl.constexpr = gl.SliceLayout(0, first.type.layout)
+        odd = gl.arange(0, 4, layout=COLUMNS)[None, :] % 2 != 0
+        score = _exchange(gl.where(odd, second, first), gl.where(odd, first, second), 1)
+    else:
+        score = _exchange(both, both, 1).reshape(PAGE, 4)
+    return gl.convert_layout(score, SCORES, assert_trivial=True)
 
 
 @gluon.jit
@@ -68,24 +142,6 @@ def _fill(out_ptr, out_stride, count, begin, stop):
         for base in range(begin, stop, 512):
             position = base + gl.arange(0, 512, layout=LAYOUT)
             gl.store(row_ptr + position, nothing, mask=position < stop)
-
-
-@gluon.jit
-def _multiply(k_shared, q_shared, TOKENS: gl.constexpr, ACC: gl.constexpr):
-    nothing = gl.zeros([PAGE, TOKENS * HEADS], gl.float32, layout=ACC)
-    return warpgroup_mma(
-        k_shared, q_shared.permute((1, 0)), nothing, use_acc=False, max_num_imprecise_acc=DIM, is_async=True
-    )
-
-
-@gluon.jit
-def _sum(dots, weight, TOKENS: gl.constexpr):
-    """[PAGE, TOKENS]: sum over heads of 2 * weight * relu(dots).
-
-    x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
-    """
-    terms = (dots + gl.abs(dots)) * weight[None, :]
-    return gl.sum(terms.reshape(PAGE, TOKENS, HEADS), 2)
 
 
 @gluon.jit
@@ -116,7 +172,7 @@ def paged_kernel(
 ):  # fmt: skip
     """Scores of TOKENS tokens of one sequence for `chunk` of its pages."""
     COLUMNS: gl.constexpr = TOKENS * HEADS
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // 2, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [COLUMNS, DIM], KEYS_SHARED)
@@ -141,54 +197,59 @@ def paged_kernel(
 
     # The pages of the first copies do not wait for how many keys are visible.
     ahead = ()
-    for stage in gl.static_range(STAGES - 1):
+    for stage in gl.static_range(STAGES):
         ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
     longest = 0
     for token in gl.static_range(TOKENS):
         longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
-    q, weight = _load_queries(
-        q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
-        w_stride_token, heads, TOKENS, ACC,
-    )  # fmt: skip
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
-    for stage in gl.static_range(STAGES - 1):
-        _copy(
-            keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage,
-            begin + stage < stop_visible,
+    for stage in gl.static_range(STAGES):
+        needed = begin + stage < stop_visible
+        _copy(keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage, needed)
+    if begin < stop_visible:
+        weights = _load_queries(
+            q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
+            w_stride_token, heads, q_shared, TOKENS, ACC,
         )  # fmt: skip
-    q_shared.store(q)
-    fence_async_shared()
-    gl.thread_barrier()
-
-    here = ahead[0]
-    following = _page(table_ptr, begin + STAGES - 1, stop, num_pages, table_width)
-    for index in range(begin, stop_visible):
-        i = index - begin
-        buffer = i % STAGES
-        present = here >= 0
-        here = _page(table_ptr, index + 1, stop, num_pages, table_width)
-        mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-        dots = _multiply(k_shared.index(buffer), q_shared, TOKENS, ACC)
-        # The buffer that the last step has read takes the page that is next to be copied.
+        offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
+        lane = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
+        offs_t = lane * TOKENS // 4
+        mask_t = (offs_t < tokens) & (lane % (4 // TOKENS) == 0)
+        visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
+        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
+        fence_async_shared()
         gl.thread_barrier()
-        _copy(
-            keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, (i + STAGES - 1) % STAGES,
-            index + STAGES - 1 < stop_visible,
-        )  # fmt: skip
-        following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
-        dots = warpgroup_mma_wait(0, deps=(dots,))
-        score = _sum(dots, weight, TOKENS)
-        KEY: gl.constexpr = gl.SliceLayout(1, score.type.layout)
-        TOKEN: gl.constexpr = gl.SliceLayout(0, score.type.layout)
-        scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(KEY)
-        position = index * PAGE + gl.arange(0, PAGE, layout=KEY)
-        offs_t = gl.arange(0, TOKENS, layout=TOKEN)
-        visible_t = gl.load(visible_ptr + offs_t, mask=offs_t < tokens, other=0)
-        score = score * scale[:, None]
-        score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
-        out = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position[:, None]
-        gl.store(out, score, mask=(offs_t < tokens)[None, :] & (position < max_visible)[:, None])
 
+        page = ahead[0]
+        following = _page(table_ptr, begin + STAGES, stop, num_pages, table_width)
+        dots_0 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
+        dots_1 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
+        mbarrier.wait(full.index(0), 0)
+        first_half = _multiply(k_shared.index(0), q_shared, 0, dots_0)
+        for index in range(begin, stop_visible):
+            i = index - begin
+            buffer = i % STAGES
+            present = page >= 0
+            page = _page(table_ptr, index + 1, stop, num_pages, table_width)
+            # While one half of the columns is summed, the other half or the next page is multiplied.
+            second_half = _multiply(k_shared.index(buffer), q_shared, 1, dots_1)
+            dots_0 = warpgroup_mma_wait(1, deps=(first_half,))
+            first = _partial(dots_0, weights[0], TOKENS)
+            # Behind the last page any keys will do: their product is dropped.
+            mbarrier.wait(full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=index + 1 < stop_visible)
+            first_half = _multiply(k_shared.index((i + 1) % STAGES), q_shared, 0, dots_0)
+            dots_1 = warpgroup_mma_wait(1, deps=(second_half,))
+            scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
+            gl.thread_barrier()
+            needed = index + STAGES < stop_visible
+            _copy(keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, buffer, needed)
+            following = _page(table_ptr, index + STAGES + 1, stop, num_pages, table_width)
+            second = _partial(dots_1, weights[1], TOKENS)
+            score = _sum(first, second, TOKENS) * scale[:, None]
+            position = index * PAGE + offs_k
+            score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
+            gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
+        warpgroup_mma_wait(0, deps=(first_half,))
     _fill(
         out_ptr, out_stride_token, tokens, gl.maximum(begin, stop_visible) * PAGE, gl.minimum(stop * PAGE, max_visible)
     )
@@ -207,7 +268,7 @@ def ragged_kernel(
     FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS // 2, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -234,43 +295,49 @@ def ragged_kernel(
     out_ptr += first.to(gl.int64) * out_stride
 
     if low < high:
-        for stage in gl.static_range(STAGES - 1):
+        for stage in gl.static_range(STAGES):
             base = low + stage * PAGE
             _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
-        q, weight = _load_queries(
-            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
+        weights = _load_queries(
+            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, q_shared, TOKENS, ACC
         )
-        q_shared.store(q)
+        offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
+        offs_t = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
+        mask_t = offs_t < count
+        if FILL:
+            start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
+            end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
+        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + offs_k[:, None]
         fence_async_shared()
         gl.thread_barrier()
-        turn = 0
+
+        dots_0 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
+        dots_1 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
+        mbarrier.wait(full.index(0), 0)
+        first_half = _multiply(k_shared.index(0), q_shared, 0, dots_0)
         for base in range(low, high, PAGE):
-            buffer = turn % STAGES
-            mbarrier.wait(full.index(buffer), (turn // STAGES) & 1)
-            dots = _multiply(k_shared.index(buffer), q_shared, TOKENS, ACC)
-            # The buffer that the last turn has read takes the keys that are next to be copied.
-            gl.thread_barrier()
-            following = base + (STAGES - 1) * PAGE
-            _copy_keys(keys_desc, following, k_shared, full, (turn + STAGES - 1) % STAGES, following < high)
-            KEY_OF: gl.constexpr = gl.SliceLayout(1, ACC)
-            position = base + gl.arange(0, PAGE, layout=KEY_OF)
+            i = (base - low) // PAGE
+            buffer = i % STAGES
+            position = base + offs_k
             scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
-            dots = warpgroup_mma_wait(0, deps=(dots,))
-            score = _sum(dots, weight, TOKENS)
-            KEY: gl.constexpr = gl.SliceLayout(1, score.type.layout)
-            TOKEN: gl.constexpr = gl.SliceLayout(0, score.type.layout)
-            score = score * gl.convert_layout(scale, KEY)[:, None]
-            position = base + gl.arange(0, PAGE, layout=KEY)
-            offs_t = gl.arange(0, TOKENS, layout=TOKEN)
-            mask_t = offs_t < count
+            # While one half of the columns is summed, the other half or the next keys are multiplied.
+            second_half = _multiply(k_shared.index(buffer), q_shared, 1, dots_1)
+            dots_0 = warpgroup_mma_wait(1, deps=(first_half,))
+            lower = _partial(dots_0, weights[0], TOKENS)
+            # Behind the last keys any will do: their product is dropped.
+            mbarrier.wait(full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=base + PAGE < high)
+            first_half = _multiply(k_shared.index((i + 1) % STAGES), q_shared, 0, dots_0)
+            dots_1 = warpgroup_mma_wait(1, deps=(second_half,))
+            gl.thread_barrier()
+            following = base + STAGES * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
+            upper = _partial(dots_1, weights[1], TOKENS)
+            score = _sum(lower, upper, TOKENS) * scale[:, None]
             if FILL:
-                start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
-                end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
                 visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
                 score = gl.where(visible, score, float("-inf"))
-            out = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + position[:, None]
-            gl.store(out, score, mask=mask_t[None, :] & (position < stop)[:, None])
-            turn += 1
+            gl.store(out_rows + base, score, mask=mask_t[None, :] & (position < stop)[:, None])
+        warpgroup_mma_wait(0, deps=(first_half,))
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
