@@ -74,14 +74,12 @@ def _load_queries(
 
 
 @gluon.jit
-def _multiply(k_shared, q_shared, half: gl.constexpr, old):
-    """Start the product of the keys of a page by half the columns.
-
-    It takes the registers of an old product: if zeros were written to them, no other product could be under way.
-    """
-    COLUMNS: gl.constexpr = old.shape[1]
+def _multiply(k_shared, q_shared, half: gl.constexpr, ACC: gl.constexpr):
+    """Start the product of the keys of a page by half the columns."""
+    COLUMNS: gl.constexpr = q_shared.shape[0] // 2
+    nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
     q_half = q_shared.slice(half * COLUMNS, COLUMNS, dim=0).permute((1, 0))
-    return warpgroup_mma(k_shared, q_half, old, use_acc=False, is_async=True)
+    return warpgroup_mma(k_shared, q_half, nothing, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -222,23 +220,18 @@ def paged_kernel(
 
         page = ahead[0]
         following = _page(table_ptr, begin + STAGES, stop, num_pages, table_width)
-        dots_0 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
-        dots_1 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
-        mbarrier.wait(full.index(0), 0)
-        first_half = _multiply(k_shared.index(0), q_shared, 0, dots_0)
         for index in range(begin, stop_visible):
             i = index - begin
             buffer = i % STAGES
             present = page >= 0
             page = _page(table_ptr, index + 1, stop, num_pages, table_width)
-            # While one half of the columns is summed, the other half or the next page is multiplied.
-            second_half = _multiply(k_shared.index(buffer), q_shared, 1, dots_1)
-            dots_0 = warpgroup_mma_wait(1, deps=(first_half,))
+            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+            # One half of the columns is summed while the other is multiplied.
+            dots_0 = _multiply(k_shared.index(buffer), q_shared, 0, ACC)
+            dots_1 = _multiply(k_shared.index(buffer), q_shared, 1, ACC)
+            dots_0 = warpgroup_mma_wait(1, deps=(dots_0,))
             first = _partial(dots_0, weights[0], TOKENS)
-            # Behind the last page any keys will do: their product is dropped.
-            mbarrier.wait(full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=index + 1 < stop_visible)
-            first_half = _multiply(k_shared.index((i + 1) % STAGES), q_shared, 0, dots_0)
-            dots_1 = warpgroup_mma_wait(1, deps=(second_half,))
+            dots_1 = warpgroup_mma_wait(0, deps=(dots_1,))
             scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
             gl.thread_barrier()
             needed = index + STAGES < stop_visible
@@ -249,7 +242,6 @@ def paged_kernel(
             position = index * PAGE + offs_k
             score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
             gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
-        warpgroup_mma_wait(0, deps=(first_half,))
     _fill(
         out_ptr, out_stride_token, tokens, gl.maximum(begin, stop_visible) * PAGE, gl.minimum(stop * PAGE, max_visible)
     )
@@ -311,23 +303,18 @@ def ragged_kernel(
         fence_async_shared()
         gl.thread_barrier()
 
-        dots_0 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
-        dots_1 = gl.zeros([PAGE, TOKENS * HEADS // 2], gl.float32, layout=ACC)
-        mbarrier.wait(full.index(0), 0)
-        first_half = _multiply(k_shared.index(0), q_shared, 0, dots_0)
         for base in range(low, high, PAGE):
             i = (base - low) // PAGE
             buffer = i % STAGES
             position = base + offs_k
             scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
-            # While one half of the columns is summed, the other half or the next keys are multiplied.
-            second_half = _multiply(k_shared.index(buffer), q_shared, 1, dots_1)
-            dots_0 = warpgroup_mma_wait(1, deps=(first_half,))
+            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+            # One half of the columns is summed while the other is multiplied.
+            dots_0 = _multiply(k_shared.index(buffer), q_shared, 0, ACC)
+            dots_1 = _multiply(k_shared.index(buffer), q_shared, 1, ACC)
+            dots_0 = warpgroup_mma_wait(1, deps=(dots_0,))
             lower = _partial(dots_0, weights[0], TOKENS)
-            # Behind the last keys any will do: their product is dropped.
-            mbarrier.wait(full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=base + PAGE < high)
-            first_half = _multiply(k_shared.index((i + 1) % STAGES), q_shared, 0, dots_0)
-            dots_1 = warpgroup_mma_wait(1, deps=(second_half,))
+            dots_1 = warpgroup_mma_wait(0, deps=(dots_1,))
             gl.thread_barrier()
             following = base + STAGES * PAGE
             _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
@@ -337,7 +324,6 @@ def ragged_kernel(
                 visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
                 score = gl.where(visible, score, float("-inf"))
             gl.store(out_rows + base, score, mask=mask_t[None, :] & (position < stop)[:, None])
-        warpgroup_mma_wait(0, deps=(first_half,))
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
