@@ -30,10 +30,9 @@ TILE = 4096
 @triton.jit
 def _order_key(score):
     """uint32 whose unsigned order is the order of the scores; NaN counts as -inf and -0.0 as 0.0."""
-    score = tl.where(score == score, score, float("-inf"))
-    score = tl.where(score == 0.0, 0.0, score)
-    bits = score.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
+    # The sum makes a positive zero of a negative one.
+    bits = (tl.where(score == score, score, float("-inf")) + 0.0).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -65,10 +64,11 @@ def _shared_store(at, value, mask):
 
 
 @triton.jit
-def _shared_increment(at, mask):
+def _shared_increment(at, offset, span):
+    """Add one at each address whose offset is not beyond the span."""
     tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
-        "=r,r,r", [at, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        "{ .reg .pred p; setp.le.u32 p, $2, $3; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
+        "=r,r,r,r", [at, offset, span], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -91,18 +91,15 @@ def _new_bins(seed, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _tally(counts, key, low, width, bins, SHARED: tl.constexpr):
-    """Count the keys in low .. low + 2^width - 1 by their next digit, the highest first."""
-    DIGIT: tl.constexpr = 12 if SHARED else 8
-    shift = tl.maximum(width - DIGIT, 0)
+def _tally(counts, key, low, span, shift, bins, SHARED: tl.constexpr):
+    """Count the keys in low .. low + span by their next digit, the highest first."""
     offset = key - low
-    inside = (key >= low) & (key != 0) & (((offset >> (width - 1).to(tl.uint32)) >> 1) == 0)
-    bin = ((1 << DIGIT) - 1) - (offset >> shift.to(tl.uint32)).to(tl.int32)
+    digit = (offset >> shift.to(tl.uint32)).to(tl.int32)
     if SHARED:
-        _shared_increment(bins + 4 * bin, inside)
+        _shared_increment((bins + 4 * 4095) - 4 * digit, offset, span)
     else:
-        bin, inside = tl.ravel(bin), tl.ravel(inside)
-        counts += tl.histogram(tl.where(inside, bin, 0), 1 << DIGIT, mask=inside)
+        inside = tl.ravel(offset <= span)
+        counts += tl.histogram(tl.where(inside, 255 - tl.ravel(digit), 0), 256, mask=inside)
     return counts
 
 
@@ -114,10 +111,9 @@ def _reach(count, above, wanted):
 
 
 @triton.jit
-def _descend(counts, low, width, above, wanted, bins, SHARED: tl.constexpr):
-    """(low, width, above, at_least) of the digit that holds the wanted-th key from the top; the counters are zero."""
+def _descend(counts, low, shift, above, wanted, bins, SHARED: tl.constexpr):
+    """(low, span, above, at_least) of the digit that holds the wanted-th key from the top; the counters are zero."""
     DIGIT: tl.constexpr = 12 if SHARED else 8
-    shift = tl.maximum(width - DIGIT, 0)
     if SHARED:
         # 128 rows of 32 counters: a row is a warp's, and so is each vector of 32, so that only three barriers are needed.
         sums = bins + 4 * 4096
@@ -157,14 +153,22 @@ def _descend(counts, low, width, above, wanted, bins, SHARED: tl.constexpr):
         bin, above = _reach(counts, above, wanted)
         at_least = above + tl.sum(tl.where(tl.arange(0, 1 << DIGIT) == bin, counts, 0), axis=0)
     digit = ((1 << DIGIT) - 1 - bin).to(tl.uint32)
-    return low + (digit << shift.to(tl.uint32)), shift, above, at_least
+    low += digit << shift.to(tl.uint32)
+    span = tl.minimum((tl.full((), 1, tl.uint32) << shift.to(tl.uint32)) - 1, HIGHEST - low)
+    return low, span, above, at_least
 
 
 @triton.jit
-def _last(low, width):
-    """The highest of the 2^width keys from low."""
-    last = low + (((tl.full((), 1, tl.uint32) << tl.maximum(width - 1, 0).to(tl.uint32)) << 1) - 1)
-    return tl.where(width > 0, last, low)
+def _first_shift(n, SHARED: tl.constexpr):
+    """How far a key is shifted for its first digit; the next ones are DIGIT bits each, as far as there are any."""
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    return n * 0 + 32 - DIGIT
+
+
+@triton.jit
+def _next_shift(shift, SHARED: tl.constexpr):
+    DIGIT: tl.constexpr = 12 if SHARED else 8
+    return tl.maximum(shift - DIGIT, 0)
 
 
 @triton.jit
@@ -173,18 +177,20 @@ def _narrow(key_0, key_1, key_2, key_3, count, wanted, slack, bins, SHARED: tl.c
 
     At most wanted + slack keys are >= low, or all those from low to last are equal.
     """
-    low = tl.zeros((), tl.uint32)
-    width = count * 0 + 32
+    low = tl.full((), LOWEST, tl.uint32)
+    span = tl.full((), HIGHEST - LOWEST, tl.uint32)
+    shift = _first_shift(count, SHARED)
     above = count * 0
     at_least = count
-    while (width > 0) & (at_least > wanted + slack):
+    while (span > 0) & (at_least > wanted + slack):
         counts = tl.zeros((256,), tl.int32)
-        counts = _tally(counts, key_0, low, width, bins, SHARED)
-        counts = _tally(counts, key_1, low, width, bins, SHARED)
-        counts = _tally(counts, key_2, low, width, bins, SHARED)
-        counts = _tally(counts, key_3, low, width, bins, SHARED)
-        low, width, above, at_least = _descend(counts, low, width, above, wanted, bins, SHARED)
-    return tl.maximum(low, LOWEST), _last(low, width), above
+        counts = _tally(counts, key_0, low, span, shift, bins, SHARED)
+        counts = _tally(counts, key_1, low, span, shift, bins, SHARED)
+        counts = _tally(counts, key_2, low, span, shift, bins, SHARED)
+        counts = _tally(counts, key_3, low, span, shift, bins, SHARED)
+        low, span, above, at_least = _descend(counts, low, shift, above, wanted, bins, SHARED)
+        shift = _next_shift(shift, SHARED)
+    return low, low + span, above
 
 
 @triton.jit
@@ -226,7 +232,7 @@ def _pivot(
     expected = topk * (SAMPLE / n)
     # Four standard deviations of independent samples, two if a group of neighbours is worth no more than one sample.
     rank = (expected + 4.0 * tl.sqrt(expected) + 8.0).to(tl.int32)
-    low, _last_key, _above = _narrow(
+    low, _last, _above = _narrow(
         _order_key(score_0), _order_key(score_1), _order_key(score_2), _order_key(score_3),
         rank * 0 + SAMPLE, rank, rank // 8, bins, SHARED,
     )  # fmt: skip
@@ -237,17 +243,23 @@ def _pivot(
 @triton.jit
 def _load_quads(row_ptr, offs, skip, stop, edge, VECTOR: tl.constexpr):
     """Scores offs, offs + 1, offs + 2, offs + 3, a tensor each; -inf outside skip .. stop - 1 (at an edge)."""
-    at = offs[:, :, :, None] + tl.arange(0, 4)[None, None, None, :]
     if VECTOR == 4:
+        at = offs[:, :, :, None] + tl.arange(0, 4)[None, None, None, :]
         mask = (offs < (stop + 3) // 4 * 4)[:, :, :, None]
+        score = tl.load(row_ptr + at, mask=mask, other=float("-inf"))
+        even, odd = tl.split(tl.reshape(score, (score.shape[0], score.shape[1], score.shape[2], 2, 2)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
     else:
-        mask = at < stop
-    score = tl.load(row_ptr + at, mask=mask, other=float("-inf"))
+        first = tl.load(row_ptr + offs, mask=offs < stop, other=float("-inf"))
+        second = tl.load(row_ptr + offs + 1, mask=offs + 1 < stop, other=float("-inf"))
+        third = tl.load(row_ptr + offs + 2, mask=offs + 2 < stop, other=float("-inf"))
+        fourth = tl.load(row_ptr + offs + 3, mask=offs + 3 < stop, other=float("-inf"))
     if edge:
-        score = tl.where((at >= skip) & (at < stop), score, float("-inf"))
-    even, odd = tl.split(tl.reshape(score, (score.shape[0], score.shape[1], score.shape[2], 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
+        first = tl.where((offs >= skip) & (offs < stop), first, float("-inf"))
+        second = tl.where((offs + 1 >= skip) & (offs + 1 < stop), second, float("-inf"))
+        third = tl.where((offs + 2 >= skip) & (offs + 2 < stop), third, float("-inf"))
+        fourth = tl.where((offs + 3 >= skip) & (offs + 3 < stop), fourth, float("-inf"))
     return first, second, third, fourth
 
 
@@ -304,12 +316,15 @@ def _collect(
 @triton.jit
 def _located(pos, mask, table_ptr, table_row, table_width, PAGE_SIZE: tl.constexpr):
     """Slots of positions, -1 where the table has none; without a table the positions themselves."""
+    LAST_PAGE: tl.constexpr = 0x7FFFFFFF // PAGE_SIZE if PAGE_SIZE else 0
     result = pos
     if table_ptr is not None:
         index = pos // PAGE_SIZE
-        page = tl.load(table_ptr + table_row + index, mask=mask & (index < table_width), other=-1).to(tl.int64)
-        slot = page * PAGE_SIZE + pos % PAGE_SIZE
-        result = tl.where((page >= 0) & (slot <= 0x7FFFFFFF), slot, -1).to(tl.int32)
+        offset = pos - index * PAGE_SIZE
+        page = tl.load(table_ptr + table_row + index, mask=mask & (index < table_width), other=-1)
+        # The slot must fit int32, and so must everything that leads to it.
+        fits = (page >= 0) & (page < LAST_PAGE) | (page == LAST_PAGE) & (offset <= 0x7FFFFFFF - LAST_PAGE * PAGE_SIZE)
+        result = tl.where(fits, page * PAGE_SIZE + offset, -1)
     return result
 
 
@@ -383,21 +398,22 @@ def _select_in_memory(
     """`_narrow` over the whole row in memory: for the rare row whose list is too short or too long."""
     stop = skip + n
     local = _quads(TILE, WARPS)
-    low = tl.zeros((), tl.uint32)
-    width = n * 0 + 32
+    low = tl.full((), LOWEST, tl.uint32)
+    span = tl.full((), HIGHEST - LOWEST, tl.uint32)
+    shift = _first_shift(n, SHARED)
     above = n * 0
     at_least = n
-    while (width > 0) & (at_least > topk):
+    while (span > 0) & (at_least > topk):
         counts = tl.zeros((256,), tl.int32)
         for base in range(0, stop, TILE):
             key_0, key_1, key_2, key_3 = _load_keys(row_ptr, base + local, skip, n, VECTOR)
-            counts = _tally(counts, key_0, low, width, bins, SHARED)
-            counts = _tally(counts, key_1, low, width, bins, SHARED)
-            counts = _tally(counts, key_2, low, width, bins, SHARED)
-            counts = _tally(counts, key_3, low, width, bins, SHARED)
-        low, width, above, at_least = _descend(counts, low, width, above, topk, bins, SHARED)
-    last = _last(low, width)
-    low = tl.maximum(low, LOWEST)
+            counts = _tally(counts, key_0, low, span, shift, bins, SHARED)
+            counts = _tally(counts, key_1, low, span, shift, bins, SHARED)
+            counts = _tally(counts, key_2, low, span, shift, bins, SHARED)
+            counts = _tally(counts, key_3, low, span, shift, bins, SHARED)
+        low, span, above, at_least = _descend(counts, low, shift, above, topk, bins, SHARED)
+        shift = _next_shift(shift, SHARED)
+    last = low + span
     sure = 0
     ties = 0
     base = 0
@@ -465,6 +481,20 @@ def _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride):
     return offset
 
 
+@triton.jit
+def _prefetch_table(table_ptr, table_row, n, table_width, PAGE_SIZE: tl.constexpr, SHARED: tl.constexpr):
+    """Fetch the row's part of the block table, a line of 128 bytes a lane, which is needed at the very end."""
+    if SHARED:  # noqa: SIM102 - known when compiling
+        if table_ptr is not None:
+            index = 32 * tl.arange(0, 64)
+            needed = (index * PAGE_SIZE < n) & (index < table_width)
+            tl.inline_asm_elementwise(
+                "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p prefetch.global.L2 [$1]; }",
+                "=r,l,r", [(table_ptr + table_row + index).to(tl.int64), needed.to(tl.int32)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
 COMMON = ["width", "row_stride", "topk"]
 OUTPUT = ["out_stride", "table_stride", "table_width", "rows_per_sequence"]
 
@@ -486,6 +516,8 @@ def select_rows_kernel(
     for turn in range(tl.cdiv(num_rows - pid, programs)):
         row = pid + turn * programs
         row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+        table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+        _prefetch_table(table_ptr, table_row, n, table_width, PAGE_SIZE, SHARED)
         listed = 0
         if LONG:  # noqa: SIM102 - known when compiling, so that short rows carry no code for lists
             if (skip + n > BLOCK) & (n > topk):
@@ -493,7 +525,6 @@ def select_rows_kernel(
                     row_ptr, skip, n, 0, skip + n, topk, list_ptr, bins, BLOCK, TILE, SAMPLE, WARPS, VECTOR, SHARED
                 )
                 tl.debug_barrier()
-        table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
         _select_row(
             row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr + row.to(tl.int64) * out_stride,
             table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED,
@@ -539,14 +570,16 @@ def select_lists_kernel(
     """Join the lists of a row's chunks, which are in order already, and select from them."""
     row = tl.program_id(0)
     bins = _new_bins(row, SHARED)
+    # Older than the lists, so it need not wait for them.
+    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
+    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+    _prefetch_table(table_ptr, table_row, n, table_width, PAGE_SIZE, SHARED)
     if PDL:
         gdc_wait()
-    row_ptr, skip, n = _row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
     splits = tl.arange(0, SPLITS)
     listed = tl.load(listed_ptr + row * SPLITS + splits)
     total = tl.sum(listed, axis=0)
     joined_ptr += row.to(tl.int64) * BLOCK
-    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
     out_ptr += row.to(tl.int64) * out_stride
     if (total >= topk) & (tl.max(listed, axis=0) <= BLOCK // SPLITS):
         # The usual case: as many entries of each list as fit, the rest of their places empty.
@@ -567,7 +600,7 @@ def select_lists_kernel(
         )  # fmt: skip
         return
     if (total >= topk) & (total <= BLOCK):
-        columns: tl.constexpr = BLOCK // SPLITS
+        columns: tl.constexpr = min(BLOCK, 4096) // SPLITS
         at = tl.cumsum(listed, axis=0) - listed
         for base in range(0, tl.max(listed, axis=0), columns):
             offs = base + tl.arange(0, columns)
