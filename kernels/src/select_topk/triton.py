@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..aot import AotCase, Target
+from ..aot import AotCase, Target, target_of_device
+from ..launch import dependent_launch_on
 
 LOWEST = tl.constexpr(0x007FFFFF)
 """Order key of -inf; 0 is kept for elements outside a row."""
@@ -564,8 +565,8 @@ def collect_kernel(
 def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
     first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
-    SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Join the lists of a row's chunks, which are in order already, and select from them."""
     row = tl.program_id(0)
@@ -616,7 +617,7 @@ def select_lists_kernel(
 
 
 class Config(NamedTuple):
-    """How one launch runs. BLOCK bounds what is searched in registers, TILE what is read at a time."""
+    """How one launch runs. `block` bounds what is searched in registers, `tile` what is read at a time."""
 
     long: bool
     splits: int
@@ -625,39 +626,47 @@ class Config(NamedTuple):
     sample: int
     num_warps: int
     collect_warps: int = 8
+    """Of the programs that list, where a row is split."""
     max_registers: int | None = None
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
-    pdl: bool = True
-
-    def options(self, cuda: bool) -> dict[str, int]:
-        limit = {"maxnreg": self.max_registers} if cuda and self.max_registers else {}
-        return {"num_warps": self.num_warps, **limit}
 
 
 def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
     """The configuration for a shape: rows that would leave the GPU half empty are split.
 
     H100, microseconds, slots resolved, the other configurations that were tried in brackets:
-        B=1 L=128K      32 splits   18.7    [16 splits 20.3, 1 split 60; 4 warps 22.9]
-        B=16 L=128K     8 splits    27.0    [16 splits 29.0, 32 splits 37.1; 4 warps 31.0]
-        B=128 L=8K      8 warps     15.4    [16 warps 17.3]
+        B=1 L=8K        16 warps    7.9     [8 warps 8.7]
+        B=1 L=32K       16 splits   11.9    [32 splits 12.4]
+        B=1 L=128K      32 splits   13.9    [64 splits 14.1; sample 4096, block 8192 15.0]
+        B=16 L=32K      8 splits    13.8    [16 splits 15.9, 1 split 19.7]
+        B=16 L=128K     16 splits   20.5    [8 splits 22.1]
+        B=64 L=32K      4 splits    19.8    [2 splits 20.4, 1 split 22.2]
     """
     block = max(4096, 2 * triton.next_power_of_2(topk))
     if width <= 2 * block:
-        return Config(False, 1, 2 * block, block, 0, block // 512)
-    sample = 4096 if width <= 1 << 16 else 8192
+        return Config(False, 1, 2 * block, TILE, 0, 2 * block // 512)
+    sample = min(max(triton.next_power_of_2(width) // 16, 2048), 16384)
     if width > 1 << 18:
         # So few of so many, that the pivot stays coarse: the list needs room.
-        sample, block = 16384, 2 * block
+        block = 2 * block
+    shortest = TILE if num_rows >= 8 else TILE // 2
     splits = 1
-    while 2 * splits * num_rows <= num_sms and 2 * splits * TILE <= width and splits < MAX_SPLITS:
+    while splits * num_rows <= num_sms and 2 * splits * shortest <= width and splits < MAX_SPLITS:
         splits *= 2
-    return Config(True, splits, block, TILE, sample, block // 512, 8, 128 if splits == 1 else None)
+    tile = min(TILE, max(shortest, triton.next_power_of_2(width) // splits))
+    return Config(True, splits, block, tile, sample, block // 512, 8, 128 if splits == 1 else None)
 
 
-def _shared_atomics(device: torch.device) -> bool:
-    """Whether the counters of a search are in shared memory, by PTX; else in registers."""
-    return device.type == "cuda" and torch.version.hip is None
+def _options(target: Target | None, warps: int, max_registers: int | None = None) -> tuple[dict[str, int], dict[str, bool]]:
+    """(options of a launch, constexprs that follow from the chip); no target under the interpreter."""
+    cuda = target is not None and target.is_cuda
+    dependent = target is not None and dependent_launch_on(target)
+    options = {"num_warps": warps}
+    if cuda and max_registers:
+        options["maxnreg"] = max_registers
+    if dependent:
+        options["launch_pdl"] = True
+    return options, {"SHARED": cuda, "PDL": dependent}
 
 
 @functools.cache
@@ -721,35 +730,36 @@ def launch(
     row_stride = logits_ts.stride(0)
     vector = 4 if _vector_loads(logits_ts) else 1
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
-    options = config.options(torch.version.hip is None and device.type == "cuda")
-    shape = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": vector, "SHARED": _shared_atomics(device)}
-    shape["PDL"] = config.pdl and _shared_atomics(device)
-    if shape["PDL"]:
-        options["launch_pdl"] = True
+    target = None if device.type == "cpu" else target_of_device(_index(device))
+    shape = {"BLOCK": config.block, "VECTOR": vector}
+    options, chip = _options(target, config.num_warps, config.max_registers)
     if config.splits == 1:
         programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
         lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
         select_rows_kernel[(programs,)](
             logits_ts, start_t, end_t, block_table_bp, seq_t, lists, out,
             first_row, num_rows, width, row_stride, topk, *output,
-            LONG=config.long, PAGE_SIZE=page_size or 0, SAMPLE=config.sample, WARPS=config.num_warps,
-            **options, **shape,
+            LONG=config.long, PAGE_SIZE=page_size or 0, TILE=config.tile, SAMPLE=config.sample, WARPS=config.num_warps,
+            **options, **chip, **shape,
         )  # fmt: skip
         return
     lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
     listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
     collect_kernel[(num_rows * config.splits,)](
         logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
-        SPLITS=config.splits, SAMPLE=config.sample, WARPS=config.collect_warps,
-        **(options | {"num_warps": config.collect_warps}), **shape,
+        SPLITS=config.splits, TILE=config.tile, SAMPLE=config.sample, WARPS=config.collect_warps,
+        **_options(target, config.collect_warps)[0], **chip, **shape,
     )  # fmt: skip
-    shape["TILE"] = max(config.tile, 128 * config.num_warps)
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, SAMPLE=max(config.sample, 128 * config.num_warps), WARPS=config.num_warps,
-        **options, **shape,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=TILE, WARPS=config.num_warps,
+        **options, **chip, **shape,
     )  # fmt: skip
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def aot_cases(target: Target) -> list[AotCase]:
@@ -759,39 +769,39 @@ def aot_cases(target: Target) -> list[AotCase]:
     cases = []
     for name, rows, width, topk, resolve in AOT_SHAPES:
         config = choose(rows, width, topk, 132)
-        common: dict[str, Any] = {"BLOCK": config.block, "TILE": config.tile, "VECTOR": 4, "SAMPLE": config.sample}
-        common["SHARED"] = target.is_cuda
-        common["PDL"] = target.name in ("sm90", "sm100", "sm120")
-        signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
-        if resolve:
-            common["start_ptr"] = None
-        table: dict[str, Any] = {"PAGE_SIZE": 64 if resolve else 0, "seq_ptr": None, "WARPS": config.num_warps}
-        if not resolve:
-            table["table_ptr"] = None
-        select = signature | output | ({"table_ptr": "*i32:16"} if resolve else {})
-        if config.splits == 1:
-            select["num_rows"] = "i32"
-            limit = {"maxnreg": config.max_registers} if target.is_cuda and config.max_registers else {}
-            constexprs = {"LONG": config.long, **common, **table}
-            cases.append(
-                AotCase(
-                    name, select_rows_kernel, select, constexprs, num_warps=config.num_warps, options=limit, **SPILLS
-                )
-            )
-            continue
-        lists = {"listed_ptr": "*i32:16"}
-        constexprs = {"SPLITS": config.splits, **common}
-        collect = signature | lists | dict.fromkeys(COMMON, "i32")
-        warps = {"WARPS": config.collect_warps}
-        cases.append(
-            AotCase(f"{name}-collect", collect_kernel, collect, constexprs | warps, num_warps=config.collect_warps)
-        )
-        select |= lists | {"joined_ptr": "*i64:16"}
-        table |= constexprs
-        cases.append(
-            AotCase(f"{name}-select", select_lists_kernel, select, table, num_warps=config.num_warps, **SPILLS)
-        )
+        options, chip = _options(target, config.num_warps, config.max_registers)
+        for vector in (4, 1):
+            suffix = "" if vector == 4 else "-unaligned"
+            common: dict[str, Any] = {"BLOCK": config.block, "VECTOR": vector, **chip}
+            signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
+            if resolve:
+                common["start_ptr"] = None
+            table: dict[str, Any] = {"PAGE_SIZE": 64 if resolve else 0, "seq_ptr": None, "WARPS": config.num_warps}
+            if not resolve:
+                table["table_ptr"] = None
+            select = signature | output | ({"table_ptr": "*i32:16"} if resolve else {})
+            reading = {"TILE": config.tile, "SAMPLE": config.sample}
+            if config.splits == 1:
+                select["num_rows"] = "i32"
+                constexprs = {"LONG": config.long, **common, **table, **reading}
+                cases.append(_aot_case(name + suffix, select_rows_kernel, select, constexprs, options))
+                continue
+            lists = {"listed_ptr": "*i32:16"}
+            constexprs = {"SPLITS": config.splits, "WARPS": config.collect_warps, **common, **reading}
+            collect = signature | lists | dict.fromkeys(COMMON, "i32")
+            collect_options = _options(target, config.collect_warps)[0]
+            cases.append(_aot_case(f"{name}-collect{suffix}", collect_kernel, collect, constexprs, collect_options))
+            select |= lists | {"joined_ptr": "*i64:16"}
+            constexprs = {"SPLITS": config.splits, "TILE": TILE, **common, **table}
+            cases.append(_aot_case(f"{name}-select{suffix}", select_lists_kernel, select, constexprs, options))
     return cases
+
+
+def _aot_case(
+    name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], options: dict[str, int]
+) -> AotCase:
+    rest = {option: value for option, value in options.items() if option != "num_warps"}
+    return AotCase(name, kernel, signature, constexprs, num_warps=options["num_warps"], options=rest, **SPILLS)
 
 
 SPILLS: dict[str, Any] = {
@@ -802,6 +812,9 @@ SPILLS: dict[str, Any] = {
 AOT_SHAPES = (
     ("short", 128, 8192, 2048, True),
     ("split4", 64, 32768, 2048, True),
+    ("split8", 16, 32768, 2048, True),
+    ("split16", 1, 32768, 2048, True),
+    ("split16-long", 16, 131072, 2048, True),
     ("split32", 1, 131072, 2048, True),
     ("whole32k", 4096, 32768, 2048, False),
     ("whole128k", 4096, 131072, 2048, False),
