@@ -17,7 +17,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
 
 import cases
-
 from dsv32_plugin import kernels
 
 BF16, FP8, FLOAT = torch.bfloat16, torch.uint8, torch.float32

@@ -84,7 +84,7 @@ def _multiply(k_shared, q_shared, half: gl.constexpr, ACC: gl.constexpr):
 
 @gluon.jit
 def _partial(dots, weight, TOKENS: gl.constexpr):
-    """[PAGE, tokens of a half, 4]: sums of 2 * weight * relu(dots) that each of four neighbouring lanes has in registers.
+    """[PAGE, tokens of a half, 4]: sums of 2 * weight * relu(dots) over what each of four neighbouring lanes holds.
 
     x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
     """
@@ -111,7 +111,7 @@ def _exchange(keep, give, DISTANCE: gl.constexpr):
 
 @gluon.jit
 def _sum(first, second, TOKENS: gl.constexpr):
-    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has token i * TOKENS // 4, so that all of them store."""
+    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has those of token i * TOKENS // 4."""
     LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
     lane = gl.arange(0, 4, layout=LANES)[None, :][None, :, :]
     if TOKENS == 1:
@@ -232,7 +232,9 @@ def paged_kernel(
             dots_0 = warpgroup_mma_wait(1, deps=(dots_0,))
             first = _partial(dots_0, weights[0], TOKENS)
             dots_1 = warpgroup_mma_wait(0, deps=(dots_1,))
-            scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
+            scale = (
+                s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
+            )
             gl.thread_barrier()
             needed = index + STAGES < stop_visible
             _copy(keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, buffer, needed)
@@ -331,7 +333,10 @@ def ragged_kernel(
 
 
 class Config(NamedTuple):
-    """How one launch runs: `tokens` share a read of the keys, `stages` buffers are filled ahead, `programs` are resident."""
+    """How one launch runs: `tokens` share a read of the keys, which have `stages` buffers.
+
+    `programs` is how many of them a multiprocessor holds.
+    """
 
     tokens: int
     stages: int
