@@ -52,45 +52,46 @@ TILE_BYTES = gl.constexpr(64 * INDEX_BYTES)
 
 @gluon.jit
 def _load_queries(
-    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, q_shared, TOKENS: gl.constexpr,
-    ACC: gl.constexpr,
+    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr,
+    PARTS: gl.constexpr, ACC: gl.constexpr,
 ):  # fmt: skip
-    """Queries of `count` tokens from `first` into shared memory; half the weights of each half of the columns."""
-    COLUMNS: gl.constexpr = TOKENS * HEADS
-    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(1, QUERIES))
+    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half the weights of each part of the columns."""
+    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
+    COLUMNS: gl.constexpr = TOKENS * HEADS // PARTS
     weights = ()
-    for half in gl.static_range(2):
-        column = half * (COLUMNS // 2) + gl.arange(0, COLUMNS // 2, layout=gl.SliceLayout(0, ACC))
+    for part in gl.static_range(PARTS):
+        column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, ACC))
         token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
         head = column % HEADS
         mask = (column // HEADS < count) & (head < heads)
         weights += (0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0),)
-    q_shared.store(q)
-    return weights
+    return q, weights
 
 
 @gluon.jit
-def _multiply(k_shared, q_shared, half: gl.constexpr, ACC: gl.constexpr):
-    """Start the product of the keys of a page by half the columns."""
-    COLUMNS: gl.constexpr = q_shared.shape[0] // 2
-    nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
-    q_half = q_shared.slice(half * COLUMNS, COLUMNS, dim=0).permute((1, 0))
-    return warpgroup_mma(k_shared, q_half, nothing, use_acc=False, is_async=True)
+def _multiply(k_shared, q_shared, PARTS: gl.constexpr, ACC: gl.constexpr):
+    """Start the products of the keys of a page by each part of the columns."""
+    COLUMNS: gl.constexpr = q_shared.shape[0] // PARTS
+    dots = ()
+    for part in gl.static_range(PARTS):
+        nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
+        q_part = q_shared.slice(part * COLUMNS, COLUMNS, dim=0).permute((1, 0))
+        dots += (warpgroup_mma(k_shared, q_part, nothing, use_acc=False, is_async=True),)
+    return dots
 
 
 @gluon.jit
-def _partial(dots, weight, TOKENS: gl.constexpr):
-    """[PAGE, tokens of a half, 4]: sums of 2 * weight * relu(dots) over what each of four neighbouring lanes holds.
+def _partial(dots, weight, ROWS: gl.constexpr):
+    """[PAGE, ROWS tokens, 4]: sums of 2 * weight * relu(dots) over what each of four neighbouring lanes holds.
 
     x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
     """
     terms = (dots + gl.abs(dots)) * weight[None, :]
-    ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
-    PAIRS: gl.constexpr = TOKENS * HEADS // 2 // ROWS // 8
+    PAIRS: gl.constexpr = dots.shape[1] // ROWS // 8
     terms = terms.reshape(PAGE, ROWS, PAIRS, 4, 2).permute(0, 1, 3, 2, 4)
     return gl.sum(terms.reshape(PAGE, ROWS, 4, 2 * PAIRS), 3)
 
@@ -110,21 +111,26 @@ def _exchange(keep, give, DISTANCE: gl.constexpr):
 
 
 @gluon.jit
-def _sum(first, second, TOKENS: gl.constexpr):
-    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has those of token i * TOKENS // 4."""
-    LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
-    lane = gl.arange(0, 4, layout=LANES)[None, :][None, :, :]
+def _score(dots, weights, TOKENS: gl.constexpr):
+    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has those of token i * TOKENS // 4.
+
+    While one part of the columns is summed, the next is multiplied.
+    """
+    ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
     if TOKENS == 1:
-        both = first + second
+        both = _partial(warpgroup_mma_wait(0, deps=(dots[0],)), weights[0], ROWS)
         both = _exchange(both, both, 2)
     else:
-        upper = (lane & 2) != 0
+        first = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], ROWS)
+        second = _partial(warpgroup_mma_wait(0, deps=(dots[1],)), weights[1], ROWS)
+        LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
+        upper = gl.arange(0, 4, layout=LANES)[None, :][None, :, :] >= 2
         both = _exchange(gl.where(upper, second, first), gl.where(upper, first, second), 2)
     if TOKENS == 4:
-        first, second = gl.split(both.permute(0, 2, 1))
-        COLUMNS: gl.constexpr = gl.SliceLayout(0, first.type.layout)
-        odd = gl.arange(0, 4, layout=COLUMNS)[None, :] % 2 != 0
-        score = _exchange(gl.where(odd, second, first), gl.where(odd, first, second), 1)
+        even, odd = gl.split(both.permute(0, 2, 1))
+        COLUMN: gl.constexpr = gl.SliceLayout(0, even.type.layout)
+        is_odd = gl.arange(0, 4, layout=COLUMN)[None, :] % 2 != 0
+        score = _exchange(gl.where(is_odd, odd, even), gl.where(is_odd, even, odd), 1)
     else:
         score = _exchange(both, both, 1).reshape(PAGE, 4)
     return gl.convert_layout(score, SCORES, assert_trivial=True)
@@ -170,7 +176,8 @@ def paged_kernel(
 ):  # fmt: skip
     """Scores of TOKENS tokens of one sequence for `chunk` of its pages."""
     COLUMNS: gl.constexpr = TOKENS * HEADS
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // 2, 32])
+    PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // PARTS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [COLUMNS, DIM], KEYS_SHARED)
@@ -193,57 +200,53 @@ def paged_kernel(
     out_ptr += seq * out_stride_seq + first_token.to(gl.int64) * out_stride_token
     stop = gl.minimum(begin + chunk, gl.cdiv(max_visible, PAGE))
 
-    # The pages of the first copies do not wait for how many keys are visible.
+    # Everything that the first product needs is on its way before the first of it is waited for.
     ahead = ()
-    for stage in gl.static_range(STAGES):
+    for stage in gl.static_range(STAGES - 1):
         ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
     longest = 0
     for token in gl.static_range(TOKENS):
         longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
+    q, weights = _load_queries(
+        q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
+        w_stride_token, heads, TOKENS, PARTS, ACC,
+    )  # fmt: skip
+    offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
+    lane = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
+    offs_t = lane * TOKENS // 4
+    mask_t = (offs_t < tokens) & (lane % (4 // TOKENS) == 0)
+    visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
+    out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
-    for stage in gl.static_range(STAGES):
+    for stage in gl.static_range(STAGES - 1):
         needed = begin + stage < stop_visible
         _copy(keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage, needed)
-    if begin < stop_visible:
-        weights = _load_queries(
-            q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
-            w_stride_token, heads, q_shared, TOKENS, ACC,
-        )  # fmt: skip
-        offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-        lane = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
-        offs_t = lane * TOKENS // 4
-        mask_t = (offs_t < tokens) & (lane % (4 // TOKENS) == 0)
-        visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
-        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
-        fence_async_shared()
-        gl.thread_barrier()
+    q_shared.store(q)
+    fence_async_shared()
+    gl.thread_barrier()
 
-        page = ahead[0]
-        following = _page(table_ptr, begin + STAGES, stop, num_pages, table_width)
-        for index in range(begin, stop_visible):
-            i = index - begin
-            buffer = i % STAGES
-            present = page >= 0
-            page = _page(table_ptr, index + 1, stop, num_pages, table_width)
-            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-            # One half of the columns is summed while the other is multiplied.
-            dots_0 = _multiply(k_shared.index(buffer), q_shared, 0, ACC)
-            dots_1 = _multiply(k_shared.index(buffer), q_shared, 1, ACC)
-            dots_0 = warpgroup_mma_wait(1, deps=(dots_0,))
-            first = _partial(dots_0, weights[0], TOKENS)
-            dots_1 = warpgroup_mma_wait(0, deps=(dots_1,))
-            scale = (
-                s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
-            )
-            gl.thread_barrier()
-            needed = index + STAGES < stop_visible
-            _copy(keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, buffer, needed)
-            following = _page(table_ptr, index + STAGES + 1, stop, num_pages, table_width)
-            second = _partial(dots_1, weights[1], TOKENS)
-            score = _sum(first, second, TOKENS) * scale[:, None]
-            position = index * PAGE + offs_k
-            score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
-            gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
+    page = ahead[0]
+    following = _page(table_ptr, begin + STAGES - 1, stop, num_pages, table_width)
+    for index in range(begin, stop_visible):
+        i = index - begin
+        buffer = i % STAGES
+        present = page >= 0
+        page = _page(table_ptr, index + 1, stop, num_pages, table_width)
+        mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+        dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
+        # The buffer that the last step has read takes the page that is next to be copied.
+        gl.thread_barrier()
+        _copy(
+            keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, (i + STAGES - 1) % STAGES,
+            index + STAGES - 1 < stop_visible,
+        )  # fmt: skip
+        following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
+        scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
+        score = _score(dots, weights, TOKENS) * scale[:, None]
+        position = index * PAGE + offs_k
+        score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
+        gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
+
     _fill(
         out_ptr, out_stride_token, tokens, gl.maximum(begin, stop_visible) * PAGE, gl.minimum(stop * PAGE, max_visible)
     )
@@ -262,7 +265,8 @@ def ragged_kernel(
     FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS // 2, 32])
+    PARTS: gl.constexpr = 2
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS // PARTS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -289,11 +293,11 @@ def ragged_kernel(
     out_ptr += first.to(gl.int64) * out_stride
 
     if low < high:
-        for stage in gl.static_range(STAGES):
+        for stage in gl.static_range(STAGES - 1):
             base = low + stage * PAGE
             _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
-        weights = _load_queries(
-            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, q_shared, TOKENS, ACC
+        q, weights = _load_queries(
+            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, PARTS, ACC
         )
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
         offs_t = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
@@ -302,26 +306,21 @@ def ragged_kernel(
             start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
             end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
         out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + offs_k[:, None]
+        q_shared.store(q)
         fence_async_shared()
         gl.thread_barrier()
-
         for base in range(low, high, PAGE):
             i = (base - low) // PAGE
             buffer = i % STAGES
             position = base + offs_k
             scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
             mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-            # One half of the columns is summed while the other is multiplied.
-            dots_0 = _multiply(k_shared.index(buffer), q_shared, 0, ACC)
-            dots_1 = _multiply(k_shared.index(buffer), q_shared, 1, ACC)
-            dots_0 = warpgroup_mma_wait(1, deps=(dots_0,))
-            lower = _partial(dots_0, weights[0], TOKENS)
-            dots_1 = warpgroup_mma_wait(0, deps=(dots_1,))
+            dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
+            # The buffer that the last step has read takes the keys that are next to be copied.
             gl.thread_barrier()
-            following = base + STAGES * PAGE
-            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
-            upper = _partial(dots_1, weights[1], TOKENS)
-            score = _sum(lower, upper, TOKENS) * scale[:, None]
+            following = base + (STAGES - 1) * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, following < high)
+            score = _score(dots, weights, TOKENS) * scale[:, None]
             if FILL:
                 visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
                 score = gl.where(visible, score, float("-inf"))
