@@ -347,7 +347,7 @@ def choose(tokens: int) -> Config:
     return CONFIGS[min(3, tokens)]
 
 
-CONFIGS = {1: Config(1, 5, 4), 2: Config(2, 4, 3), 3: Config(4, 4, 2)}
+CONFIGS = {1: Config(1, 3, 4), 2: Config(2, 3, 4), 3: Config(4, 4, 2)}
 """Tokens, from 3 on any number -> configuration."""
 
 RAGGED_CHUNK = 8192

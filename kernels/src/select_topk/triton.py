@@ -601,7 +601,7 @@ def select_lists_kernel(
         )  # fmt: skip
         return
     if (total >= topk) & (total <= BLOCK):
-        columns: tl.constexpr = min(BLOCK, 4096) // SPLITS
+        columns: tl.constexpr = min(BLOCK, 2048) // SPLITS
         at = tl.cumsum(listed, axis=0) - listed
         for base in range(0, tl.max(listed, axis=0), columns):
             offs = base + tl.arange(0, columns)
@@ -625,8 +625,6 @@ class Config(NamedTuple):
     tile: int
     sample: int
     num_warps: int
-    collect_warps: int = 8
-    """Of the programs that list, where a row is split."""
     max_registers: int | None = None
     """On NVIDIA: what a thread may use, so that more programs fit on a multiprocessor."""
 
@@ -635,12 +633,14 @@ def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
     """The configuration for a shape: rows that would leave the GPU half empty are split.
 
     H100, microseconds, slots resolved, the other configurations that were tried in brackets:
-        B=1 L=8K        16 warps    7.9     [8 warps 8.7]
-        B=1 L=32K       16 splits   11.9    [32 splits 12.4]
-        B=1 L=128K      32 splits   13.9    [64 splits 14.1; sample 4096, block 8192 15.0]
-        B=16 L=32K      8 splits    13.8    [16 splits 15.9, 1 split 19.7]
-        B=16 L=128K     16 splits   20.5    [8 splits 22.1]
-        B=64 L=32K      4 splits    19.8    [2 splits 20.4, 1 split 22.2]
+        B=1 L=8K        16 warps                6.9     [32 warps 7.4]
+        B=1 L=32K       16 splits, 16 warps     10.3    [8 warps 10.6, 8 splits 10.9]
+        B=1 L=128K      32 splits, 16 warps     11.1    [8 warps 12.3; sample 4096, block 8192 12.8]
+        B=16 L=32K      8 splits, 16 warps      12.5    [8 warps 12.9]
+        B=16 L=128K     8 splits, 16 warps      18.5    [16 splits, 8 warps to list 19.8]
+        B=64 L=32K      2 splits, 16 warps      17.9    [4 splits, 8 warps 18.0]
+        2048 of L=28K   8 warps, sample 2048    189     [16 warps 207, 4 warps 213; 80 registers 226]
+        1024 of L=128K  8 warps, sample 8192    308     [16 warps, sample 4096, block 8192 328; 80 registers 373]
     """
     block = max(4096, 2 * triton.next_power_of_2(topk))
     if width <= 2 * block:
@@ -651,10 +651,12 @@ def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
         block = 2 * block
     shortest = TILE if num_rows >= 8 else TILE // 2
     splits = 1
-    while splits * num_rows <= num_sms and 2 * splits * shortest <= width and splits < MAX_SPLITS:
+    while 2 * splits * num_rows <= num_sms and 2 * splits * shortest <= width and splits < MAX_SPLITS:
         splits *= 2
+    if splits == 1:
+        return Config(True, 1, block, TILE, sample, block // 512, max_registers=128)
     tile = min(TILE, max(shortest, triton.next_power_of_2(width) // splits))
-    return Config(True, splits, block, tile, sample, block // 512, 8, 128 if splits == 1 else None)
+    return Config(True, splits, block, tile, sample, 16)
 
 
 def _options(
@@ -749,13 +751,13 @@ def launch(
     listed = torch.empty((num_rows, config.splits), dtype=torch.int32, device=device)
     collect_kernel[(num_rows * config.splits,)](
         logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
-        SPLITS=config.splits, TILE=config.tile, SAMPLE=config.sample, WARPS=config.collect_warps,
-        **_options(target, config.collect_warps)[0], **chip, **shape,
+        SPLITS=config.splits, TILE=config.tile, SAMPLE=config.sample, WARPS=config.num_warps,
+        **options, **chip, **shape,
     )  # fmt: skip
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=TILE, WARPS=config.num_warps,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=2 * TILE, WARPS=config.num_warps,
         **options, **chip, **shape,
     )  # fmt: skip
 
@@ -789,12 +791,11 @@ def aot_cases(target: Target) -> list[AotCase]:
                 cases.append(_aot_case(name + suffix, select_rows_kernel, select, constexprs, options))
                 continue
             lists = {"listed_ptr": "*i32:16"}
-            constexprs = {"SPLITS": config.splits, "WARPS": config.collect_warps, **common, **reading}
+            constexprs = {"SPLITS": config.splits, "WARPS": config.num_warps, **common, **reading}
             collect = signature | lists | dict.fromkeys(COMMON, "i32")
-            collect_options = _options(target, config.collect_warps)[0]
-            cases.append(_aot_case(f"{name}-collect{suffix}", collect_kernel, collect, constexprs, collect_options))
+            cases.append(_aot_case(f"{name}-collect{suffix}", collect_kernel, collect, constexprs, options))
             select |= lists | {"joined_ptr": "*i64:16"}
-            constexprs = {"SPLITS": config.splits, "TILE": TILE, **common, **table}
+            constexprs = {"SPLITS": config.splits, "TILE": 2 * TILE, **common, **table}
             cases.append(_aot_case(f"{name}-select{suffix}", select_lists_kernel, select, constexprs, options))
     return cases
 
@@ -808,10 +809,11 @@ def _aot_case(
 
 AOT_SHAPES = (
     ("short", 128, 8192, 2048, True),
-    ("split4", 64, 32768, 2048, True),
+    ("split2", 64, 32768, 2048, True),
+    ("split4", 32, 32768, 2048, True),
     ("split8", 16, 32768, 2048, True),
+    ("split8-long", 16, 131072, 2048, True),
     ("split16", 1, 32768, 2048, True),
-    ("split16-long", 16, 131072, 2048, True),
     ("split32", 1, 131072, 2048, True),
     ("whole32k", 4096, 32768, 2048, False),
     ("whole128k", 4096, 131072, 2048, False),
