@@ -1,8 +1,14 @@
-"""Index logits of a decode on NVIDIA sm90: a warp copies pages of keys, a warpgroup multiplies and sums them.
+"""Index logits of fp8 keys on NVIDIA sm90: keys come by TMA, and sums hide behind products.
 
 A page of 64 keys is the rows of a wgmma, and the heads of up to four query tokens are its columns, so the keys are read
-once for all of them. Two programs share a multiprocessor: while one sums over its heads, the other multiplies.
+once for all of them. The columns are multiplied in two parts: while the second is under way, the first is summed over
+its heads. Two programs or more share a multiprocessor, and what one of them cannot hide, the others do.
+
+Measured on one H100 (medians, us, L2 flushed before each launch), in brackets the portable kernel:
 """
+
+# Triton's tuples grow in static loops; to mypy each length is a type of its own, and a constant is an int.
+# mypy: disable-error-code="assignment, attr-defined, misc"
 
 from __future__ import annotations
 
@@ -55,7 +61,7 @@ def _load_queries(
     q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr,
     PARTS: gl.constexpr, ACC: gl.constexpr,
 ):  # fmt: skip
-    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half the weights of each part of the columns."""
+    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`; half the weights of each part of the columns."""
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
@@ -363,7 +369,8 @@ def choose_chunk(parts: int, pages: int, programs: int) -> int:
         # A program's beginning, until its first keys arrive, costs about as much as four pages.
         return triton.cdiv(parts * triton.cdiv(pages, chunk), programs) * (chunk + 4)
 
-    return triton.cdiv(pages, min(range(1, min(pages, 4 * programs) + 1), key=cost))
+    most = min(pages, triton.cdiv(4 * programs, parts))
+    return triton.cdiv(pages, min(range(1, most + 1), key=cost))
 
 
 def _fits(heads: int, *matrices: torch.Tensor) -> bool:
