@@ -1,9 +1,12 @@
 # Needs python3 (3.10 or newer) with venv, make, and a C compiler. Everything else comes into .venv and .tools.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+# The engine of `make demo`. Their requirements clash, so each has an environment.
+ENGINE ?= vllm
+BIN := .venv/bin
+SGLANG_BIN := .venv-sglang/bin
 UV := .tools/bin/uv
-READY := $(VENV)/.ready
+READY := .venv/.ready
+SGLANG_READY := .venv-sglang/.ready
 TYPED := build/typed
 PYTEST_OPTIONS ?=
 
@@ -14,16 +17,22 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo    serve a tiny checkpoint with vLLM and chat with it"
-	@echo "make test    lint, types and tests, those with the real engine included"
+	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
+	@echo "make test    lint, types and tests, those with the real engines included"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what these made, the environments included"
 
+ifeq ($(ENGINE),sglang)
+demo: $(SGLANG_READY)
+	$(SGLANG_BIN)/dsv32 demo --engine sglang
+else
 demo: $(READY)
-	$(BIN)/dsv32 demo
+	$(BIN)/dsv32 demo --engine $(ENGINE)
+endif
 
-test: lint
+test: lint $(SGLANG_READY)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
 
 # The folders of the checkout map into one package, so types are checked as installed.
 lint: $(READY)
@@ -34,11 +43,13 @@ lint: $(READY)
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 clean:
-	rm -rf .venv .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python -e ".[vllm,dev]"
+$(READY): ENGINE_EXTRA := vllm
+$(SGLANG_READY): ENGINE_EXTRA := sglang
+$(READY) $(SGLANG_READY): pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
+	$(UV) pip install --python $(@D)/bin/python -e ".[$(ENGINE_EXTRA),dev]"
 	@touch $@
 
 $(UV):

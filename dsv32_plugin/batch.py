@@ -26,6 +26,25 @@ class PrefillChunk:
     start_t: torch.Tensor
     end_t: torch.Tensor
     """[tokens] int32: the gathered keys that each token may see."""
+    pairs: int
+    """Query tokens times keys, summed over the sequences."""
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """Query tokens at the front of a batch whose index keys are scored where they lie, in the pages."""
+
+    table_bp: torch.Tensor
+    """[B, pages] int32."""
+    visible_bn: torch.Tensor
+    """[B, N] int32: the N tokens of a sequence share one read of its keys."""
+    longest: int
+    """No entry of `visible_bn` is ever larger, in no step that kernels compiled or captured for this one serve."""
+
+    @property
+    def tokens(self) -> slice:
+        """Rows of the batch."""
+        return slice(0, self.visible_bn.numel())
 
 
 @dataclass(frozen=True)
@@ -45,16 +64,29 @@ class DsaBatch:
     """[T] int32."""
     max_visible: int
     """No entry of `visible_t` is larger. Known on the host without synchronisation."""
-    num_decodes: int
-    queries_per_decode: int
+    decodes: Decodes | None
     prefill_chunks: tuple[PrefillChunk, ...]
 
-    @property
-    def num_decode_tokens(self) -> int:
-        return self.num_decodes * self.queries_per_decode
+
+def uniform_decodes(
+    *,
+    slots_t: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    seq_t: torch.Tensor,
+    visible_t: torch.Tensor,
+    max_visible: int,
+    queries: int,
+    longest: int | None = None,
+) -> DsaBatch:
+    """Describe a step in which each sequence has `queries` tokens. It reads nothing but these tensors.
+
+    So a graph captured with it serves every later step that leaves its values in the same tensors.
+    """
+    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest or max_visible)
+    return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
-def build_batch(
+def mixed_batch(
     *,
     slots_t: torch.Tensor,
     block_table_bp: torch.Tensor,
@@ -64,48 +96,57 @@ def build_batch(
     query_start_cpu_b1: torch.Tensor,
     max_visible: int,
     num_decodes: int,
-    queries_per_decode: int,
+    longest: int | None = None,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
 ) -> DsaBatch:
-    """Describe a step.
+    """Describe any step.
 
     Args:
         slots_t: [T] int64, on the device.
         block_table_bp: [B, pages] int32, on the device.
         seq_lens_b: [B] int32, on the device: tokens of each sequence after this step.
-        query_start_b1: [B + 1] int32, on the device: first token of each sequence in the batch.
+        query_start_b1: [B + 1] int32, on the device: first token of each sequence in the batch; those past the last are
+            padding and see nothing.
         seq_lens_cpu_b: [B] int32, on the host; exact for prefills.
         query_start_cpu_b1: [B + 1] int32, on the host.
         max_visible: upper bound of seq_lens_b.
-        num_decodes: sequences at the front of the batch that have `queries_per_decode` tokens each.
-        queries_per_decode: 1, or more with speculative decoding.
+        num_decodes: sequences at the front of the batch that have few tokens each.
+        longest: upper bound of the lengths of decodes in all steps that the same compiled kernels are to serve; None:
+            max_visible.
         max_gathered_keys: size of a prefill chunk, in index keys.
     """
     num_tokens = slots_t.shape[0]
     token_t = torch.arange(num_tokens, dtype=torch.int32, device=slots_t.device)
-    seq_t = torch.searchsorted(query_start_b1[1:], token_t, right=True, out_int32=True)
-    tokens_after_t = query_start_b1[1:][seq_t] - 1 - token_t
-    visible_t = seq_lens_b[seq_t] - tokens_after_t
+    query_end_b = query_start_b1[1:]
+    seq_t = torch.searchsorted(query_end_b, token_t, right=True, out_int32=True).clamp_(max=len(query_end_b) - 1)
+    tokens_after_t = query_end_b[seq_t] - 1 - token_t
+    visible_t = torch.where(tokens_after_t < 0, 0, seq_lens_b[seq_t] - tokens_after_t).clamp_(min=0)
+    query_start = query_start_cpu_b1.tolist()
     chunks = _prefill_chunks(
         block_table_bp,
         seq_lens_b,
         seq_t,
         visible_t,
         seq_lens_cpu_b.tolist(),
-        query_start_cpu_b1.tolist(),
+        query_start,
         num_decodes,
         max_gathered_keys,
     )
-    return DsaBatch(
-        slots_t=slots_t,
-        block_table_bp=block_table_bp,
-        seq_t=seq_t,
-        visible_t=visible_t,
-        max_visible=max_visible,
-        num_decodes=num_decodes,
-        queries_per_decode=queries_per_decode,
-        prefill_chunks=chunks,
-    )
+    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest or max_visible)
+    return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
+
+
+def _decodes(
+    block_table_bp: torch.Tensor, seq_t: torch.Tensor, visible_t: torch.Tensor, query_start: list[int], longest: int
+) -> Decodes | None:
+    num_tokens, num_decodes = query_start[-1], len(query_start) - 1
+    if num_tokens == 0:
+        return None
+    queries = max(1, query_start[1])
+    if query_start == list(range(0, num_tokens + 1, queries)):
+        return Decodes(block_table_bp[:num_decodes], visible_t[:num_tokens].view(-1, queries), longest)
+    # Some have drafted tokens and some have none: each token for itself.
+    return Decodes(block_table_bp[seq_t[:num_tokens]], visible_t[:num_tokens, None], longest)
 
 
 def _prefill_chunks(
@@ -131,12 +172,16 @@ def _prefill_chunks(
         chunks.append(
             PrefillChunk(
                 tokens=tokens,
-                block_table_bp=block_table_bp[first_seq:last_seq],
+                # A copy begins at a multiple of 16 bytes, which the compiled kernels rely on.
+                block_table_bp=block_table_bp[first_seq:last_seq].clone(),
                 cu_seqlens_b1=cu_seqlens_b1,
                 total_keys=total_keys,
                 seq_t=chunk_seq_t,
                 start_t=start_t,
                 end_t=start_t + visible_t[tokens],
+                pairs=sum(
+                    seq_lens[seq] * (query_start[seq + 1] - query_start[seq]) for seq in range(first_seq, last_seq)
+                ),
             )
         )
         first_seq = last_seq

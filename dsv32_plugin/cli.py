@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from dsv32_plugin import __version__, demo, doctor, tiny, tools_cli
+from dsv32_plugin.benchmarks import cli as bench
 from dsv32_plugin.config import ConfigError
 from dsv32_plugin.console import CommandError
+from dsv32_plugin.training import command as train
 
 FAILED = 2
 """Exit status of a command that could not do what was asked (argparse uses it too)."""
@@ -32,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsv32", description="Serve DeepSeek-V3.2 with stock vLLM and SGLang.")
     parser.add_argument("--version", action="version", version=f"dsv32-plugin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, doctor, tiny):
+    for module in (demo, doctor, tiny, train, bench):
         module.add_command(subparsers)
     tools_cli.add_commands(subparsers)
     return parser

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -21,13 +21,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dsv32_plugin import __version__, settings
+from dsv32_plugin import __version__, settings, sglang_adapter, vllm_adapter
 from dsv32_plugin.console import stderr, stdout
-from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS, compat
+from dsv32_plugin.sglang_adapter import compat as sglang_compat
+from dsv32_plugin.vllm_adapter import compat as vllm_compat
 
 PROBE_SECONDS = 180
 DISTRIBUTION = "dsv32-plugin"
-VLLM_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins")
 MARKS = {"ok": "[green]✓[/]", "note": "[dim]·[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
 
 
@@ -42,9 +42,55 @@ class Finding:
     advice: str = ""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What is asked about an engine."""
+
+    name: str
+    distribution: str
+    entry_points: tuple[str, ...]
+    allowed_plugins: str
+    """The variable that names the plugins to load."""
+    version_problem: Callable[[str], str | None]
+    adapter: Any
+    """The package with what must be registered."""
+    backend: str
+
+    @property
+    def probe(self) -> str:
+        return f"{self.adapter.__name__}.probe"
+
+
+VLLM = Engine(
+    "vLLM",
+    "vllm",
+    ("vllm.general_plugins", "vllm.platform_plugins"),
+    "VLLM_PLUGINS",
+    vllm_compat.engine_version_problem,
+    vllm_adapter,
+    "attention backend CUSTOM",
+)
+SGLANG = Engine(
+    "SGLang",
+    "sglang",
+    ("sglang.srt.plugins", "sglang.srt.platforms"),
+    "SGLANG_PLUGINS",
+    sglang_compat.engine_version_problem,
+    sglang_adapter,
+    f"attention backend {sglang_adapter.BACKEND_NAME}",
+)
+ENGINES = (VLLM, SGLANG)
+
+
 def examine() -> list[Finding]:
     """Everything the doctor knows to look at."""
-    return [*_versions(), *_devices(), *_settings(), *_vllm()]
+    engines = [finding for engine in installed() for finding in _engine(engine)]
+    return [*_versions(), *_devices(), *_settings(), *engines]
+
+
+def installed() -> list[Engine]:
+    """The engines that are here; an environment holds one of them, since their requirements clash."""
+    return [engine for engine in ENGINES if _version(engine.distribution) is not None]
 
 
 def is_well(findings: list[Finding]) -> bool:
@@ -55,13 +101,14 @@ def _versions() -> Iterator[Finding]:
     section = "versions"
     yield Finding(section, DISTRIBUTION, __version__)
     yield Finding(section, "Python", platform.python_version())
-    vllm = _version("vllm")
-    if vllm is None:
-        yield Finding(section, "vllm", "not installed", "wrong", "pip install 'dsv32-plugin[vllm]'")
-    else:
-        problem = compat.engine_version_problem(vllm)
+    for engine in installed():
+        found = _version(engine.distribution) or ""
+        problem = engine.version_problem(found)
         level = "ok" if problem is None else "warning" if settings.allow_untested_engine() else "wrong"
-        yield Finding(section, "vllm", vllm, level, problem or "tested")
+        yield Finding(section, engine.distribution, found, level, problem or "tested")
+    if not installed():
+        advice = f"pip install '{DISTRIBUTION}[vllm]' or '{DISTRIBUTION}[sglang]'"
+        yield Finding(section, "vllm or sglang", "not installed", "wrong", advice)
     for name in ("torch", "triton", "transformers"):
         yield Finding(section, name, _version(name) or "not installed")
     yield Finding(section, "NVIDIA driver", _driver() or "none")
@@ -73,7 +120,7 @@ def _devices() -> Iterator[Finding]:
 
         from dsv32_plugin.kernels import dispatch
     except ImportError as error:
-        yield Finding("devices", "torch", f"cannot be imported: {error}", "wrong", "pip install 'dsv32-plugin[vllm]'")
+        yield Finding("devices", "torch", f"cannot be imported: {error}", "wrong", "it comes with vLLM and SGLang")
         return
     kinds: dict[str, torch.device] = {}
     for index in range(torch.cuda.device_count()):
@@ -104,34 +151,43 @@ def _settings() -> Iterator[Finding]:
         yield Finding("settings", "DSV32_*", "all defaults")
 
 
-def _vllm() -> Iterator[Finding]:
-    section = "vLLM"
-    if _version("vllm") is None:
-        return
-    yield from _other_plugins(section)
+def _engine(engine: Engine) -> Iterator[Finding]:
+    section = engine.name
+    yield from _other_plugins(engine)
     try:
         enabled = settings.plugin_enabled()
     except ValueError:
         return  # already a finding among the settings
     if not enabled:
-        advice = "unset it to use the plugin"
-        yield Finding(section, "switch", "DSV32_PLUGIN=0: vLLM runs its own code", "wrong", advice)
+        found = f"DSV32_PLUGIN=0: {engine.name} runs its own code"
+        yield Finding(section, "switch", found, "wrong", "unset it to use the plugin")
     else:
-        yield Finding(section, "switch", "on", "ok", "DSV32_PLUGIN=0 gives vLLM's own code back")
-    seen = _probe()
+        yield Finding(section, "switch", "on", "ok", f"DSV32_PLUGIN=0 gives {engine.name}'s own code back")
+    seen = _probe(engine)
     if isinstance(seen, str):
         yield Finding(section, "plugin loading", "failed", "wrong", seen)
         return
-    yield _platform(section, seen)
-    for architecture, path in MODELS.items():
-        yield _compare(section, architecture, seen["models"][architecture], path)
-    yield _compare(section, "attention backend CUSTOM", seen["backend"], BACKEND_PATH)
+    yield _platform(engine, seen)
+    for architecture, path in engine.adapter.MODELS.items():
+        yield _compare(engine, architecture, seen["models"][architecture], path)
+    yield _compare(engine, engine.backend, seen["backend"], engine.adapter.BACKEND_PATH)
+    if "missing_hooks" in seen and enabled:
+        missing = seen["missing_hooks"]
+        advice = "docs/patches.md says what each is for" if not missing else f"{engine.name}'s log says why"
+        yield Finding(
+            section,
+            "hooks",
+            f"not in place: {', '.join(missing)}" if missing else "all in place",
+            "wrong" if missing else "ok",
+            advice,
+        )
 
 
-def _other_plugins(section: str) -> Iterator[Finding]:
-    """Neighbours in vLLM's entry-point groups, and whether vLLM is told to load us."""
-    allowed = os.environ.get("VLLM_PLUGINS")
-    for group in VLLM_GROUPS:
+def _other_plugins(engine: Engine) -> Iterator[Finding]:
+    """Neighbours in the engine's entry-point groups, and whether the engine is told to load us."""
+    section, variable = engine.name, engine.allowed_plugins
+    allowed = os.environ.get(variable)
+    for group in engine.entry_points:
         points = list(entry_points(group=group))
         if not any(_owner(point) == DISTRIBUTION for point in points):
             advice = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
@@ -139,11 +195,11 @@ def _other_plugins(section: str) -> Iterator[Finding]:
         for point in points:
             if _owner(point) == DISTRIBUTION and allowed is not None and point.name not in allowed.split(","):
                 advice = f"add {point.name} to it"
-                yield Finding(section, group, f"VLLM_PLUGINS={allowed} leaves the plugin out", "wrong", advice)
-            elif _owner(point) not in (DISTRIBUTION, "vllm"):
+                yield Finding(section, group, f"{variable}={allowed} leaves the plugin out", "wrong", advice)
+            elif _owner(point) not in (DISTRIBUTION, engine.distribution):
                 found = f"{point.name} of {_owner(point)} is here too"
                 yield Finding(
-                    section, group, found, "warning", "it may replace our code; VLLM_PLUGINS=dsv32 leaves it out"
+                    section, group, found, "warning", f"it may replace our code; {variable}=dsv32 leaves it out"
                 )
 
 
@@ -151,31 +207,31 @@ def _owner(point: Any) -> str:
     return str(point.dist.name) if point.dist else ""
 
 
-def _platform(section: str, seen: dict[str, Any]) -> Finding:
+def _platform(engine: Engine, seen: dict[str, Any]) -> Finding:
     path, device = seen["platform"], seen["device_type"]
     if not device:
-        advice = "vllm serve cannot start: no GPU, and no CPU platform without the plugin"
-        return Finding(section, "platform", path, "wrong", advice)
+        advice = f"{engine.name} cannot start: no GPU, and no CPU platform without the plugin"
+        return Finding(engine.name, "platform", path, "wrong", advice)
     if device == "cpu":
-        return _compare(section, "platform", path, CPU_PLATFORM_PATH)
-    if path.startswith("vllm."):
-        return Finding(section, "platform", path, "ok", "vLLM's own, for this device")
-    return Finding(section, "platform", path, "warning", "another plugin's; not tested")
+        return _compare(engine, "platform", path, engine.adapter.CPU_PLATFORM_PATH)
+    if path.startswith(f"{engine.distribution}."):
+        return Finding(engine.name, "platform", path, "ok", f"{engine.name}'s own, for this device")
+    return Finding(engine.name, "platform", path, "warning", "another plugin's; not tested")
 
 
-def _compare(section: str, name: str, found: str | None, ours: str) -> Finding:
+def _compare(engine: Engine, name: str, found: str | None, ours: str) -> Finding:
     if found == ours:
-        return Finding(section, name, found, "ok", "ours")
+        return Finding(engine.name, name, found, "ok", "ours")
     if found is None:
-        return Finding(section, name, "nothing registered", "wrong", f"expected {ours}")
-    whose = "vLLM's own code" if found.startswith("vllm.") else "another plugin's code"
-    return Finding(section, name, found, "wrong", f"{whose} would run, not ours")
+        return Finding(engine.name, name, "nothing registered", "wrong", f"expected {ours}")
+    whose = f"{engine.name}'s own code" if found.startswith(f"{engine.distribution}.") else "another plugin's code"
+    return Finding(engine.name, name, found, "wrong", f"{whose} would run, not ours")
 
 
-def _probe() -> dict[str, Any] | str:
-    """What is registered in a fresh vLLM process, or, in words, why that cannot be said."""
-    command = [sys.executable, "-m", "dsv32_plugin.vllm_adapter.probe"]
-    with stderr.status("asking vLLM what it has loaded"):
+def _probe(engine: Engine) -> dict[str, Any] | str:
+    """What is registered in a fresh process of the engine, or, in words, why that cannot be said."""
+    command = [sys.executable, "-m", engine.probe]
+    with stderr.status(f"asking {engine.name} what it has loaded"):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
         except subprocess.TimeoutExpired:
@@ -229,5 +285,6 @@ def _handle(arguments: argparse.Namespace) -> int:
         return 0 if well else 1
     stdout.print(_table(findings))
     wrong = sum(finding.level == "wrong" for finding in findings)
-    stdout.print("vLLM will serve through the plugin" if well else f"{wrong} found wrong: see ✗", style="bold")
+    names = " and ".join(engine.name for engine in installed())
+    stdout.print(f"{names} will serve through the plugin" if well else f"{wrong} found wrong: see ✗", style="bold")
     return 0 if well else 1

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
-from dsv32_plugin import kernels
-from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin import kernels, settings
+from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, PrefillChunk
+
+DECODE_WORKSPACE_BYTES = 128 << 20
+"""Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
+
+LEAST_SHARED_TOKENS = 64
+"""Prefill tokens from which on the ranks share them out."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The tensor parallel ranks, each of which holds the whole indexer."""
+
+    rank: int
+    size: int
+    all_gather: Callable[[torch.Tensor], torch.Tensor]
+    """[T, K] of this rank -> [size * T, K] of all, in their order."""
+
+
+MAX_EXPANDED_KEYS = 4096
+"""Latents that a prefill expands at a time: 4096 are 320 MiB of keys and values with 128 heads in bfloat16."""
+
+
+EXPANDED_PAIRS = 1 << 23
+"""Pairs of a query and a key, over all heads, from which on latents are expanded. H100, us, latents against expanded:
+128 heads, T = L: 128 348 674, 512 959 426, 2048 8895 1520; T = 128 L = 2048 1386 585;
+16 heads, T = L: 512 277 317, 2048 1749 547; T = 128 L = 2048 355 448, T = 512 L = 2048 830 433."""
+
+
+def gathered_keys(max_visible: int, topk: int) -> int:
+    """Keys that a prefill chunk of a batch gathers at most, unless one sequence is longer."""
+    return MAX_EXPANDED_KEYS if max_visible <= topk else MAX_GATHERED_KEYS
+
+
+def expands(batch: DsaBatch, heads: int) -> bool:
+    """Whether prefills to whom every key is visible have so many that expanding the keys to every head pays.
+
+    Never in the batch-invariant mode: what a token gets would depend on the others.
+    """
+    pairs = sum(chunk.pairs for chunk in batch.prefill_chunks)
+    return not settings.batch_invariant() and heads * pairs >= EXPANDED_PAIRS
 
 
 def needs_selection(batch: DsaBatch, topk: int) -> bool:
@@ -19,6 +62,7 @@ def select_slots(
     weights_ti: torch.Tensor,
     index_cache: torch.Tensor,
     slots_tk: torch.Tensor,
+    ranks: Ranks | None = None,
 ) -> torch.Tensor:
     """Score the visible index keys of every token and write the cache slots of the best K (paper, equations 1 and 2).
 
@@ -27,47 +71,66 @@ def select_slots(
         weights_ti: [T, I] float32 head weights, likewise.
         index_cache: [pages, page size, width] index keys, this step's included.
         slots_tk: [T, K] int32, written: slots in ascending position, then -1.
+        ranks: with whom the tokens of prefills are shared out; all of them hold the same arguments.
     """
     topk = slots_tk.shape[1]
-    page_size = index_cache.shape[1]
-    if batch.num_decodes:
-        rows = slice(0, batch.num_decode_tokens)
-        shape_bn = (batch.num_decodes, batch.queries_per_decode)
-        logits_bns = kernels.index_logits_paged(
+    if batch.decodes is not None:
+        rows, shape_bn = batch.decodes.tokens, batch.decodes.visible_bn.shape
+        kernels.index_topk_paged(
             q_tid[rows].unflatten(0, shape_bn),
             weights_ti[rows].unflatten(0, shape_bn),
             index_cache,
-            batch.block_table_bp[: batch.num_decodes],
-            batch.visible_t[rows].unflatten(0, shape_bn),
-            max_visible=batch.max_visible,
-        )
-        kernels.select_topk(
-            logits_bns.flatten(0, 1),
-            None,
-            batch.visible_t[rows],
+            batch.decodes.table_bp,
+            batch.decodes.visible_bn,
             topk,
-            block_table_bp=batch.block_table_bp[: batch.num_decodes],
-            page_size=page_size,
-            out=slots_tk[rows],
+            max_visible=batch.decodes.longest,
+            workspace_bytes=DECODE_WORKSPACE_BYTES,
+            out=slots_tk[rows].unflatten(0, shape_bn),
         )
     for chunk in batch.prefill_chunks:
-        k_sd, k_scale_s = kernels.gather_index_keys(
-            index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
-        )
+        rows = chunk.tokens
+        _select_chunk(chunk, q_tid[rows], weights_ti[rows], index_cache, slots_tk[rows], ranks)
+    return slots_tk
+
+
+def _select_chunk(
+    chunk: PrefillChunk,
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    index_cache: torch.Tensor,
+    slots_tk: torch.Tensor,
+    ranks: Ranks | None,
+) -> None:
+    tokens, topk = slots_tk.shape
+    k_sd, k_scale_s = kernels.gather_index_keys(
+        index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
+    )
+
+    def select(rows: slice, out: torch.Tensor) -> None:
         kernels.index_topk_ragged(
-            q_tid[chunk.tokens],
-            weights_ti[chunk.tokens],
+            q_tid[rows],
+            weights_ti[rows],
             k_sd,
             k_scale_s,
-            chunk.start_t,
-            chunk.end_t,
+            chunk.start_t[rows].contiguous(),
+            chunk.end_t[rows].contiguous(),
             topk,
             block_table_bp=chunk.block_table_bp,
-            seq_t=chunk.seq_t,
-            page_size=page_size,
-            out=slots_tk[chunk.tokens],
+            seq_t=chunk.seq_t[rows].contiguous(),
+            page_size=index_cache.shape[1],
+            out=out,
         )
-    return slots_tk
+
+    if ranks is None or tokens < LEAST_SHARED_TOKENS:
+        select(slice(None), slots_tk)
+        return
+    # Every rank takes every n-th token, since later tokens see more keys.
+    mine = slice(ranks.rank, None, ranks.size)
+    most = -(-tokens // ranks.size)
+    part_tk = slots_tk.new_empty(most, topk)
+    select(mine, part_tk[: len(range(tokens)[mine])])
+    gathered_rtk = ranks.all_gather(part_tk).unflatten(0, (ranks.size, most))
+    slots_tk.copy_(gathered_rtk.transpose(0, 1).flatten(0, 1)[:tokens])
 
 
 def attend(

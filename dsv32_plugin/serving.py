@@ -31,8 +31,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class VllmServer:
-    """`vllm serve MODEL OPTIONS`, to be used in a with statement.
+class Server:
+    """An engine's server, to be used in a with statement.
 
         with VllmServer("tiny", ["--dtype", "float32"], log_path=Path("server.log")) as server:
             server.wait_until_ready(300)
@@ -41,19 +41,24 @@ class VllmServer:
     Leaving the block stops the server and every process it started, also after an exception or Ctrl-C.
     """
 
+    # The engines' console scripts need not be on the PATH of the interpreter that runs this.
+    module: str
+    """What `python -m` runs."""
+    model_arguments: tuple[str, ...]
+    """The arguments before the model's path."""
+
     def __init__(
         self, model: str | Path, options: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.log_path = log_path
-        # The console script `vllm` need not be on the PATH of the interpreter that runs this.
-        self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+        self.command = [sys.executable, "-m", self.module, *self.model_arguments, str(model)]
         self.command += ["--host", HOST, "--port", str(self.port), *options]
         self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> VllmServer:
+    def __enter__(self) -> Server:
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, env=self._env, start_new_session=True
@@ -110,3 +115,24 @@ class VllmServer:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+class VllmServer(Server):
+    """`vllm serve MODEL OPTIONS`."""
+
+    module = "vllm.entrypoints.cli.main"
+    model_arguments = ("serve",)
+
+
+class SglangServer(Server):
+    """`python -m sglang.launch_server --model-path MODEL OPTIONS`."""
+
+    module = "sglang.launch_server"
+    model_arguments = ("--model-path",)
+
+    def __init__(
+        self, model: str | Path, options: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        # By default SGLang takes a port that is 10000 higher than the server's, which need not exist.
+        env = {"SGLANG_GRPC_PORT": str(free_port()), **(env or {})}
+        super().__init__(model, options, log_path=log_path, env=env)

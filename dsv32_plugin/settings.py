@@ -33,6 +33,11 @@ def allow_developer_role() -> bool:
     return _flag("DSV32_ALLOW_DEVELOPER", True)
 
 
+def batch_invariant() -> bool:
+    """`DSV32_BATCH_INVARIANT` (default 0): 1 computes a row alike whatever else is in the batch."""
+    return os.environ.get("DSV32_BATCH_INVARIANT") == "1"
+
+
 def variant() -> Variant | None:
     """`DSV32_VARIANT` (default empty): v3.2 or speciale; empty takes it from the model's name."""
     value = os.environ.get("DSV32_VARIANT", "").strip().lower()

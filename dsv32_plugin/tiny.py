@@ -137,19 +137,27 @@ def write(spec: TinySpec, out: Path) -> None:
 
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_json(partial / "config.json", config)
-        _write_json(
-            partial / "generation_config.json",
-            {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 0.95},
-        )
-        _copy_tokenizer(partial)
+        write_without_weights(config, partial)
         save_weights(spec, DsaConfig.from_hf(config), partial)
     except ImportError as error:
         raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[tiny]'") from error
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
+
+
+def write_without_weights(config: dict[str, Any], out: Path) -> None:
+    """The new folder `out` with config and tokenizer: enough for an engine that is told to make the weights up."""
+    out.mkdir(parents=True)
+    _write_json(out / "config.json", config)
+    _write_json(
+        out / "generation_config.json",
+        {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 0.95},
+    )
+    try:
+        _copy_tokenizer(out)
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[tiny]'") from error
 
 
 def _copy_tokenizer(out: Path) -> None:

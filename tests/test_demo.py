@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAKE))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("FAKE_VLLM_PIDS", str(tmp_path / "pids"))
-    monkeypatch.setenv("FAKE_VLLM_REQUEST", str(tmp_path / "request.json"))
+    monkeypatch.setenv("FAKE_VLLM_REQUESTS", str(tmp_path / "requests"))
     monkeypatch.delenv("DSV32_PLUGIN", raising=False)
     monkeypatch.setattr(demo, "find_spec", lambda name: name)
     monkeypatch.setattr(serving, "_STOP_SECONDS", 1.0)
@@ -53,23 +54,66 @@ def _stat(pid: int) -> str:
         return " Z "
 
 
-def test_the_whole_story(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--model", model, "--max-tokens", "7", "--", "--seed", "3"]) == 0
+def requests(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "requests").read_text().splitlines()]
+
+
+def test_the_whole_story(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "TRAINED", Path(model))
+    assert cli.main(["demo", "--max-tokens", "7", "--", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
     assert "--dtype float32" in printed
     assert "--seed 3" in printed
-    assert "hmrain\N{REPLACEMENT CHARACTER}[31mget_weather{}" in printed, "all parts, no control characters"
-    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    for part in ("hm\n", 'get_weather{"city": "Hangzhou", "days": 3}\n', "In Hangzhou: rain, 17 degrees.\n"):
+        assert part in printed
     assert "5 prompt tokens, first token after" in printed
     assert "3 tokens in" in printed
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
     assert "vllm serve deepseek-ai/DeepSeek-V3.2" in printed
     assert running(tmp_path) == []
 
-    request = json.loads((tmp_path / "request.json").read_text())
-    assert request["chat_template_kwargs"] == {"thinking": True}
-    assert request["tools"][0]["function"]["name"] == "get_weather"
-    assert request["max_tokens"] == 7
-    assert request["stream"] is True
+    needle, question, result = requests(tmp_path)
+    assert len(needle["messages"][0]["content"]) > 3800
+    assert needle["chat_template_kwargs"] == {"thinking": False}
+    assert question["chat_template_kwargs"] == result["chat_template_kwargs"] == {"thinking": True}
+    assert "get_weather" in [tool["function"]["name"] for tool in question["tools"]]
+    assert [message["role"] for message in result["messages"]] == ["user", "assistant", "tool"]
+    assert result["messages"][1]["reasoning"] == "hm"
+    call = result["messages"][1]["tool_calls"][0]
+    assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Hangzhou", "days": 3}'}
+    assert result["messages"][2]["tool_call_id"] == call["id"]
+    assert all(request["max_tokens"] == 7 and request["stream"] is True for request in (needle, question, result))
+
+
+def test_a_wrong_answer_of_the_trained_model_is_a_failure(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "nonsense")
+    monkeypatch.setattr(demo, "TRAINED", Path(model))
+    assert cli.main(["demo"]) == 2
+    captured = capsys.readouterr()
+    assert "the trained model answered, but not right: expected " in captured.err
+    assert "expected a call of get_weather, got 'rain" in captured.err
+    assert "rain\N{REPLACEMENT CHARACTER}[31m" in captured.out, "no control characters reach the terminal"
+    assert running(tmp_path) == []
+
+
+def test_a_model_of_the_users_own_may_answer_what_it_likes(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "nonsense")
+    assert cli.main(["demo", "--model", model]) == 0
+    assert len(requests(tmp_path)) == 2, "without a call there is no result to answer from"
+
+
+def test_a_wheel_has_no_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "TRAINED", tmp_path / "nowhere")
+    assert cli.main(["demo"]) == 2
+    assert "dsv32 tiny /tmp/tiny && dsv32 demo --model /tmp/tiny" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -114,7 +158,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(
 ) -> None:
     code = (
         "import sys; from dsv32_plugin import cli, demo, serving; serving._STOP_SECONDS = 1.0\n"
-        "demo.find_spec = str; demo._chat = lambda *args: __import__('time').sleep(600)\n"
+        "demo.find_spec = str; demo._conversations = lambda *args: __import__('time').sleep(600)\n"
         f"sys.exit(cli.main(['demo', '--model', {model!r}]))"
     )
     process = subprocess.Popen(
@@ -133,19 +177,6 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     assert running(tmp_path) == []
 
 
-def test_the_tiny_checkpoint_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-
-    def write(spec: object, out: Path) -> None:
-        written.append(out)
-        out.mkdir(parents=True)
-
-    monkeypatch.setattr(demo.tiny, "write", write)
-    assert demo._checkpoint() == demo._checkpoint()
-    assert len(written) == 1
-    assert written[0].parent == tmp_path / "cache" / "dsv32"
-
-
 def test_vllm_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
@@ -159,9 +190,20 @@ def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.engine
 def test_with_the_real_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trained model must answer right: a wrong answer is an error of the command."""
     pytest.importorskip("vllm")
     monkeypatch.delenv("PYTHONPATH")
-    assert cli.main(["demo", "--max-tokens", "8"]) == 0
+    assert cli.main(["demo", "--engine", "vllm"]) == 0
     printed = capsys.readouterr().out
     assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
-    assert "8 tokens in" in printed
+    assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed
+
+
+@pytest.mark.engine
+def test_with_the_real_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sglang")
+    monkeypatch.delenv("PYTHONPATH")
+    assert cli.main(["demo", "--engine", "sglang"]) == 0
+    printed = capsys.readouterr().out
+    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
+    assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin import cli, doctor, settings
+from dsv32_plugin import cli, doctor, settings, sglang_adapter
 from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
 
 HEALTHY: dict[str, Any] = {
@@ -33,7 +33,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"vllm": "0.26.0", "torch": "2.11.0", "triton": "3.6.0", "transformers": "5.0.0"}
     monkeypatch.setattr(doctor, "_version", versions.get)
     monkeypatch.setattr(doctor, "entry_points", lambda group: [OURS])
-    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY)
+    monkeypatch.setattr(doctor, "_probe", lambda engine: HEALTHY)
 
 
 def found(level: str) -> dict[str, doctor.Finding]:
@@ -79,21 +79,21 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_registered_is_not_ours(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], name: str, text: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | change)
+    monkeypatch.setattr(doctor, "_probe", lambda engine: HEALTHY | change)
     assert text in found("wrong")[name].advice
     assert cli.main(["doctor"]) == 1
 
 
 def test_a_gpu_keeps_the_platform_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"platform": "vllm.platforms.cuda.NvmlCudaPlatform", "device_type": "cuda"}
-    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | gpu)
+    monkeypatch.setattr(doctor, "_probe", lambda engine: HEALTHY | gpu)
     assert not found("wrong")
-    monkeypatch.setattr(doctor, "_probe", lambda: HEALTHY | gpu | {"platform": "rival.Platform"})
+    monkeypatch.setattr(doctor, "_probe", lambda engine: HEALTHY | gpu | {"platform": "rival.Platform"})
     assert "another plugin's" in found("warning")["platform"].advice
 
 
 def test_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_probe", lambda: "RuntimeError: no")
+    monkeypatch.setattr(doctor, "_probe", lambda engine: "RuntimeError: no")
     assert found("wrong")["plugin loading"].advice == "RuntimeError: no"
 
 
@@ -101,7 +101,7 @@ def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: two platforms\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **keywords: failed)
-    assert doctor._probe() == "RuntimeError: two platforms"
+    assert doctor._probe(doctor.VLLM) == "RuntimeError: two platforms"
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,18 @@ def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatc
     [
         pytest.param("0.32.0", "wrong", id="newer"),
         pytest.param("0.25.1", "wrong", id="older"),
-        pytest.param(None, "wrong", id="missing"),
     ],
 )
-def test_the_engine_version(monkeypatch: pytest.MonkeyPatch, installed: str | None, level: str) -> None:
+def test_the_engine_version(monkeypatch: pytest.MonkeyPatch, installed: str, level: str) -> None:
     monkeypatch.setattr(doctor, "_version", {"vllm": installed}.get)
     finding = found(level)["vllm"]
     assert "install" in finding.advice
-    assert "0.26.0" in finding.advice or installed is None
+    assert "0.26.0" in finding.advice
+
+
+def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {}.get)
+    assert "pip install 'dsv32-plugin[vllm]' or" in found("wrong")["vllm or sglang"].advice
 
 
 def test_an_untested_engine_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +164,29 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: str, level: str) -> None:
     monkeypatch.setenv(name, value)
     assert name in found(level)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "text"),
+    [
+        pytest.param({}, "", "", id="well"),
+        pytest.param({"missing_hooks": ["sglang.a"]}, "hooks", "SGLang's log says why", id="a-hook-is-missing"),
+        pytest.param({"backend": None}, "attention backend dsv32", "expected dsv32_plugin", id="no-backend"),
+    ],
+)
+def test_sglang(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], name: str, text: str) -> None:
+    monkeypatch.setattr(doctor, "_version", {"sglang": "0.5.15.post1"}.get)
+    healthy = {
+        "platform": sglang_adapter.CPU_PLATFORM_PATH,
+        "device_type": "cpu",
+        "models": sglang_adapter.MODELS,
+        "backend": sglang_adapter.BACKEND_PATH,
+        "missing_hooks": [],
+    }
+    monkeypatch.setattr(doctor, "_probe", lambda engine: healthy | change)
+    wrong = found("wrong")
+    assert list(wrong) == ([name] if name else [])
+    assert not name or wrong[name].advice.startswith(text)
 
 
 @pytest.fixture
@@ -206,3 +233,22 @@ class TestWithVllm:
         neighbour(f"import {registry} as r; r.register_backend(r.AttentionBackendEnum.CUSTOM, 'rival.Backend')")
         assert "rival of rival-plugin" in found("warning")["vllm.general_plugins"].found
         assert found("wrong")["attention backend CUSTOM"].found == "rival.Backend"
+
+
+@pytest.mark.engine
+class TestWithSglang:
+    """The same questions to the real SGLang."""
+
+    @pytest.fixture(autouse=True)
+    def real(self, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("sglang")
+        monkeypatch.undo()
+
+    def test_it_has_loaded_us(self) -> None:
+        assert not found("wrong")
+
+    def test_switched_off_it_runs_its_own_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DSV32_PLUGIN", "0")
+        wrong = found("wrong")
+        assert wrong["DeepseekV32ForCausalLM"].advice.startswith("SGLang's own code")
+        assert wrong["attention backend dsv32"].found == "nothing registered"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,30 @@ def test_importing_the_package_imports_no_engine_and_no_torch() -> None:
     program = "import dsv32_plugin, sys; print([m for m in ('torch', 'vllm', 'triton', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def imported(folder: Path) -> dict[str, set[str]]:
+    """What each file of a folder imports, also inside functions."""
+    found: dict[str, set[str]] = {}
+    for path in folder.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {
+            f"{node.module}.{alias.name}"
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        }
+        found[path.name] = names
+    return found
+
+
+@pytest.mark.parametrize(("ours", "other"), [("vllm", "sglang"), ("sglang", "vllm")])
+def test_an_adapter_knows_its_engine_only(ours: str, other: str) -> None:
+    for name, modules in imported(ROOT / "dsv32_plugin" / f"{ours}_adapter").items():
+        assert not {m for m in modules if m.split(".")[0] == other or f"{other}_adapter" in m}, name
+
+
+def test_what_both_adapters_share_knows_no_engine() -> None:
+    for name, modules in imported(ROOT / "dsv32_plugin").items():
+        assert not {m for m in modules if m.split(".")[0] in ("vllm", "sglang")}, name

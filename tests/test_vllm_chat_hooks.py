@@ -16,12 +16,11 @@ from vllm.parser.abstract_parser import DelegatingParser
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
+from dsv32_plugin.chat import thinking_requested, variant
 from dsv32_plugin.parsers import EncodingError, encode_messages
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
-from dsv32_plugin.vllm_adapter import rendering
 from dsv32_plugin.vllm_adapter.parsers import DsaReasoningParser, DsaToolParser
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
 START_ID, END_ID = 7, 8
 USER = [{"role": "user", "content": "Weather in Paris?"}]
@@ -59,7 +58,7 @@ def text_of(ids: list[int]) -> str:
 def renderer(model: str = "deepseek-ai/DeepSeek-V3.2", tokenizer: Tokenizer | None = None) -> DsaRenderer:
     made = DsaRenderer.__new__(DsaRenderer)
     made.tokenizer = tokenizer or Tokenizer()
-    made._variant = rendering._variant(SimpleNamespace(model=model, served_model_name=model))
+    made._variant = variant(model, model)
     return made
 
 

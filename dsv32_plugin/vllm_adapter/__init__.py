@@ -4,6 +4,8 @@ vLLM calls the two functions below through its entry points, in every process an
 lazy: nothing of torch or vLLM is imported before the engine itself has imported it.
 """
 
+import os
+
 from dsv32_plugin import settings
 from dsv32_plugin.config import ARCHITECTURES
 
@@ -13,8 +15,12 @@ TOKENIZER_MODE = "deepseek_v32"
 PARSER_NAME = "dsv32"
 RENDERING_MODULE = "dsv32_plugin.vllm_adapter.rendering"
 PARSERS_MODULE = "dsv32_plugin.vllm_adapter.parsers"
-MODELS = dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM")
-"""Architecture in config.json -> the class that serves it."""
+MTP_ARCHITECTURE = "DsaMtpModel"
+MODELS = {
+    **dict.fromkeys(ARCHITECTURES.values(), "dsv32_plugin.vllm_adapter.model:DsaForCausalLM"),
+    MTP_ARCHITECTURE: "dsv32_plugin.vllm_adapter.mtp:DsaMtp",
+}
+"""Architecture in config.json, or ours of the draft model -> the class that serves it."""
 
 
 def register() -> None:
@@ -24,7 +30,9 @@ def register() -> None:
     from dsv32_plugin.vllm_adapter import compat
 
     compat.check_engine_version()
+    from vllm import envs
     from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
     from vllm.reasoning import ReasoningParserManager
     from vllm.renderers.registry import RENDERER_REGISTRY
@@ -32,8 +40,13 @@ def register() -> None:
     from vllm.tool_parsers import ToolParserManager
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
+
+    if envs.VLLM_BATCH_INVARIANT:
+        os.environ.setdefault("DSV32_BATCH_INVARIANT", "1")
     for architecture, path in MODELS.items():
         ModelRegistry.register_model(architecture, path)
+    MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), DsaEngineConfig))
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND_PATH)
     # The mode that vLLM chooses for DeepseekV32ForCausalLM. Assigned, since `register` warns where it replaces.
     TokenizerRegistry.tokenizers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaTokenizer")

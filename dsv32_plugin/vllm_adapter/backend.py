@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -15,8 +16,9 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsv32_plugin.batch import DsaBatch, build_batch
-from dsv32_plugin.cache_layout import PAGE_SIZE_MULTIPLE
+from dsv32_plugin import dsa, settings
+from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,8 +28,7 @@ if TYPE_CHECKING:
 class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
     """Turns vLLM's description of a step into a `DsaBatch`, without waiting for the device."""
 
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
-    reorder_batch_threshold: int | None = 1
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
 
     def __init__(
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
@@ -42,25 +43,74 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
                     f"--{name}-context-parallel-size: the plugin supports 1, got {size}; use tensor parallelism instead"
                 )
 
+        # With speculative decoding a decode has a token for each drafted one, too.
+        self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
+        assert self.reorder_batch_threshold is not None
+        self.max_len = vllm_config.model_config.max_model_len
+        self.topk = vllm_config.model_config.hf_config.index_topk
+        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        # What a captured graph reads lies in tensors that are never replaced: these, and those of vLLM's runner.
+        token_t = torch.arange(max_tokens, dtype=torch.int32, device=device)
+        self.seq_t = {n: token_t // n for n in range(1, self.reorder_batch_threshold + 1)}
+        self.tokens_after_n = {n: token_t[:n].flip(0) for n in self.seq_t}
+        self.visible_t = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> DsaBatch:
         common = common_attn_metadata
         assert common.causal is True, "DSA is causal"
+        assert self.reorder_batch_threshold is not None
+        queries, num_tokens, num_reqs = common.max_query_len, common.num_actual_tokens, common.num_reqs
+        if queries <= self.reorder_batch_threshold and num_tokens == num_reqs * queries:
+            return self._uniform(common, queries)
         assert common.seq_lens_cpu_upper_bound is not None, "vLLM 0.26 always fills seq_lens_cpu_upper_bound"
-        num_decodes, _, num_decode_tokens, _ = split_decodes_and_prefills(common, decode_threshold=1)
-        assert num_decode_tokens == num_decodes, "a decode has one query token"
-        return build_batch(
-            slots_t=common.slot_mapping[: common.num_actual_tokens],
-            block_table_bp=common.block_table_tensor[: common.num_reqs],
-            seq_lens_b=common.seq_lens[: common.num_reqs],
-            query_start_b1=common.query_start_loc[: common.num_reqs + 1],
-            seq_lens_cpu_b=common.seq_lens_cpu_upper_bound[: common.num_reqs],
-            query_start_cpu_b1=common.query_start_loc_cpu[: common.num_reqs + 1],
-            max_visible=common.max_seq_len,
+        max_visible = self._max_visible(common)
+        num_decodes = split_decodes_and_prefills(common, decode_threshold=self.reorder_batch_threshold)[0]
+        return mixed_batch(
+            slots_t=common.slot_mapping[:num_tokens],
+            block_table_bp=common.block_table_tensor[:num_reqs],
+            seq_lens_b=common.seq_lens[:num_reqs],
+            query_start_b1=common.query_start_loc[: num_reqs + 1],
+            seq_lens_cpu_b=common.seq_lens_cpu_upper_bound[:num_reqs],
+            query_start_cpu_b1=common.query_start_loc_cpu[: num_reqs + 1],
+            max_visible=max_visible,
             num_decodes=num_decodes,
-            queries_per_decode=1,
+            longest=self._longest(max_visible),
+            max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
+
+    def _max_visible(self, common: CommonAttentionMetadata) -> int:
+        """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
+        return self.max_len if settings.batch_invariant() else common.max_seq_len
+
+    def _uniform(self, common: CommonAttentionMetadata, queries: int) -> DsaBatch:
+        """A batch that a graph may be captured with. Padding sequences have length 0, so their tokens see nothing."""
+        num_tokens, num_reqs = common.num_actual_tokens, common.num_reqs
+        if queries == 1:
+            visible_t = common.seq_lens[:num_reqs]
+        else:
+            visible_t = self.visible_t[:num_tokens]
+            visible_bn = visible_t.view(num_reqs, queries)
+            torch.sub(common.seq_lens[:num_reqs, None], self.tokens_after_n[queries], out=visible_bn)
+            visible_bn.clamp_(min=0)
+        # A graph serves every length up to the longest, so with graphs keys are always selected. Decodes outside of
+        # graphs are then run alike, so that the run before a capture compiles what the capture launches.
+        any_length = self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        max_visible = self.max_len if any_length else self._max_visible(common)
+        return uniform_decodes(
+            slots_t=common.slot_mapping[:num_tokens],
+            block_table_bp=common.block_table_tensor[:num_reqs],
+            seq_t=self.seq_t[queries][:num_tokens],
+            visible_t=visible_t,
+            max_visible=max_visible,
+            queries=queries,
+            longest=self._longest(max_visible),
+        )
+
+    def _longest(self, max_visible: int) -> int:
+        """On a GPU decodes are given one bound for ever, so that their kernels come in few variants."""
+        return max_visible if self.device.type == "cpu" else self.max_len
 
 
 class DsaBackend(AttentionBackend):
@@ -86,7 +136,11 @@ class DsaBackend(AttentionBackend):
 
     @staticmethod
     def get_supported_kernel_block_sizes() -> list[int | MultipleOf]:
-        return [MultipleOf(PAGE_SIZE_MULTIPLE)]
+        return [MultipleOf(PAGE_SIZE_MULTIPLE)] if current_platform.is_cpu() else [PAGE_SIZE]
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        return PAGE_SIZE
 
     @staticmethod
     def get_kv_cache_shape(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 from vllm.config import ModelConfig, VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.vllm_adapter import BACKEND_PATH
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
@@ -36,11 +38,16 @@ def check_options(vllm_config: VllmConfig) -> None:
         raise ValueError("VLLM_MLA_DISABLE: expected 0, got 1; sparse attention runs on MLA's latents")
     if getattr(model.hf_config, "tie_word_embeddings", False):
         raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
+    cache, page_size = vllm_config.cache_config, PAGE_SIZE_MULTIPLE if current_platform.is_cpu() else PAGE_SIZE
+    if cache.user_specified_block_size and cache.block_size % page_size:
+        raise ValueError(
+            f"--block-size: expected a multiple of {page_size}, got {cache.block_size}; leave it out for {PAGE_SIZE}"
+        )
     backend = vllm_config.attention_config.backend
     if backend not in (None, AttentionBackendEnum.CUSTOM):
         raise ValueError(f"--attention-backend: expected CUSTOM or nothing, got {backend.name}; {IN_TREE_HINT}")
     speculative = vllm_config.speculative_config
-    if speculative is not None and speculative.use_eagle():
+    if speculative is not None and speculative.use_eagle() and speculative.method != "mtp":
         raise NotImplementedError(
             f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have; "
             f"leave it out, or {IN_TREE_HINT}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -22,15 +23,17 @@ from vllm.model_executor.models.utils import (
     make_layers,
     maybe_prefix,
 )
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from dsv32_plugin import __version__
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import guard, weights
+from dsv32_plugin.vllm_adapter import guard, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
+from dsv32_plugin.weights import PACKED_MODULES, layer_of
 
 logger = init_logger("vllm.dsv32_plugin")
 
@@ -76,11 +79,12 @@ class DsaModel(nn.Module):
         device = vllm_config.device_config.device
         rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, None, config.rope).to(device)
         self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
-        # Written by the layers that select and read by those that share; one buffer, so that a captured graph finds it.
-        slots_tk = torch.empty(
+        # Slots, written by the layers that select and read by those that share; one buffer, so that a captured graph
+        # finds it. By this name vLLM gives it to the draft model, too.
+        topk_indices_buffer = torch.empty(
             vllm_config.scheduler_config.max_num_batched_tokens, config.index_topk, dtype=torch.int32, device=device
         )
-        self.register_buffer("slots_tk", slots_tk, persistent=False)
+        self.register_buffer("topk_indices_buffer", topk_indices_buffer, persistent=False)
 
         stage = get_pp_group()
         self.embed_tokens: nn.Module = PPMissingLayer()
@@ -103,6 +107,8 @@ class DsaModel(nn.Module):
                 config.indexer_types[self.start_layer],
                 "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
             )
+        self.vllm_config = vllm_config
+        self.is_warm = current_platform.is_cpu()
         self.norm: nn.Module = PPMissingLayer()
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -125,21 +131,28 @@ class DsaModel(nn.Module):
             assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
+        if not self.is_warm and get_forward_context().attn_metadata is None:
+            self._warm_up(positions, hidden_th)
         for layer in islice(self.layers, self.start_layer, self.end_layer):
-            hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.slots_tk)
+            hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
+
+    def _warm_up(self, positions_t: torch.Tensor, hidden_th: torch.Tensor) -> None:
+        """Once, in the run that vLLM measures memory with."""
+        self.is_warm = True
+        # One layer that selects and, where there is one, a layer that shares a selection.
+        attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
+        kinds = {attention.indexer is None: attention for attention in attentions}
+        assert isinstance(self.topk_indices_buffer, torch.Tensor)
+        warmup.run(list(kinds.values()), positions_t, hidden_th, self.topk_indices_buffer, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):
     """The class that vLLM runs for `DeepseekV32ForCausalLM` and `GlmMoeDsaForCausalLM` checkpoints."""
 
-    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
-        "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
-        "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-    }
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = PACKED_MODULES
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -161,9 +174,12 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         guard.check_backend()
         choices = dispatch.choices(vllm_config.device_config.device)
-        kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info_once(
-            "dsv32: serving %s with dsv32-plugin %s; kernels: %s", config.architecture, __version__, kernels
+            "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",
+            config.architecture,
+            __version__,
+            current_platform.get_device_name(),
+            ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items()),
         )
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -182,4 +198,13 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return weights.load(self, weights_iterator)
+        return weights.load(self, weights_iterator, self._belongs_elsewhere)
+
+    def _belongs_elsewhere(self, name: str) -> bool:
+        """Whether a tensor is rightly not loaded: another stage's, a draft layer's or an unused indexer's."""
+        layer = layer_of(name)
+        if layer is None:
+            return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+        if not self.model.start_layer <= layer < self.model.end_layer:
+            return layer < self.config.num_layers + self.config.num_nextn_predict_layers
+        return ".self_attn.indexer." in name and not self.config.selects(layer)

@@ -6,7 +6,6 @@ vLLM hands the stream to the reasoning parser until the reasoning ends, and what
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ from vllm.tokenizers import TokenizerLike
 from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
 from xgrammar import StructuralTag
 
+from dsv32_plugin.chat import call_grammar, feed_reasoning, text_of, thinking_requested
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,
@@ -34,13 +34,9 @@ from dsv32_plugin.parsers import (
     ToolCallArguments,
     ToolCallStart,
 )
-from dsv32_plugin.parsers.constraint import forced_calls, optional_calls
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
-
-_UP_TO_TAG_END = re.compile(r"[^>]*>?")
 
 
 class DsaReasoningParser(ReasoningParser):
@@ -92,10 +88,10 @@ class DsaReasoningParser(ReasoningParser):
         if not self._thinking:
             return None, model_output
         parser = OutputParser(thinking=True, tool_calls=False)
-        events, rest = _reason(parser, model_output)
+        events, rest = feed_reasoning(parser, model_output)
         if not parser.reasoning_ended:
             events += parser.finish()
-        return _text(events, ReasoningDelta), (_text(events, ContentDelta) or "") + rest or None
+        return text_of(events, ReasoningDelta) or None, text_of(events, ContentDelta) + rest or None
 
     def extract_reasoning_streaming(
         self,
@@ -106,7 +102,7 @@ class DsaReasoningParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        events, rest = _reason(self._parser, delta_text)
+        events, rest = feed_reasoning(self._parser, delta_text)
         return _delta_message([*events, ContentDelta(rest)] if rest else events)
 
     def get_streaming_fallback_content(self, previous_text: str, request: Request) -> None:
@@ -121,7 +117,7 @@ class DsaReasoningParser(ReasoningParser):
         if self._parser.reasoning_ended:
             return None
         events = self._parser.finish()
-        if self._request is not None and (rest := _text(events, ContentDelta)):
+        if self._request is not None and (rest := text_of(events, ContentDelta)):
             calls = _calls_parser(self._request)
             events = [event for event in events if isinstance(event, ReasoningDelta)]
             events += calls.feed(rest) + calls.finish()
@@ -145,20 +141,12 @@ class DsaToolParser(ToolParser):
         return ""
 
     def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> StructuralTag | None:
-        """The grammar of the answer: calls only where one is forced, well-formed calls where a tool is `strict`."""
-        tools, choice = _functions(request), request.tool_choice
-        parallel = request.parallel_tool_calls is not False
-        if not tools or choice == "none":
-            return None
-        if choice in (None, "auto"):
-            strict = any((tool.get("function") or tool).get("strict") for tool in tools)
-            return StructuralTag(**optional_calls(tools, parallel=parallel)) if strict else None
-        if choice != "required":
-            name = getattr(choice, "name", None) or choice.function.name
-            tools = [tool for tool in tools if (tool.get("function") or tool)["name"] == name]
-            if not tools:
-                raise ValueError(f"tool_choice: expected one of the request's tools, got {name}")
-        return StructuralTag(**forced_calls(tools, parallel=parallel))
+        """The grammar of the answer, where there is one."""
+        choice = request.tool_choice
+        if choice is not None and not isinstance(choice, str):
+            choice = getattr(choice, "name", None) or choice.function.name
+        grammar = call_grammar(_functions(request), choice, parallel=request.parallel_tool_calls is not False)
+        return None if grammar is None else StructuralTag(**grammar)
 
     def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
         parser = _calls_parser(request)
@@ -172,7 +160,7 @@ class DsaToolParser(ToolParser):
         return ExtractedToolCallInformation(
             tools_called=bool(calls),
             tool_calls=[ToolCall(function=call) for call in calls],
-            content=_text(events, ContentDelta),
+            content=text_of(events, ContentDelta) or None,
         )
 
     def extract_tool_calls_streaming(
@@ -206,23 +194,6 @@ def _calls_parser(request: Request) -> OutputParser:
     return OutputParser(tools, tool_calls=bool(tools) and request.tool_choice != "none", think_tags=False)
 
 
-def _reason(parser: OutputParser, text: str) -> tuple[list[Event], str]:
-    """Feed text until the reasoning ends; returns its events, and the text after the end untouched."""
-    events: list[Event] = []
-    # The reasoning ends with a tag: fed tag by tag, the parser never reads past the end.
-    position = 0
-    while position < len(text) and not parser.reasoning_ended:
-        match = _UP_TO_TAG_END.match(text, position)
-        assert match is not None
-        events += parser.feed(match[0])
-        position = match.end()
-    return events, text[position:]
-
-
-def _text(events: Iterable[Event], kind: type[ReasoningDelta] | type[ContentDelta]) -> str | None:
-    return "".join(event.text for event in events if isinstance(event, kind)) or None
-
-
 def _delta_message(events: list[Event]) -> DeltaMessage | None:
     """One chunk of the response; None where nothing is certain yet."""
     calls: list[DeltaToolCall] = []
@@ -235,7 +206,7 @@ def _delta_message(events: list[Event]) -> DeltaMessage | None:
                 calls[-1].function.arguments = (calls[-1].function.arguments or "") + event.fragment
             else:
                 calls.append(DeltaToolCall(index=event.index, function=DeltaFunctionCall(arguments=event.fragment)))
-    fields: dict[str, Any] = {"reasoning": _text(events, ReasoningDelta), "content": _text(events, ContentDelta)}
+    fields: dict[str, Any] = {"reasoning": text_of(events, ReasoningDelta), "content": text_of(events, ContentDelta)}
     fields = {name: value for name, value in fields.items() if value}
     if calls:
         fields["tool_calls"] = calls

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TokenizersBackend
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import VllmConfig
 from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.inputs import DictPrompt
@@ -15,13 +15,7 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
 from vllm.utils.async_utils import make_async
 
-from dsv32_plugin import settings
-from dsv32_plugin.parsers import encode_messages
-from dsv32_plugin.parsers.encoding import Variant
-from dsv32_plugin.vllm_adapter.thinking import thinking_requested
-
-SPECIALE: Literal["speciale"] = "speciale"
-_ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
+from dsv32_plugin import chat
 
 
 class DsaTokenizer:
@@ -41,7 +35,7 @@ class DsaRenderer(HfRenderer):
     def __init__(self, config: VllmConfig, tokenizer: HfTokenizer | None) -> None:
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
-        self._variant = _variant(self.model_config)
+        self._variant = chat.variant(self.model_config.model, str(self.model_config.served_model_name))
 
     def render_messages(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -63,23 +57,8 @@ class DsaRenderer(HfRenderer):
         return bool(params.chat_template or getattr(self.get_tokenizer(), "chat_template", None))
 
     def _encode(self, messages: list[ConversationMessage], params: ChatParams) -> list[int]:
-        kwargs = params.chat_template_kwargs
-        if kwargs.get("documents"):
-            raise ValueError("documents: expected none, got some; DeepSeek-V3.2 has no place for them, use a message")
-        options = {name: kwargs[name] for name in _ENCODER_OPTIONS if kwargs.get(name) is not None}
-        prompt = encode_messages(
-            messages,
-            thinking_mode="thinking" if thinking_requested(kwargs) else "chat",
-            variant=self._variant,
-            allow_developer=settings.allow_developer_role(),
-            **options,
-        )
+        prompt = chat.render(messages, params.chat_template_kwargs, self._variant)
         return self.get_tokenizer().encode(prompt, add_special_tokens=False)
-
-
-def _variant(model_config: ModelConfig) -> Variant:
-    name = f"{model_config.model} {model_config.served_model_name}".lower()
-    return settings.variant() or (SPECIALE if SPECIALE in name else "v3.2")
 
 
 def _plain(value: Any) -> Any:

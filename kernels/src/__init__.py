@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .gather_cache.api import gather_index_keys, gather_latents
     from .index_logits.api import index_logits_paged, index_logits_ragged
     from .index_query.api import index_query
-    from .index_topk.api import index_topk_ragged
+    from .index_topk.api import index_topk_paged, index_topk_ragged
     from .masked_mha.api import masked_mha
     from .norm_rope_cache.api import norm_rope_cache
     from .rope_query.api import rope_query
@@ -28,6 +28,7 @@ __all__ = [
     "index_logits_paged",
     "index_logits_ragged",
     "index_query",
+    "index_topk_paged",
     "index_topk_ragged",
     "masked_mha",
     "norm_rope_cache",

@@ -48,6 +48,11 @@ def rows(name: str, value: torch.Tensor) -> None:
         raise ValueError(_message(name, "last dim must be contiguous", got, "call .contiguous()"))
 
 
+def contiguous(name: str, value: torch.Tensor) -> None:
+    if not value.is_contiguous():
+        raise ValueError(_message(name, "a contiguous tensor", f"strides {value.stride()}", "call .contiguous()"))
+
+
 def vector(name: str, value: torch.Tensor, size: Dim, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
     """Check a contiguous tensor of one dim."""
     tensor(name, value, (size,), dtypes, device)

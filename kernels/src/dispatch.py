@@ -30,6 +30,7 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "gather_latents": ("reference", "triton"),
     "rope_query": ("reference", "triton"),
     "select_topk": ("reference", "triton"),
+    "index_topk_paged": ("reference", "triton", "hopper"),
     "index_topk_ragged": ("reference", "triton", "hopper"),
     "sparse_mla": ("reference", "triton", "hopper"),
     "dense_mla": ("reference", "triton"),
@@ -42,6 +43,7 @@ FOLDERS: dict[str, str] = {operation: operation for operation in SUPPORT} | {
     "index_logits_ragged": "index_logits",
     "gather_index_keys": "gather_cache",
     "gather_latents": "gather_cache",
+    "index_topk_paged": "index_topk",
     "index_topk_ragged": "index_topk",
 }
 """Operation -> the folder that holds it."""

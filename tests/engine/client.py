@@ -1,8 +1,11 @@
-"""A small client of a served model: prompts as token ids in, tokens and log-probabilities out."""
+"""A small client of a served model: prompts as token ids in, tokens and log-probabilities out.
+
+`complete` and `prompt_logprobs` ask vLLM, `generate` and `input_logprobs` SGLang, whose OpenAI endpoint tells no ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ class Completion:
     tokens: list[int]
     logprobs: list[float]
     cached_tokens: int
+    retractions: int = 0
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
@@ -46,10 +50,38 @@ def complete(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Com
     return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"], details.get("cached_tokens", 0))
 
 
-def complete_together(url: str, prompts: Sequence[Sequence[int]], steps: int) -> list[Completion]:
+def generate(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Completion:
+    """`complete`, through SGLang's own endpoint."""
+    sampling = {"max_new_tokens": steps, "temperature": 0, "ignore_eos": True, **options}
+    meta = _generate(url, prompt, sampling)
+    logprobs, tokens, _ = zip(*meta["output_token_logprobs"], strict=True)
+    return Completion(list(tokens), list(logprobs), meta["cached_tokens"], meta["num_retractions"])
+
+
+def input_logprobs(url: str, prompt: Sequence[int]) -> list[float]:
+    """`prompt_logprobs`, through SGLang's own endpoint."""
+    meta = _generate(url, prompt, {"max_new_tokens": 1}, logprob_start_len=0)
+    return [logprob for logprob, _, _ in meta["input_token_logprobs"][1:]]
+
+
+def _generate(url: str, prompt: Sequence[int], sampling: dict[str, Any], **options: Any) -> dict[str, Any]:
+    body = {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True, **options}
+    response = httpx.post(f"{url}/generate", json=body, timeout=TIMEOUT_S)
+    assert response.status_code == httpx.codes.OK, response.text
+    meta: dict[str, Any] = response.json()["meta_info"]
+    return meta
+
+
+def complete_together(
+    url: str,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    ask: Callable[..., Completion] = complete,
+    **options: Any,
+) -> list[Completion]:
     """All prompts at once, so that the engine batches them."""
     with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(lambda prompt: complete(url, prompt, steps), prompts))
+        return list(pool.map(lambda prompt: ask(url, prompt, steps, **options), prompts))
 
 
 def prompt_logprobs(url: str, prompt: Sequence[int]) -> list[float]:

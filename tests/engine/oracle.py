@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
 
 from dsv32_plugin.block_fp8 import dequantised
@@ -32,6 +33,8 @@ class Fault(Enum):
     """Mistakes that an implementation of sparse attention could make, made in the oracle."""
 
     WRONG_TOPK = "half the selected keys"
+    ALL_KEYS = "no selection"
+    RANDOM_KEYS = "a selection that does not depend on what the keys say"
     WRONG_INDEX_ROPE = "the index rope interleaved where it is not, and the other way round"
     NO_RELU = "index scores without their ReLU"
 
@@ -53,18 +56,34 @@ def hf_greedy(
         return [_greedy(model, list(prompt), steps) for prompt in prompts]
 
 
+def assert_same_tokens(found: Sequence[int], truth: Greedy, *, tie: float) -> None:
+    """Raise AssertionError at the first token that differs where Hugging Face's best two are more than `tie` apart.
+
+    Where they are closer the choice is a matter of rounding, and what follows another choice cannot be compared.
+    """
+    for step, (token, expected, gap) in enumerate(zip(found, truth.tokens, truth.gaps, strict=True)):
+        if token != expected:
+            assert gap < tie, f"token {step}: {token} instead of {expected}, {gap:.4f} ahead of the second best"
+            return
+
+
 def hf_logprobs(
     model_dir: str | Path,
     token_ids: Sequence[int],
     *,
     fault: Fault | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    rounding: Rounding = EXACT,
 ) -> list[float]:
     """Teacher forced: the log-probability of each token but the first, given those before it."""
     with _faulty(model_dir, fault) as model, torch.inference_mode():
-        cast = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        logprobs = cast(torch.tensor([list(token_ids)]), use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
+        here = dtype == torch.float32 and device == "cpu"
+        cast = model if here else copy.deepcopy(model).to(device=device, dtype=dtype)
+        tokens_t = torch.tensor(list(token_ids), device=device)
+        with rounded(cast, _modeling(cast), rounding):
+            logprobs = cast(tokens_t[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    return logprobs.gather(1, tokens_t[1:, None])[:, 0].tolist()
 
 
 def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
@@ -126,18 +145,28 @@ def _faulty(model_dir: str | Path, fault: Fault | None) -> Iterator[Any]:
     model = load(str(Path(model_dir).resolve()))
     modeling = _modeling(model)
     with ExitStack() as stack:
-        if fault is Fault.WRONG_TOPK:
-            for layer in model.model.layers:
-                if layer.self_attn.indexer is not None:
-                    stack.enter_context(
-                        patch.object(layer.self_attn.indexer, "index_topk", model.config.index_topk // 2)
-                    )
+        if getattr(model.config, "indexer_rope_interleave", False) and hasattr(modeling, "apply_rotary_pos_emb"):
+            # Transformers 5.12 turns GLM's index keys as DeepSeek's; later releases as its config says.
+            stack.enter_context(_other_index_rope(modeling))
+        indexers = [layer.self_attn.indexer for layer in model.model.layers if layer.self_attn.indexer is not None]
+        if fault in (Fault.WRONG_TOPK, Fault.ALL_KEYS):
+            topk = model.config.index_topk // 2 if fault is Fault.WRONG_TOPK else model.config.max_position_embeddings
+            for indexer in indexers:
+                stack.enter_context(patch.object(indexer, "index_topk", topk))
+        elif fault is Fault.RANDOM_KEYS:
+            generator = torch.Generator().manual_seed(0)
+            for indexer in indexers:
+                stack.enter_context(patch.object(indexer.k_norm, "forward", partial(_noise_like, generator)))
         elif fault is Fault.WRONG_INDEX_ROPE:
             stack.enter_context(_other_index_rope(modeling))
         elif fault is Fault.NO_RELU:
             functional = SimpleNamespace(relu=lambda scores: scores, linear=modeling.F.linear)
             stack.enter_context(patch.object(modeling, "F", functional))
         yield model
+
+
+def _noise_like(generator: torch.Generator, x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape).normal_(generator=generator).to(x)
 
 
 def _other_index_rope(modeling: ModuleType) -> Any:

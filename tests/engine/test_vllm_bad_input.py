@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm")
 
+from checkpoints import BAD_CONFIGS, BAD_WEIGHTS, SPEC, edit_config, edit_weight
 from vllm.config import set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
@@ -29,7 +28,6 @@ from dsv32_plugin.vllm_adapter import compat
 
 pytestmark = pytest.mark.engine
 
-SPEC = TinySpec(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, n_routed_experts=8)
 Build = Callable[..., torch.nn.Module]
 
 
@@ -55,25 +53,6 @@ def model(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint(SPEC), tmp_path / "model"))
 
 
-def edit_config(model: Path, **changes: Any) -> None:
-    """Set keys of config.json, or remove those given as None."""
-    path = model / "config.json"
-    config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-
-
-def edit_weight(model: Path, name: str, change: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
-    """Replace one tensor of the checkpoint by those that `change` makes of it."""
-    index = model / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    shard = content["weight_map"].pop(name)
-    tensors = load_file(model / shard)
-    made = change(tensors.pop(name))
-    save_file({**tensors, **made}, model / shard)
-    content["weight_map"].update(dict.fromkeys(made, shard))
-    index.write_text(json.dumps(content))
-
-
 def test_a_good_checkpoint_is_built_from_our_classes(build: Build, model: Path) -> None:
     built = build(model)
     assert type(built).__module__ == "dsv32_plugin.vllm_adapter.model"
@@ -81,19 +60,7 @@ def test_a_good_checkpoint_is_built_from_our_classes(build: Build, model: Path) 
     assert not any("deepseek" in name for name in modules), "no class of vLLM's own model is used"
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        pytest.param({"index_topk": 0}, "index_topk: expected an integer of at least 1, got 0", id="topk-0"),
-        pytest.param({"index_topk": -5}, "index_topk: expected an integer of at least 1, got -5", id="topk-negative"),
-        pytest.param({"n_routed_experts": None}, "n_routed_experts: expected a value, got nothing", id="missing-key"),
-        pytest.param({"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid', got 'softmax'", id="variant"),
-        pytest.param(
-            {"index_topk_pattern": "SF"}, "index_topk_pattern: expected a first layer that selects", id="share"
-        ),
-        pytest.param({"tie_word_embeddings": True}, "tie_word_embeddings: expected false, got true", id="tied"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "says"), BAD_CONFIGS)
 def test_a_bad_config_names_its_key(build: Build, model: Path, changes: dict[str, Any], says: str) -> None:
     edit_config(model, **changes)
     with pytest.raises(ValueError, match="config key") as error:
@@ -101,35 +68,7 @@ def test_a_bad_config_names_its_key(build: Build, model: Path, changes: dict[str
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "says"),
-    [
-        pytest.param(
-            "model.layers.1.self_attn.indexer.wk.weight",
-            lambda weight: {},
-            "1 weights are missing, among them model.layers.1.self_attn.indexer.wk.weight",
-            id="missing",
-        ),
-        pytest.param(
-            "model.layers.1.mlp.experts.3.down_proj.weight",
-            lambda weight: {},
-            "1 weights are missing, among them model.layers.1.mlp.experts.3.down_proj.weight",
-            id="missing-expert",
-        ),
-        pytest.param(
-            "model.norm.weight",
-            lambda weight: {"model.norm.weight": weight, "model.norm.bias": weight.clone()},
-            "model.norm.bias is not a weight of DeepseekV32ForCausalLM",
-            id="unknown",
-        ),
-        pytest.param(
-            "model.layers.0.self_attn.kv_b_proj.weight",
-            lambda weight: {"model.layers.0.self_attn.kv_b_proj.weight": weight[:, :100].contiguous()},
-            "model.layers.0.self_attn.kv_b_proj.weight (512, 100) does not fit the sizes in config.json",
-            id="wrong-shape",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "change", "says"), BAD_WEIGHTS)
 def test_a_bad_weight_is_named(
     build: Build, model: Path, name: str, change: Callable[[torch.Tensor], dict[str, torch.Tensor]], says: str
 ) -> None:

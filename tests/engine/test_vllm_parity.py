@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,15 @@ pytest.importorskip("vllm")
 
 import client
 import torch
-from client import Completion, random_prompt
+from client import random_prompt
 from oracle import Fault, Greedy, hf_greedy, hf_logprobs
+from parity import LOGPROB_TOLERANCE, PROMPTS, STEPS, assert_same, mean_difference
 
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
 
-STEPS = 32
-LENGTHS = (1, 2, 17, 63, 64, 65, 130, 257, 400, 600)
-# One prompt in some dozens has a 64th and a 65th score that differ by less than float32 rounding. Which of the two is
-# selected then depends on the order of summation, in Hugging Face as here. These prompts have none.
-PROMPTS = [random_prompt(length, seed=1) for length in LENGTHS]
-LOGPROB_TOLERANCE = 1e-3
 START_TIMEOUT_S = 300
 OPTIONS = [
     "--served-model-name", "tiny",
@@ -51,12 +45,6 @@ def serve(model: Path, log_path: Path, *options: str) -> Iterator[str]:
         assert "dsv32: serving" in server.log()
         yield server.url
         server.check_running()
-
-
-def assert_same(answers: Sequence[Completion], expected: Sequence[Greedy]) -> None:
-    for length, answer, truth in zip(LENGTHS, answers, expected, strict=True):
-        assert answer.tokens == truth.tokens, f"prompt of {length} tokens"
-        assert answer.logprobs == pytest.approx(truth.logprobs, abs=LOGPROB_TOLERANCE), f"prompt of {length} tokens"
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +112,6 @@ def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:
     exact = hf_logprobs(v32, prompt)
     plain = hf_logprobs(v32, prompt, dtype=torch.bfloat16)
     assert mean_difference(served, exact) < 3 * mean_difference(plain, exact)
-
-
-def mean_difference(a: Sequence[float], b: Sequence[float]) -> float:
-    return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def test_glm_with_shared_selections(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every configuration that can be chosen on a chip compiles for it, fits its shared memory and does not spill.
 
-The record of benchmarks/compile_matrix.py has all of them and must be complete. A run of this file compiles every
+The record of benchmarks/src/compile_matrix.py has all of them and must be complete. A run of this file compiles every
 fourth again, other ones for each chip: DSV32_AOT_SHARE=1 compiles all, DSV32_AOT_TARGETS=sm90,gfx942 and
 DSV32_AOT_OPERATIONS=select_topk narrow it.
 """
@@ -39,7 +39,7 @@ def test_compiles(records, target, kernels):
 
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_record_is_complete_and_clean(target):
-    """Otherwise: python benchmarks/compile_matrix.py && python benchmarks/document.py."""
+    """Otherwise: python -m dsv32_plugin.benchmarks.compile_matrix && dsv32 bench report."""
     rows = json.loads((BENCHMARKS / "results" / "compile_matrix.json").read_text())["rows"]
     mine = {(r["operation"], r["implementation"], r["case"]): r["error"] for r in rows if r["target"] == target}
     assert set(mine) == {(o, i, case.name) for o, i, case in aot.cases(aot.TARGETS[target])}
@@ -73,8 +73,3 @@ def test_what_is_launched_is_listed(target):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines() == []
-
-
-def test_tables_of_the_documentation_are_current():
-    done = subprocess.run([sys.executable, str(BENCHMARKS / "document.py"), "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]

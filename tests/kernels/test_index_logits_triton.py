@@ -50,7 +50,8 @@ class Operations:
     def __init__(self, name):
         self.name = name
         self.logits = importlib.import_module(f"dsv32_plugin.kernels.index_logits.{name}")
-        self.topk = importlib.import_module(f"dsv32_plugin.kernels.index_topk.{name}").index_topk_ragged
+        topk = importlib.import_module(f"dsv32_plugin.kernels.index_topk.{name}")
+        self.topk, self.topk_paged = topk.index_topk_ragged, topk.index_topk_paged
 
     def paged(self, inputs, **config):
         sequences, tokens = inputs["visible_bn"].shape
@@ -93,9 +94,9 @@ def test_pages_that_are_absent(kernels, page_size):
     inputs["visible_bn"] += 1000
     inputs["max_visible"] = 400
     inputs["block_table_bp"] = inputs["block_table_bp"][:, :4]
-    configs = (None, Config(1, 128, 4, 2), Config(2, 64, 4, 2)) if kernels.name == "triton" else (None,)
-    for config in configs:
-        judge(kernels.paged(inputs, config=config), oracles.index_logits_paged(**inputs), torch.uint8)
+    configs = (Config(1, 128, 4, 2), Config(2, 64, 4, 2)) if kernels.name == "triton" else ()
+    for config in ({}, *({"config": config} for config in configs)):
+        judge(kernels.paged(inputs, **config), oracles.index_logits_paged(**inputs), torch.uint8)
 
 
 @either
@@ -129,6 +130,25 @@ def test_topk_in_chunks(kernels, rows):
     selected = kernels.topk(**inputs, topk=16, workspace_bytes=4 * 112 * rows)
     logits = kernels.ragged(inputs)
     cases.assert_topk_exact(selected, logits, inputs["start_t"], inputs["end_t"], 16)
+
+
+@either
+@pytest.mark.parametrize("sequences", [1, 1000])
+@pytest.mark.parametrize("longest", [131, 5000])
+def test_paged_topk_whatever_bound_it_is_given(kernels, sequences, longest):
+    """A graph captured for long sequences gives short ones the same slots, and reads no score that was not written."""
+    inputs = cases.index_logits_paged_inputs([70, 0, 131, 5], 2, HEADS, device=DEVICE)
+    visible, table = inputs["visible_bn"], inputs["block_table_bp"]
+    logits = kernels.paged(inputs).flatten(0, 1)
+    inputs["max_visible"] = longest
+    slots = kernels.topk_paged(**inputs, topk=16, workspace_bytes=8 * longest * sequences)
+    positions = torch.full((8, 16), -1, dtype=torch.int32, device=DEVICE)
+    for row, slot in enumerate(slots.flatten(0, 1)):
+        seq = row // 2
+        of_slot = {int(page) * 64 + i: p * 64 + i for p, page in enumerate(table[seq]) for i in range(64)}
+        found = [of_slot[int(s)] for s in slot if s >= 0]
+        positions[row, : len(found)] = torch.tensor(found, dtype=torch.int32)
+    cases.assert_topk_exact(positions, logits, None, visible.flatten(), 16)
 
 
 @either

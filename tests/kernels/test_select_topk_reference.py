@@ -5,7 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
-from dsv32_plugin.kernels import index_logits_ragged, index_topk_ragged, select_topk
+from dsv32_plugin.kernels import (
+    index_logits_paged,
+    index_logits_ragged,
+    index_topk_paged,
+    index_topk_ragged,
+    select_topk,
+)
 
 
 @pytest.mark.parametrize("ranges", cases.RANGES)
@@ -144,7 +150,22 @@ def test_index_topk_is_logits_then_selection(dtype, workspace_bytes, slots):
     assert torch.equal(got, select_topk(logits, inputs["start_t"], inputs["end_t"], topk, **paging))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("longer", [0, 900], ids=["exact", "for-longer-ones"])
+def test_paged_index_topk_is_logits_then_selection(dtype, workspace_bytes, longer):
+    inputs = cases.index_logits_paged_inputs([70, 0, 5, 33], 2, dtype=dtype, heads=8)
+    got = index_topk_paged(
+        **{**inputs, "max_visible": inputs["max_visible"] + longer}, topk=16, workspace_bytes=workspace_bytes
+    )
+    visible = inputs["visible_bn"].flatten()
+    table = {"block_table_bp": inputs["block_table_bp"], "page_size": 64}
+    expected = select_topk(index_logits_paged(**inputs).flatten(0, 1), None, visible, 16, **table)
+    assert torch.equal(got.flatten(0, 1), expected)
+
+
 def test_index_topk_of_nothing():
+    assert index_topk_paged(**cases.index_logits_paged_inputs([]), topk=16).shape == (0, 1, 16)
     assert index_topk_ragged(**cases.index_topk_ragged_inputs([], 16)).shape == (0, 16)
 
 

@@ -45,20 +45,9 @@ def index_logits_paged(
     Source: DeepSeek-V3.2 (arXiv 2512.02556), equation 1.
     """
     device = q_bnid.device
-    fp8 = index_cache.dtype is torch.uint8
-    checks.tensor("q_bnid", q_bnid, (None, None, None, None), checks.FP8 if fp8 else checks.FLOATS, device, _STEP)
-    sequences, tokens, heads, index_dim = q_bnid.shape
-    checks.rows("q_bnid", q_bnid)
-    checks.tensor("weights_bni", weights_bni, (sequences, tokens, heads), checks.FLOAT32, device)
-    checks.rows("weights_bni", weights_bni)
-    checks.index_cache("index_cache", index_cache, index_dim, device)
-    checks.tensor("block_table_bp", block_table_bp, (sequences, None), checks.INT32, device)
-    checks.rows("block_table_bp", block_table_bp)
-    checks.tensor("visible_bn", visible_bn, (sequences, tokens), checks.INT32, device)
-    checks.rows("visible_bn", visible_bn)
-    checks.at_least("max_visible", max_visible, 0)
+    check_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible)
     if out is not None:
-        checks.tensor("out", out, (sequences, tokens, max_visible), checks.FLOAT32, device)
+        checks.tensor("out", out, (*visible_bn.shape, max_visible), checks.FLOAT32, device)
         checks.rows("out", out)
     result: torch.Tensor = function_for("index_logits_paged", device)(
         q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible=max_visible, out=out
@@ -108,6 +97,30 @@ def index_logits_ragged(
         q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out=out
     )
     return result
+
+
+def check_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    max_visible: int,
+) -> None:
+    """The arguments that `index_logits_paged` and `index_topk_paged` have in common."""
+    device = q_bnid.device
+    fp8 = index_cache.dtype is torch.uint8
+    checks.tensor("q_bnid", q_bnid, (None, None, None, None), checks.FP8 if fp8 else checks.FLOATS, device, _STEP)
+    sequences, tokens, heads, index_dim = q_bnid.shape
+    checks.rows("q_bnid", q_bnid)
+    checks.tensor("weights_bni", weights_bni, (sequences, tokens, heads), checks.FLOAT32, device)
+    checks.rows("weights_bni", weights_bni)
+    checks.index_cache("index_cache", index_cache, index_dim, device)
+    checks.tensor("block_table_bp", block_table_bp, (sequences, None), checks.INT32, device)
+    checks.rows("block_table_bp", block_table_bp)
+    checks.tensor("visible_bn", visible_bn, (sequences, tokens), checks.INT32, device)
+    checks.rows("visible_bn", visible_bn)
+    checks.at_least("max_visible", max_visible, 0)
 
 
 def check_ragged(

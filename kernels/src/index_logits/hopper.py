@@ -154,6 +154,9 @@ def _fill(out_ptr, out_stride, count, begin, stop):
             gl.store(row_ptr + position, nothing, mask=position < stop)
 
 
+PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
+
+
 @gluon.jit
 def _page(table_ptr, index, stop, num_pages, table_width):
     """Page number `index` of a sequence, -1 where it is not in the cache."""
@@ -172,15 +175,18 @@ def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, st
     )
 
 
-@gluon.jit(do_not_specialize=[*portable.PAGED_SCALARS, "page_lines"])
+@gluon.jit(do_not_specialize=PAGED_SCALARS)
 def paged_kernel(
     keys_desc, scales_desc, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
-    tokens, num_pages, max_visible, heads, chunk, table_width, page_lines,
+    tokens, num_pages, max_visible, heads, chunk, table_width, splits, page_lines,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
-    TOKENS: gl.constexpr, STAGES: gl.constexpr,
+    FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Scores of TOKENS tokens of one sequence for `chunk` of its pages."""
+    """Scores of TOKENS tokens of one sequence for one of `splits` chunks of its pages, each of `chunk` pages at least.
+
+    Without FILL only of keys that one of the tokens sees.
+    """
     COLUMNS: gl.constexpr = TOKENS * HEADS
     PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // PARTS, 32])
@@ -194,25 +200,28 @@ def paged_kernel(
     gl.thread_barrier()
     gdc_wait()
 
-    chunks = gl.cdiv(max_visible, PAGE * chunk)
     groups = gl.cdiv(tokens, TOKENS)
     pid = gl.program_id(0)
     first_token = pid % groups * TOKENS
-    begin = pid // groups % chunks * chunk
-    seq = (pid // groups // chunks).to(gl.int64)
+    seq = (pid // groups // splits).to(gl.int64)
     tokens = gl.minimum(tokens - first_token, TOKENS)
     visible_ptr += seq * visible_stride + first_token
     table_ptr += seq * table_stride
     out_ptr += seq * out_stride_seq + first_token.to(gl.int64) * out_stride_token
-    stop = gl.minimum(begin + chunk, gl.cdiv(max_visible, PAGE))
 
-    # Everything that the first product needs is on its way before the first of it is waited for.
-    ahead = ()
-    for stage in gl.static_range(STAGES - 1):
-        ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
+    # Everything that the first product needs is on its way before the first of it is waited for, but that without
+    # FILL the sequence's own length is cut into chunks, so that all programs work however short it is.
     longest = 0
     for token in gl.static_range(TOKENS):
         longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
+    longest = gl.minimum(longest, max_visible)
+    pages = gl.cdiv(max_visible if FILL else longest, PAGE)
+    chunk = gl.maximum(gl.cdiv(pages, splits), chunk)
+    begin = pid // groups % splits * chunk
+    stop = gl.minimum(begin + chunk, pages)
+    ahead = ()
+    for stage in gl.static_range(STAGES - 1):
+        ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
     q, weights = _load_queries(
         q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
         w_stride_token, heads, TOKENS, PARTS, ACC,
@@ -253,9 +262,9 @@ def paged_kernel(
         score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
         gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
 
-    _fill(
-        out_ptr, out_stride_token, tokens, gl.maximum(begin, stop_visible) * PAGE, gl.minimum(stop * PAGE, max_visible)
-    )
+    if FILL:
+        filled = gl.maximum(begin, stop_visible) * PAGE
+        _fill(out_ptr, out_stride_token, tokens, filled, gl.minimum(stop * PAGE, max_visible))
 
 
 @gluon.jit
@@ -361,16 +370,14 @@ RAGGED_CHUNK = 8192
 
 
 @functools.cache
-def choose_chunk(parts: int, pages: int, programs: int) -> int:
-    """Pages a program scores, so that as few programs as possible idle in the last round of them."""
+def choose_splits(parts: int, pages: int, programs: int) -> int:
+    """Chunks of a sequence's pages, so that as few of the resident programs as possible idle in their last round."""
 
     def cost(splits: int) -> int:
-        chunk = triton.cdiv(pages, splits)
         # A program's beginning, until its first keys arrive, costs about as much as four pages.
-        return triton.cdiv(parts * triton.cdiv(pages, chunk), programs) * (chunk + 4)
+        return triton.cdiv(parts * splits, programs) * (triton.cdiv(pages, splits) + 4)
 
-    most = min(pages, triton.cdiv(4 * programs, parts))
-    return triton.cdiv(pages, min(range(1, most + 1), key=cost))
+    return min(range(1, min(pages, triton.cdiv(4 * programs, parts)) + 1), key=cost)
 
 
 def _fits(heads: int, *matrices: torch.Tensor) -> bool:
@@ -388,22 +395,36 @@ def index_logits_paged(
     *,
     max_visible: int,
     out: torch.Tensor | None = None,
-    config: Config | None = None,
 ) -> torch.Tensor:
+    if out is None:
+        out = torch.empty((*visible_bn.shape, max_visible), dtype=torch.float32, device=q_bnid.device)
+    launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True)
+    return out
+
+
+def launch_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    fill: bool,
+    config: Config | None = None,
+) -> None:
+    """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths."""
     sequences, tokens, heads, index_dim = q_bnid.shape
     pages, page_size, _ = index_cache.shape
-    lines = index_cache.stride(0) // LINE
     suits = index_cache.dtype is torch.uint8 and index_dim == DIM.value and page_size == PAGE.value and pages > 0
     if not suits or index_cache.stride(0) % LINE or not _fits(heads, index_cache):
-        return portable.index_logits_paged(
-            q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible=max_visible, out=out
-        )
-    if out is None:
-        out = torch.empty((sequences, tokens, max_visible), dtype=torch.float32, device=q_bnid.device)
+        portable.launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=fill)
+        return
     if out.numel() == 0:
-        return out
+        return
     q_bnid = q_bnid.view(torch.float8_e4m3fn)
     # The cache as lines of 128 bytes: a key is one line of e4m3, the scales of a page are two lines of float32.
+    lines = index_cache.stride(0) // LINE
     shape = [(pages - 1) * lines + PAGE.value * INDEX_BYTES // LINE, LINE]
     keys = TensorDescriptor(
         index_cache.view(torch.float8_e4m3fn), shape, [LINE, 1], [PAGE.value, DIM.value], KEYS_SHARED.value
@@ -414,16 +435,17 @@ def index_logits_paged(
     )
     config = config or choose(tokens)
     groups = triton.cdiv(tokens, config.tokens)
-    most = triton.cdiv(max_visible, PAGE.value)
-    chunk = choose_chunk(sequences * groups, most, config.programs * _multiprocessors(q_bnid.device))
-    paged_kernel[(sequences * groups * triton.cdiv(most, chunk),)](
+    max_visible = out.shape[2]
+    splits = choose_splits(
+        sequences * groups, triton.cdiv(max_visible, PAGE.value), config.programs * _multiprocessors(q_bnid.device)
+    )
+    paged_kernel[(sequences * groups * splits,)](
         keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, chunk, block_table_bp.shape[1], lines,
+        tokens, pages, max_visible, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
-        TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,
+        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,
     )  # fmt: skip
-    return out
 
 
 @functools.cache
@@ -496,12 +518,13 @@ def aot_cases(target: Target) -> list[AotCase]:
         constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
         name = "ragged" + ("" if fill else "-unfilled")
         found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
-    paged = common | dict.fromkeys([*portable.PAGED_SCALARS, "page_lines"], "i32")
+    paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
     paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
     paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
     paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
     for config in CONFIGS.values():
-        constexprs = {"TOKENS": config.tokens, "STAGES": config.stages}
-        options = {"launch_pdl": True}
-        found.append(AotCase(f"paged-tokens{config.tokens}", paged_kernel, paged, constexprs, WARPS, options=options))
+        for fill in (True, False):
+            constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
+            name = f"paged-tokens{config.tokens}" + ("" if fill else "-unfilled")
+            found.append(AotCase(name, paged_kernel, paged, constexprs, WARPS, options={"launch_pdl": True}))
     return found

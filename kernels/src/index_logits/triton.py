@@ -141,30 +141,36 @@ PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "heads", "chunk", "table_
 PAGED_SCALARS += ["table_stride", "visible_stride", "out_stride_seq", "out_stride_token"]
 
 
-@triton.jit(do_not_specialize=PAGED_SCALARS)
+@triton.jit(do_not_specialize=[*PAGED_SCALARS, "splits"])
 def paged_kernel(
     q_ptr, w_ptr, cache_ptr, scale_ptr, table_ptr, visible_ptr, out_ptr,
-    tokens, num_pages, max_visible, heads, chunk, table_width,
+    tokens, num_pages, max_visible, heads, chunk, table_width, splits,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token, page_stride, scale_stride,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
-    PAGE_SIZE: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FILL: tl.constexpr, PAGE_SIZE: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores of TOKENS tokens of one sequence for one chunk of its pages."""
-    chunks = tl.cdiv(max_visible, chunk)
+    """Scores of TOKENS tokens of one sequence for one of `splits` chunks of its pages, each of `chunk` keys at least.
+
+    Without FILL only of keys that one of the tokens sees.
+    """
     groups = tl.cdiv(tokens, TOKENS)
     pid = tl.program_id(0)
     # The groups of a sequence's tokens run side by side: what one reads, the other finds in the cache.
     first = pid % groups * TOKENS
-    begin = pid // groups % chunks * chunk
-    seq = (pid // groups // chunks).to(tl.int64)
+    seq = (pid // groups // splits).to(tl.int64)
     count = tl.minimum(tokens - first, TOKENS)
-    stop = tl.minimum(begin + chunk, max_visible)
 
     token = tl.arange(0, TOKENS)
     mask_t = token < count
     visible_t = tl.load(visible_ptr + seq * visible_stride + first + token, mask=mask_t, other=0)
-    high = tl.minimum(tl.max(visible_t, axis=0), stop)
+    high = tl.minimum(tl.max(visible_t, axis=0), max_visible)
+    # Without FILL the sequence's own length is cut into chunks, so that all programs work however short it is.
+    total = max_visible if FILL else high
+    chunk = tl.maximum(tl.cdiv(total, splits * KEYS) * KEYS, chunk)
+    begin = pid // groups % splits * chunk
+    stop = tl.minimum(begin + chunk, total)
+    high = tl.minimum(high, stop)
     out_ptr += seq * out_stride_seq
     out_offs_t = (first + token).to(tl.int64) * out_stride_token
 
@@ -202,7 +208,8 @@ def paged_kernel(
                 visible &= present[:, None]
             _store(out_ptr, out_offs_t, mask_t, position, stop, tl.where(visible, score, float("-inf")))
         begin += tl.cdiv(high - begin, KEYS) * KEYS
-    _fill(out_ptr, out_offs_t, mask_t, begin, stop, KEYS, TOKENS)
+    if FILL:
+        _fill(out_ptr, out_offs_t, mask_t, begin, stop, KEYS, TOKENS)
 
 
 class Config(NamedTuple):
@@ -274,29 +281,45 @@ def index_logits_paged(
     out: torch.Tensor | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    sequences, tokens, heads, index_dim = q_bnid.shape
-    _check_width(index_dim)
-    device = q_bnid.device
+    sequences, tokens = q_bnid.shape[:2]
     if out is None:
-        out = torch.empty((sequences, tokens, max_visible), dtype=torch.float32, device=device)
+        out = torch.empty((sequences, tokens, max_visible), dtype=torch.float32, device=q_bnid.device)
+    launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True, config=config)
+    return out
+
+
+def launch_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    fill: bool,
+    config: Config | None = None,
+) -> None:
+    """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths."""
+    sequences, tokens, heads, index_dim = q_bnid.shape
+    max_visible = out.shape[2]
+    _check_width(index_dim)
     if out.numel() == 0:
-        return out
-    target = _target(device)
+        return
+    target = _target(q_bnid.device)
     q_bnid, cache = _native(q_bnid, target), _native(index_cache, target)
     pages, page_size, _ = index_cache.shape
     scales = index_cache.view(torch.float32) if index_cache.dtype == torch.uint8 else None
     config = config or choose(target, q_bnid.dtype, tokens, paged=True)
     groups = triton.cdiv(tokens, config.tokens)
-    chunk = paged_chunk(sequences * groups, max_visible, config.keys)
-    paged_kernel[(sequences * groups * triton.cdiv(max_visible, chunk),)](
+    splits = triton.cdiv(max_visible, paged_chunk(sequences * groups, max_visible, config.keys))
+    paged_kernel[(sequences * groups * splits,)](
         q_bnid, weights_bni, cache, scales, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, chunk, block_table_bp.shape[1],
+        tokens, pages, max_visible, heads, LEAST_TILES * config.keys, block_table_bp.shape[1], splits,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], index_cache.stride(0),
         index_cache.stride(0) // SCALE_BYTES, block_table_bp.stride(0), visible_bn.stride(0), *out.stride()[:2],
-        PAGE_SIZE=page_size, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim, KEYS=config.keys,
-        PRECISION=precision(target), **config.options(target),
+        FILL=fill, PAGE_SIZE=page_size, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim,
+        KEYS=config.keys, PRECISION=precision(target), **config.options(target),
     )  # fmt: skip
-    return out
 
 
 def precision(target: Target) -> str:
@@ -308,9 +331,13 @@ def padded_heads(heads: int) -> int:
     return max(16, triton.next_power_of_2(heads))
 
 
+LEAST_TILES = 4
+"""Tiles of keys that a program scores at least, to be worth the loading of the queries."""
+
+
 def paged_chunk(parts: int, max_visible: int, keys: int) -> int:
     """Keys a program scores: few while multiprocessors would idle, else more, to load the queries less often."""
-    chunk = 4 * keys
+    chunk = LEAST_TILES * keys
     while chunk < 4096 and parts * triton.cdiv(max_visible, 2 * chunk) >= 1024:
         chunk *= 2
     return chunk
@@ -390,11 +417,12 @@ def aot_cases(target: Target) -> list[AotCase]:
             cases.append(_aot_case(name, ragged_kernel, ragged, constexprs, config, target))
         paged = pointers | {"cache_ptr": f"*{element}:16", "table_ptr": "*i32:16", "visible_ptr": "*i32:16"}
         paged |= strides | dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token", "page_stride"], "i32:16")
-        paged |= {"scale_stride": "i32:16", **dict.fromkeys(PAGED_SCALARS, "i32")}
+        paged |= {"scale_stride": "i32:16", **dict.fromkeys([*PAGED_SCALARS, "splits"], "i32")}
         for config in dict.fromkeys(choose(target, dtype, tokens, paged=True) for tokens in (1, 2, 4)):
-            constexprs = {"TOKENS": config.tokens, "KEYS": config.keys, "PAGE_SIZE": 64, **common}
-            name = f"paged-{element}-tokens{config.tokens}"
-            cases.append(_aot_case(name, paged_kernel, paged, constexprs, config, target))
+            for fill in (True, False):
+                constexprs = {"FILL": fill, "TOKENS": config.tokens, "KEYS": config.keys, "PAGE_SIZE": 64, **common}
+                name = f"paged-{element}-tokens{config.tokens}" + ("" if fill else "-unfilled")
+                cases.append(_aot_case(name, paged_kernel, paged, constexprs, config, target))
     return cases
 
 

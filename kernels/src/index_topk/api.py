@@ -1,13 +1,76 @@
-"""index_topk_ragged: checks and dispatch."""
+"""index_topk_paged and index_topk_ragged: checks and dispatch."""
 
 import torch
 
 from .. import checks
 from ..dispatch import function_for
-from ..index_logits.api import check_ragged
+from ..index_logits.api import check_paged, check_ragged
 from ..select_topk.api import check_selection
 
 WORKSPACE_BYTES = 256 << 20
+
+
+def index_topk_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    topk: int,
+    *,
+    max_visible: int,
+    workspace_bytes: int = WORKSPACE_BYTES,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score the cached index keys of each sequence and select for its query tokens, in bounded memory (decode).
+
+        out = select_topk(index_logits_paged(q, weights, cache, table, visible), None, visible, topk, table, page_size)
+
+    The work follows `visible`, so that a graph captured for a large max_visible serves short sequences as well.
+
+    Args:
+        q_bnid: [B, N, I, D], N query tokens a sequence; float with a float cache, float8_e4m3fn (or its bytes as uint8)
+            with an fp8 cache; last dim contiguous.
+        weights_bni: [B, N, I] float32 from `index_query`, last dim contiguous.
+        index_cache: [pages, page_size, D] float or [pages, page_size, D+4] uint8, laid out by page; pages contiguous,
+            page stride free.
+        block_table_bp: [B, pages a sequence] int32, last dim contiguous.
+        visible_bn: [B, N] int32, contiguous; how many keys the token sees, at most max_visible; may be 0.
+        topk: K, 1 to 4096.
+        max_visible: bound on visible_bn, on the host.
+        workspace_bytes: bound on the scores held at a time; at least one sequence's are.
+        out: [B, N, topk] int32, contiguous.
+
+    Returns:
+        [B, N, topk] int32: slots in ascending order of position, then -1.
+
+    Raises:
+        TypeError, ValueError: as `index_logits_paged` and `select_topk`.
+
+    Runs on every device. On a GPU it can be captured in a graph where its implementation is not the reference.
+    Source: DeepSeek-V3.2 (arXiv 2512.02556), equations 1 and 2.
+    """
+    device = q_bnid.device
+    check_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible)
+    checks.contiguous("visible_bn", visible_bn)
+    sequences, tokens = visible_bn.shape
+    check_selection(sequences * tokens, topk, block_table_bp, None, index_cache.shape[1], None, device)
+    checks.at_least("workspace_bytes", workspace_bytes, 1)
+    if out is not None:
+        checks.tensor("out", out, (sequences, tokens, topk), checks.INT32, device)
+        checks.contiguous("out", out)
+    result: torch.Tensor = function_for("index_topk_paged", device)(
+        q_bnid,
+        weights_bni,
+        index_cache,
+        block_table_bp,
+        visible_bn,
+        topk,
+        max_visible=max_visible,
+        workspace_bytes=workspace_bytes,
+        out=out,
+    )
+    return result
 
 
 def index_topk_ragged(

@@ -1,9 +1,38 @@
-"""The definition of index_topk_ragged in plain torch: scores and selection, a chunk of rows after the other."""
+"""The definitions of index_topk_paged and index_topk_ragged in plain torch: scores and selection, chunk after chunk."""
 
 import torch
 
-from ..index_logits.reference import index_logits_ragged
+from ..index_logits.reference import index_logits_paged, index_logits_ragged
 from ..select_topk.reference import positions_to_slots, select_topk
+
+
+def index_topk_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    topk: int,
+    *,
+    max_visible: int,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    sequences, tokens = visible_bn.shape
+    if out is None:
+        out = q_bnid.new_empty(sequences, tokens, topk, dtype=torch.int32)
+    step = max(1, workspace_bytes // max(4, 4 * tokens * max_visible))
+    for begin in range(0, sequences, step):
+        part = slice(begin, begin + step)
+        table_bp, seen_bn = block_table_bp[part], visible_bn[part]
+        logits_bns = index_logits_paged(
+            q_bnid[part], weights_bni[part], index_cache, table_bp, seen_bn, max_visible=max_visible
+        )
+        select_topk(
+            logits_bns.flatten(0, 1), None, seen_bn.flatten(), topk, block_table_bp=table_bp,
+            page_size=index_cache.shape[1], out=out[part].flatten(0, 1),
+        )  # fmt: skip
+    return out
 
 
 def index_topk_ragged(

@@ -1,4 +1,4 @@
-"""Index logits and their top K in bounded memory on every GPU: a chunk of query tokens at a time, scores never filled.
+"""Index logits and their top K in bounded memory on every GPU: chunks of sequences or of tokens, scores never filled.
 
 Keys that no token of a block sees are neither scored nor written, and the selection reads a row's own range only.
 """
@@ -16,6 +16,44 @@ from ..select_topk import triton as select_topk
 
 ROWS = 8
 """Chunks are multiples of this many tokens, so that no block of tokens is cut."""
+
+
+def index_topk_paged(
+    q_bnid: torch.Tensor,
+    weights_bni: torch.Tensor,
+    index_cache: torch.Tensor,
+    block_table_bp: torch.Tensor,
+    visible_bn: torch.Tensor,
+    topk: int,
+    *,
+    max_visible: int,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+    launch_logits: Callable[..., None] = index_logits.launch_paged,
+) -> torch.Tensor:
+    sequences, tokens = visible_bn.shape
+    device = q_bnid.device
+    if out is None:
+        out = torch.empty((sequences, tokens, topk), dtype=torch.int32, device=device)
+    stride = _row_stride(max_visible)
+    step = min(sequences, max(1, workspace_bytes // (4 * tokens * stride)))
+    workspace = torch.empty((step, tokens, stride), dtype=torch.float32, device=device)
+    for begin in range(0, sequences, max(1, step)):
+        part = slice(begin, min(begin + step, sequences))
+        logits_bns = workspace[: part.stop - begin, :, :max_visible]
+        launch_logits(
+            q_bnid[part], weights_bni[part], index_cache, block_table_bp[part], visible_bn[part], logits_bns, fill=False
+        )
+        select_topk.launch(
+            logits_bns.flatten(0, 1), None, visible_bn[part].view(-1), topk, block_table_bp[part], None,
+            index_cache.shape[1], tokens, 0, out[part].view(-1, topk),
+        )  # fmt: skip
+    return out
+
+
+def _row_stride(keys: int) -> int:
+    """Rows of scores begin at multiples of 16 bytes: the selection loads vectors."""
+    return max(4, triton.cdiv(keys, 4) * 4)
 
 
 def index_topk_ragged(
@@ -39,8 +77,7 @@ def index_topk_ragged(
     if out is None:
         out = torch.empty((tokens, topk), dtype=torch.int32, device=device)
     rows_per_sequence = 1 if block_table_bp is None else max(1, tokens // max(1, block_table_bp.shape[0]))
-    # Rows begin at multiples of 16 bytes: the selection loads vectors.
-    stride = max(4, triton.cdiv(keys, 4) * 4)
+    stride = _row_stride(keys)
     rows = max(1, workspace_bytes // (4 * stride))
     rows = min(tokens, rows // ROWS * ROWS or rows)
     workspace = torch.empty((rows, stride), dtype=torch.float32, device=device)
@@ -57,4 +94,4 @@ def index_topk_ragged(
 
 def aot_cases(target: Target) -> list[AotCase]:
     """The kernels of index_logits without fill; the selection's are in its own list."""
-    return [case for case in index_logits.aot_cases(target) if case.kernel is index_logits.ragged_kernel]
+    return [case for case in index_logits.aot_cases(target) if not case.constexprs["FILL"]]

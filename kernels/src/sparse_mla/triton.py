@@ -309,14 +309,14 @@ def attend(
     config = choose_config(target, heads, fp8, wide)
     head_blocks = triton.cdiv(heads, config.block_h)
     chunk = choose_chunk(tokens * head_blocks, num_keys, 2 * processors)
-    page_size = latent_cache.shape[1]
+    page_size, paged = latent_cache.shape[1], seq_t is not None
 
     def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
         _attend_kernel[((rows.stop - rows.start) * splits * head_blocks,)](
             q_latent_thc[rows],
             q_rope_thr[rows],
             latent_cache,
-            index[rows] if seq_t is None else index,
+            index if paged else index[rows],
             None if seq_t is None else seq_t[rows],
             None if visible_t is None else visible_t[rows],
             part,
@@ -337,9 +337,9 @@ def attend(
             BLOCK_H=config.block_h,
             BLOCK_N=config.block_n,
             TILES=config.tiles,
-            SCAN=scan_width(chunk, num_keys),
+            SCAN=0 if paged else scan_width(chunk, num_keys),
             FP8=fp8,
-            PAGED=seq_t is not None,
+            PAGED=paged,
             PAGE=page_size,
             LIFTED=_lifted(target, fp8, dtype),
             DTYPE=dtype,
@@ -348,7 +348,9 @@ def attend(
             num_stages=config.num_stages,
         )
 
-    in_chunks(launch, out, lse, triton.cdiv(num_keys, chunk))
+    splits = triton.cdiv(num_keys, chunk)
+    # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
+    in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
     return out, lse
 
 
@@ -505,7 +507,7 @@ def _aot_case(
         "BLOCK_H": config.block_h,
         "BLOCK_N": config.block_n,
         "TILES": config.tiles,
-        "SCAN": chunk,
+        "SCAN": 0 if paged else chunk,
         "FP8": fp8,
         "PAGED": paged,
         "PAGE": PAGE_SIZE,

@@ -15,6 +15,25 @@ from typing import Any
 MODE = os.environ.get("FAKE_VLLM", "")
 
 
+def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trained model's answers, in pieces; or nonsense."""
+    last = request["messages"][-1]
+    if MODE == "nonsense":
+        return [{"role": "assistant"}, {"content": "rain\x1b[31m"}]
+    if last["role"] == "tool":
+        return [{"reasoning": "hm"}, {"content": "In Hangzhou: rain, "}, {"content": "17 degrees."}]
+    if not request.get("tools"):
+        lines = last["content"].splitlines()
+        return [{"content": line} for line in lines if line.startswith(lines[-1].removesuffix("?") + "=")]
+    start = {"index": 0, "id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": '}}
+    return [
+        {"role": "assistant"},
+        {"reasoning": "hm"},
+        {"tool_calls": [start]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Hangzhou", "days": 3}'}}]},
+    ]
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(503 if MODE == "never-ready" else 200)
@@ -22,8 +41,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if os.environ.get("FAKE_VLLM_REQUEST"):
-            Path(os.environ["FAKE_VLLM_REQUEST"]).write_text(json.dumps(request))
+        if os.environ.get("FAKE_VLLM_REQUESTS"):
+            with Path(os.environ["FAKE_VLLM_REQUESTS"]).open("a") as file:
+                file.write(json.dumps(request) + "\n")
         if MODE == "refuses":
             self.send_response(400)
             self.end_headers()
@@ -31,10 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        call = {"index": 0, "id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
-        for delta in ({"role": "assistant"}, {"reasoning": "hm"}, {"content": "rain\x1b[31m"}, {"tool_calls": [call]}):
-            if MODE != "no-token":
-                self.send(choices=[{"index": 0, "delta": delta}])
+        for delta in [] if MODE == "no-token" else answer(request):
+            self.send(choices=[{"index": 0, "delta": delta}])
         self.send(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8})
         self.wfile.write(b"data: [DONE]\n\n")
 

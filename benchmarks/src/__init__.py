@@ -1,0 +1,1 @@
+"""The benchmark harness: correct first, then fast, peers in the same run."""

@@ -1,0 +1,194 @@
+"""`dsv32 bench`: measure, compare, draw, and write the documentation's figures."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from dsv32_plugin.benchmarks import records
+from dsv32_plugin.console import CommandError, stderr, stdout
+
+
+def add_command(subparsers: Any) -> None:
+    """Nothing here imports torch: handlers do that when they run."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bench", help="measure the kernels, a layer or a server beside their peers", description=__doc__
+    )
+    commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
+    _add_kernels(commands)
+    _add_layer(commands)
+    _add_serve(commands)
+    _add_cost(commands)
+    _add_compare(commands)
+    _add_plot(commands)
+    _add_report(commands)
+
+
+def _add_kernels(commands: Any) -> None:
+    parser = commands.add_parser("kernels", help="every operation over its grid, beside the kernels installed here")
+    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'sparse B=64'")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    _add_run_options(parser)
+    parser.set_defaults(handler=_kernels)
+
+
+def _add_layer(commands: Any) -> None:
+    parser = commands.add_parser("layer", help="one attention layer against the context: dense, in-tree and ours")
+    parser.add_argument("--contexts", type=_sizes, help="tokens, e.g. 1k,32k,128k (default: 1k to 128k by doubling)")
+    parser.add_argument("--batches", type=_sizes, help="sequences of a decode (default: 1,16,64)")
+    parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128)")
+    _add_run_options(parser)
+    parser.set_defaults(handler=_layer)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="a real server under an open-loop load, with the plugin and without")
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--backend", type=_names, metavar="NAMES", help="of plugin,in-tree,dense (default: plugin)")
+    parser.add_argument("--workload", type=_names, metavar="NAMES", help="of chat,document,agent (default: chat)")
+    parser.add_argument("--rate", type=float, help="requests a second (default: 2)")
+    parser.add_argument("--requests", type=int, help="of each workload (default: 64)")
+    parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
+    parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
+    parser.add_argument("--heads", type=int, help="attention heads (default: 128)")
+    parser.add_argument("--longest", type=int, help="tokens of a prompt with its answer (default: 131072)")
+    parser.add_argument("--checkpoint", type=Path, help="serve this one in place of dummy weights of the real sizes")
+    parser.add_argument(
+        "--output", type=Path, help="the record (default: benchmarks/results/GPU; of a part of the run: bench-results)"
+    )
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
+    parser.set_defaults(handler=_serve)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _add_cost(commands: Any) -> None:
+    parser = commands.add_parser("cost", help="dollars a million tokens against the position, from a measured layer")
+    parser.add_argument("layer", type=Path, metavar="LAYER.json", help="a record of dsv32 bench layer")
+    parser.add_argument("--price", type=float, help="US dollars a GPU hour (default: 2, as in the paper)")
+    parser.add_argument("--batch", type=int, help="sequences of the decode (default: the most measured)")
+    parser.add_argument("--heads", type=int, help="attention heads of the GPU (default: the most measured)")
+    parser.add_argument("--layers", type=int, help="of the model (default: 61)")
+    for mode in ("prefill", "decode"):
+        help_text = f"time of one GPU that all but the attention layers takes for a token in {mode} (default: left out)"
+        parser.add_argument(f"--rest-{mode}-us", type=float, default=0.0, help=help_text)
+    parser.add_argument("--output", type=Path, help="the record (default: cost.json beside LAYER.json)")
+    parser.set_defaults(handler=_cost)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="ratios of two records, and whether their spread explains them")
+    parser.add_argument("before", type=Path, metavar="A.json")
+    parser.add_argument("after", type=Path, metavar="B.json")
+    parser.add_argument("--only", default="", help="words that a row's name must contain, e.g. 'ours cold'")
+    parser.set_defaults(handler=_compare)
+
+
+def _add_plot(commands: Any) -> None:
+    parser = commands.add_parser("plot", help="draw records as PNG files beside them")
+    parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
+    parser.set_defaults(handler=_plot)
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write the documentation's figures from benchmarks/results")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a document is out of date")
+    parser.add_argument("--no-plots", action="store_true", help="leave the pictures as they are")
+    parser.set_defaults(handler=_report)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this long")
+    parser.add_argument(
+        "--output", type=Path, help="the record (default: benchmarks/results/GPU; of a part of the run: bench-results)"
+    )
+    parser.add_argument("--no-precompile", action="store_true", help="compile kernels one by one as they are needed")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part[:-1]) << 10 if part.lower().endswith("k") else int(part) for part in text.split(","))
+
+
+def _precompile(arguments: argparse.Namespace) -> None:
+    """Fill Triton's cache with all processors, so that the run spends its time measuring."""
+    import torch
+
+    from dsv32_plugin.kernels import aot
+
+    if torch.cuda.is_available() and not arguments.no_precompile:
+        with stderr.status("compiling the kernels"):
+            aot.precompile(aot.target_of_device(0))
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import bench_kernels, harness
+
+    if not arguments.list:
+        _precompile(arguments)
+    return harness.handle(bench_kernels.cases, arguments, "kernels")
+
+
+def _layer(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import layer, layer_view
+
+    chosen = {name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
+    whole = not chosen and arguments.seconds == math.inf
+    output = arguments.output or records.default_path("layer", whole=whole)
+    _precompile(arguments)
+    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import serve_view
+
+    return serve_view.run(arguments)
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import cost
+
+    given = {name: value for name in ("price", "batch", "heads", "layers") if (value := getattr(arguments, name))}
+    rest_us = {"prefill": arguments.rest_prefill_us, "decode": arguments.rest_decode_us}
+    record = cost.compute(records.read(arguments.layer, "layer"), rest_us=rest_us, **given)
+    records.write(record, arguments.output or arguments.layer.with_name("cost.json"))
+    stdout.print(cost.table(record))
+    stdout.print(record["method"], soft_wrap=True)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import compare
+
+    before, after = records.read(arguments.before), records.read(arguments.after)
+    words = arguments.only.split()
+    pairs = [pair for pair in compare.compare(before, after) if all(word in pair.name for word in words)]
+    stdout.print(compare.table(before, after, pairs))
+    stdout.print(compare.summary(pairs), soft_wrap=True)
+    return 0
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import plots
+
+    for path in arguments.records:
+        for picture in plots.draw(records.read(path, *plots.PICTURES), path):
+            stdout.print(str(picture), soft_wrap=True)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from dsv32_plugin.benchmarks import report
+
+    if not (records.CHECKOUT / "docs").is_dir():
+        raise CommandError("report writes the documentation of a checkout; install the package with pip install -e .")
+    if not (arguments.check or arguments.no_plots):
+        report.draw_all(records.CHECKOUT / "benchmarks" / "results")
+    stale = report.write(records.CHECKOUT, check=arguments.check)
+    for path in stale:
+        verb = "is out of date: run dsv32 bench report" if arguments.check else "written"
+        stdout.print(f"{path.relative_to(records.CHECKOUT)} {verb}", soft_wrap=True)
+    return int(arguments.check and bool(stale))

@@ -1,0 +1,158 @@
+"""Time launches fairly: variants in turn, medians and spread, a cold or a warm L2 cache, no host in the timing."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = 15
+"""Each round times every variant once, in turn, so that clocks and neighbours hit all alike."""
+ROUND_US = 3000.0
+"""One timing covers about this long, so that the clock's resolution does not matter."""
+FLUSH_BYTES = 128 << 20
+
+Launch = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median over the rounds, with the 10th and the 90th percentile."""
+
+    median_us: float
+    low_us: float
+    high_us: float
+
+    def json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class Clock(Protocol):
+    def time(self, variants: dict[str, Launch], *, cold: bool = True) -> dict[str, Timing]:
+        """Time every variant in turn. `cold`: before each launch the L2 cache holds none of its data."""
+        ...
+
+
+class GpuClock:
+    """Launches captured in CUDA graphs, timed with events."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        # One pool for all graphs: none needs what another left in it, and nothing is given back between captures,
+        # which would take longer than the measurement. A pool ends with its last graph, so the first one is kept.
+        self._pool = torch.cuda.graph_pool_handle()
+        self._flush_buffer = torch.ones(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
+        self._flush_result = torch.empty((), dtype=torch.float32, device="cuda")
+        self._flushes = self._capture([self._flush] * 20)
+        self._flush_us = statistics.median(self._replay_us(self._flushes) for _ in range(9)) / 20
+
+    def _flush(self) -> None:
+        # Reading leaves clean lines: the measured kernel pays no write-back that is not its own.
+        torch.sum(self._flush_buffer, dim=0, out=self._flush_result)
+
+    def _capture(self, launches: list[Launch]) -> torch.cuda.CUDAGraph:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            for launch in dict.fromkeys(launches):
+                launch()
+                launch()
+            self._stream.synchronize()
+            graph.capture_begin(pool=self._pool)
+            try:
+                for launch in launches:
+                    launch()
+            finally:
+                graph.capture_end()
+            graph.replay()
+            self._stream.synchronize()
+        return graph
+
+    def _replay_us(self, graph: torch.cuda.CUDAGraph) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(self._stream):
+            start.record()
+            graph.replay()
+            end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+    def time(self, variants: dict[str, Launch], *, cold: bool = True) -> dict[str, Timing]:
+        """Flushes are captured between the launches and their time is taken off."""
+        graphs = {}
+        for name, launch in variants.items():
+            once_us = self._replay_us(self._capture([launch]))
+            repeats = max(1, round(ROUND_US / (once_us + (self._flush_us if cold else 0.0))))
+            launches: list[Launch] = []
+            for _ in range(repeats):
+                launches += [self._flush, launch] if cold else [launch]
+            graphs[name] = (self._capture(launches), repeats)
+        samples: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(ROUNDS):
+            for name, (graph, repeats) in graphs.items():
+                us = self._replay_us(graph) / repeats
+                samples[name].append(us - self._flush_us if cold else us)
+        return {name: timing(values) for name, values in samples.items()}
+
+
+class CpuClock:
+    """The same interface without a GPU, for trying the harness out: few rounds, and nothing is flushed."""
+
+    ROUNDS = 3
+
+    def time(self, variants: dict[str, Launch], *, cold: bool = True) -> dict[str, Timing]:
+        samples: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(self.ROUNDS):
+            for name, launch in variants.items():
+                started = time.perf_counter()
+                launch()
+                samples[name].append((time.perf_counter() - started) * 1e6)
+        return {name: timing(values) for name, values in samples.items()}
+
+
+def new_clock() -> Clock:
+    # Modules stay: the collections between cases need not look at them again.
+    gc.collect()
+    gc.freeze()
+    return GpuClock() if DEVICE == "cuda" else CpuClock()
+
+
+def timing(values: list[float]) -> Timing:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return Timing(round(statistics.median(ordered), 2), round(low, 2), round(high, 2))
+
+
+def ceilings(clock: Clock) -> dict[str, float]:
+    """What this device reaches in the largest simple cases: bytes copied (read and written) and matrix products."""
+    size, copied = (8192, 1 << 30) if DEVICE == "cuda" else (256, 1 << 20)
+    source = torch.ones(copied, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    b = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    c = torch.empty_like(a)
+    variants: dict[str, Launch] = {"copy": lambda: target.copy_(source), "bf16": lambda: torch.mm(a, b, out=c)}
+    a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
+    one = torch.ones((), device=DEVICE)
+
+    def product() -> torch.Tensor:
+        return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
+
+    try:
+        product()
+        variants["fp8"] = product
+    except (RuntimeError, ValueError, NotImplementedError):
+        pass  # a device without an fp8 product computes fp8 work in bfloat16
+    us = {name: result.median_us for name, result in clock.time(variants, cold=False).items()}
+    flops = 2 * size**3
+    return {
+        "bytes_per_us": 2 * copied / us["copy"],
+        "bf16_flops_per_us": flops / us["bf16"],
+        "fp8_flops_per_us": flops / us.get("fp8", us["bf16"]),
+    }

@@ -1,0 +1,234 @@
+"""`dsv32 bench plot`: the records as pictures that read well in a README."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, crossovers, curves
+from dsv32_plugin.console import CommandError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"dense": "#8c8c8c", "in-tree": "#e08214", "ours": "#2166ac"}
+LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin"}
+OPERATION_COLOURS = dict(
+    zip(OPERATIONS, ("#cccccc", "#7fbf7b", "#b2abd2", "#fdb863", "#e66101", "#f4a14e", "#2166ac"), strict=True)
+)
+STYLE = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.titlesize": 10, "figure.dpi": 150, "savefig.bbox": "tight", "svg.hashsalt": "dsv32",
+}  # fmt: skip
+
+
+def draw(record: dict[str, Any], path: Path) -> list[Path]:
+    """Every picture of the record at `path`, as PNG files beside it.
+
+    Raises:
+        CommandError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise CommandError("the plots need matplotlib; pip install 'dsv32-plugin[bench]'") from error
+    matplotlib.use("Agg")
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for picture, make in zip(paths(record, path), PICTURES[record["kind"]].values(), strict=False):
+            # No version of the library inside: the same record gives the same file.
+            make(record).savefig(picture, metadata={"Software": None})
+            written.append(picture)
+    return written
+
+
+def paths(record: dict[str, Any], path: Path) -> list[Path]:
+    """Where the pictures of the record at `path` lie; none for a record without a result."""
+    if not any(RESULT[record["kind"]] in row for row in record["rows"]):
+        return []
+    return [path.with_name(f"{path.stem}{suffix}.png") for suffix in PICTURES[record["kind"]]]
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    pyplot.close(figure)  # pyplot forgets it; it can still be saved
+    return figure, list(axes.flat)
+
+
+def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """`count` panels, two a row."""
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure, axes = _figure(rows, columns, width * columns, height * rows)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def _footer(figure: Figure, record: dict[str, Any], text: str) -> None:
+    warning = f"\n{record['meaningless']}" if "meaningless" in record else ""
+    figure.supxlabel(
+        f"{textwrap.fill(text, 120)}\n{record['gpu']}, commit {record['commit']}{warning}", fontsize=7, color="#555555"
+    )
+
+
+def _context_axis(axes: Axes, contexts: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(contexts, [f"{n >> 10}K" if n >= 1024 else str(n) for n in contexts])
+    axes.minorticks_off()
+    axes.set_xlabel("context, tokens")
+
+
+def _time_axis(axes: Axes, values: list[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    steps = (1, 2, 5) if max(values) > 20 * min(values) else (1, 1.5, 2, 3, 5, 7)
+    axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("µs a layer")
+
+
+def layer(record: dict[str, Any]) -> Figure:
+    """Time against context, a panel for each mode and batch; the cross-over with dense is marked."""
+    panels = curves(record["rows"])
+    figure, axes = _grid(len(panels), 4.0, 2.8)
+    crossing = {(row["mode"], row["B"], row["H"], row["side"]): row for row in crossovers(record["rows"])}
+    for axis, (key, sides) in zip(axes, panels.items(), strict=False):
+        contexts = sorted({n for measured in sides.values() for n in measured})
+        for side in (name for name in SIDES if name in sides):
+            points = sorted(sides[side].items())
+            x, total = [n for n, _ in points], [row["total"] for _, row in points]
+            axis.plot(x, [t["median_us"] for t in total], "o-", ms=3, color=COLOURS[side], label=LABELS[side])
+            low, high = [t["low_us"] for t in total], [t["high_us"] for t in total]
+            axis.fill_between(x, low, high, color=COLOURS[side], alpha=0.2, lw=0)
+            found = crossing.get((*key, side))
+            if found and found["context"] and not found["from_start"]:
+                axis.axvline(found["context"], color=COLOURS[side], ls=":", lw=1)
+        mode, batch, heads = key
+        axis.set_title(f"{mode}, {heads} heads" if mode == "prefill" else f"decode, batch {batch}, {heads} heads")
+        _time_axis(axis, [row["total"]["median_us"] for measured in sides.values() for row in measured.values()])
+        _context_axis(axis, contexts)
+    axes[0].legend(frameon=False, fontsize=8)
+    _footer(figure, record, "One attention layer with its projections; dotted: from here on faster than dense")
+    return figure
+
+
+def layer_operations(record: dict[str, Any]) -> Figure:
+    """Where the time goes: stacked by operation at three contexts, for the prefill and the largest decode."""
+    panels = curves(record["rows"])
+    heads = max((key[2] for key in panels), default=0)
+    keys = [key for key in panels if key[0] == "prefill" and key[2] == heads]
+    keys += sorted((key for key in panels if key[0] == "decode" and key[2] == heads), key=lambda key: key[1])
+    figure, axes = _grid(len(keys), 4.0, 3.0)
+    used: dict[str, None] = {}
+    for axis, key in zip(axes, keys, strict=False):
+        contexts = sorted({n for measured in panels[key].values() for n in measured})
+        shown = sorted({contexts[0], contexts[len(contexts) // 2], contexts[-1]})
+        place, ticks = 0.0, []
+        for context in shown:
+            for side in (name for name in SIDES if context in panels[key].get(name, {})):
+                bottom = 0.0
+                for operation, us in panels[key][side][context]["operations"].items():
+                    axis.bar(place, us / 1e3, 0.85, bottom=bottom, color=OPERATION_COLOURS[operation])
+                    bottom += us / 1e3
+                    used[operation] = None
+                ticks.append((place, f"{side} {context >> 10}K"))
+                place += 1
+            place += 0.6
+        axis.set_xticks([at for at, _ in ticks], [text for _, text in ticks], rotation=90, fontsize=7)
+        axis.set_title(f"prefill, {heads} heads" if key[0] == "prefill" else f"decode, batch {key[1]}, {heads} heads")
+        axis.set_ylabel("ms a layer")
+        axis.grid(axis="x", visible=False)
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=OPERATION_COLOURS[name], label=name) for name in OPERATIONS if name in used]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    _footer(figure, record, "An operation's time is what it adds to the chain of those before it")
+    return figure
+
+
+def kernels(record: dict[str, Any]) -> Figure:
+    """Ours against the best peer, case by case; the bar's end is the speed over it."""
+    rows = [row for row in record["rows"] if "speedup" in row]
+    figure, (axis,) = _figure(1, 1, 7.5, 0.8 + 0.17 * len(rows))
+    names = [f"{row['operation']}  {' '.join(f'{k}={v}' for k, v in row['shape'].items())}" for row in rows]
+    speed = [row["speedup"] for row in rows]
+    colours = [COLOURS["ours"] if value >= 1 else COLOURS["in-tree"] for value in speed]
+    axis.barh(range(len(rows)), [value - 1 for value in speed], left=1, color=colours, height=0.7)
+    axis.axvline(1, color="black", lw=0.8)
+    for i, (row, value) in enumerate(zip(rows, speed, strict=True)):
+        text = f"{value:.2f}× {row['best_peer']}"
+        axis.annotate(text, (max(value, 1), i), (3, 0), textcoords="offset points", va="center", fontsize=6)
+    axis.set_yticks(range(len(rows)), names, fontsize=6.5)
+    axis.invert_yaxis()
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.margins(x=0.3, y=0.01)
+    axis.set_xlabel("speed over the best peer (cold L2; above 1 ours is faster)")
+    axis.grid(axis="y", visible=False)
+    _footer(figure, record, "Medians of interleaved rounds under CUDA graphs, every result proven right first")
+    return figure
+
+
+def cost(record: dict[str, Any]) -> Figure:
+    """Dollars a million tokens against the position, like the paper's figure 3."""
+    figure, axes = _figure(1, 2, 8.0, 3.4)
+    for axis, mode in zip(axes, ("prefill", "decode"), strict=True):
+        mine = [row for row in record["rows"] if row["mode"] == mode]
+        for side in SIDES:
+            points = [(row["L"], row["usd_per_million"]) for row in mine if row["side"] == side]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", ms=3, color=COLOURS[side], label=LABELS[side])
+        contexts = sorted({row["L"] for row in mine})
+        axis.set_xticks(contexts[-3:], [f"{n >> 10}K" for n in contexts[-3:]])
+        axis.set_xlabel("position of the token")
+        axis.set_ylabel("US$ a million tokens")
+        axis.set_ylim(bottom=0)
+        axis.set_title(mode)
+    axes[0].legend(frameon=False, fontsize=8)
+    _footer(figure, record, record["method"])
+    return figure
+
+
+def serve(record: dict[str, Any]) -> Figure:
+    """Throughput, time to the first token and time per token of each workload, by backend."""
+    rows = [row for row in record["rows"] if "ttft_ms" in row]
+    panels = (
+        ("output tokens a second", lambda row: row["output_tokens_per_s"]),
+        ("first token, ms (median)", lambda row: row["ttft_ms"]["median"]),
+        ("per token, ms (median)", lambda row: row["tpot_ms"]["median"]),
+    )
+    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.2)
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
+    backends = [name for name in colours if any(row["backend"] == name for row in rows)]
+    for axis, (title, value) in zip(axes, panels, strict=True):
+        for i, backend in enumerate(backends):
+            mine = {row["workload"]: value(row) for row in rows if row["backend"] == backend}
+            places = [workloads.index(name) + (i - (len(backends) - 1) / 2) * 0.25 for name in mine]
+            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=backend)
+        axis.set_xticks(range(len(workloads)), workloads)
+        axis.set_title(title)
+        axis.grid(axis="x", visible=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    _footer(figure, record, record["method"])
+    return figure
+
+
+PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
+    "kernels": {"": kernels},
+    "layer": {"": layer, "-operations": layer_operations},
+    "cost": {"": cost},
+    "serve": {"": serve},
+}
+"""Kind of a record -> what follows its name in that of the picture, and how it is drawn."""
+RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms"}
+"""Kind of a record -> the key of a row that has something to draw."""

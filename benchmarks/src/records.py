@@ -1,0 +1,106 @@
+"""What a run leaves behind: one JSON file with everything that a reader needs to repeat it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dsv32_plugin.console import CommandError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+MEANINGLESS = "no GPU: the references at tiny sizes. It shows that the harness works; the figures mean nothing."
+PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers", "flashinfer-python")
+
+
+def default_path(kind: str, *, whole: bool = True) -> Path:
+    """Where a record of this kind goes on this machine.
+
+    A whole run on a GPU goes to that GPU's folder in `benchmarks/results` of the checkout. What would make a poor
+    record there (a part, a run without a GPU), and every run without a checkout, goes to $OUT or `bench-results`.
+    """
+    import torch
+
+    results = CHECKOUT / "benchmarks" / "results"
+    if not (whole and torch.cuda.is_available() and results.is_dir()):
+        return Path(os.environ.get("OUT", "bench-results")) / f"{kind}.json"
+    name = torch.cuda.get_device_name()
+    model = re.search(r"[A-Za-z]*\d+[A-Za-z]*", name)
+    return results / (model.group() if model else name).lower() / f"{kind}.json"
+
+
+def provenance(kind: str) -> dict[str, Any]:
+    """GPU, versions, commit, command and date. `kind` says which command can read the record."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "kind": kind,
+        "gpu": torch.cuda.get_device_name() if on_gpu else f"none ({platform.machine()} CPU)",
+        "cuda": torch.version.cuda or torch.version.hip or "",
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": _commit(),
+        "command": _command(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **({} if on_gpu else {"meaningless": MEANINGLESS}),
+    }
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """One row a line, so that a difference between two records can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for key, value in record.items():
+        if key == "rows":
+            rows = ",\n".join("  " + json.dumps(row) for row in value)
+            parts.append(f' "rows": [\n{rows}\n ]' if value else ' "rows": []')
+        else:
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def read(path: Path, *kinds: str) -> dict[str, Any]:
+    """A record of one of these kinds.
+
+    Raises:
+        CommandError: the file is missing, is not a record, or is one of another kind.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path}: expected a record of dsv32 bench: {error}") from error
+    kind = record.get("kind")
+    if kinds and kind not in kinds:
+        raise CommandError(f"{path}: expected a record of `dsv32 bench {' or '.join(kinds)}`, got one of {kind!r}")
+    return record
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@functools.cache
+def _commit() -> str:
+    if named := os.environ.get("DSV32_COMMIT"):
+        return named
+    if not (CHECKOUT / ".git").exists():
+        return "unknown"
+    git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def _command() -> str:
+    name = Path(sys.argv[0]).name
+    return shlex.join(["dsv32"] if name in ("dsv32", "cli.py") else ["python", name]) + " " + shlex.join(sys.argv[1:])

@@ -1,0 +1,211 @@
+"""`dsv32 bench serve`: the real server of an engine under an open-loop load, with the plugin, in-tree and dense.
+
+Real sizes with few layers and dummy weights, so that one GPU holds them: every request does all the work of those
+layers, and the answers mean nothing. With two numbers of layers the times are extended to the whole model, and marked.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dsv32_plugin import demo, doctor, serving, tiny
+from dsv32_plugin.benchmarks import records, serve_client
+from dsv32_plugin.benchmarks.serve_client import WORKLOADS, Workload
+from dsv32_plugin.console import CommandError
+
+SERVERS: dict[str, type[serving.Server]] = {"vllm": serving.VllmServer, "sglang": serving.SglangServer}
+BACKENDS = ("plugin", "in-tree", "dense")
+FULL_LAYERS = 61
+MODEL = "bench"
+PROOF = re.compile(r"dsv32: serving .*")
+"""The line of the server's log that only our model writes."""
+WARM_UP = Workload("warm-up", (64, 0.1, 96), (8, 0.1, 12))
+
+REAL = tiny.TinySpec(
+    hidden_size=7168, num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=128, q_lora_rank=1536,
+    index_n_heads=64, index_topk=2048, intermediate_size=18432, moe_intermediate_size=2048, n_routed_experts=256,
+    num_experts_per_tok=8, n_group=8, topk_group=4, rope_original=4096, dtype="bfloat16",
+)  # fmt: skip
+"""DeepSeek-V3.2 in bfloat16, with one dense layer instead of three."""
+
+METHOD = (
+    "Open loop: Poisson arrivals from one client, prompts of random token ids, answers of fixed length; every backend "
+    "gets the same requests. {model}."
+)
+DUMMY = "DeepSeek-V3.2's sizes with few layers and dummy bfloat16 weights"
+EXTRAPOLATION = (
+    "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers "
+    "at the same load: layers add up, the rest of a step does not depend on them, and the queue is as long as here"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is served and how it is loaded."""
+
+    engine: str = "vllm"
+    backends: Sequence[str] = ("plugin",)
+    workloads: Sequence[str] = ("chat",)
+    layers: Sequence[int] = (2,)
+    experts: int = 256
+    heads: int = 128
+    rate: float = 2.0
+    requests: int = 64
+    longest: int = 131072
+    seed: int = 0
+    start_s: float = 900
+    answer_s: float = 600
+    checkpoint: Path | None = None
+    """Serve this one in place of dummy weights; then `layers`, `experts` and `heads` are its own."""
+    options: Sequence[str] = ()
+    """More options for the engine's command."""
+
+
+def run(
+    plan: Plan, output: Path, *, on_state: Callable[[str], None] = lambda text: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Start, load and stop each server in turn; the record is on disk after each workload.
+
+    Raises:
+        CommandError: the engine or a part of it is missing, or the plugin would not serve.
+    """
+    check(plan)
+    method = METHOD.format(model=f"Checkpoint {plan.checkpoint.name}" if plan.checkpoint else DUMMY)
+    record: dict[str, Any] = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
+    for backend in plan.backends:
+        for layers in plan.layers:
+            for row in serve(plan, backend, layers, on_state):
+                record["rows"].append(row)
+                on_row(row)
+                extrapolate(record["rows"])
+                records.write(record, output)
+    return record
+
+
+def check(plan: Plan) -> None:
+    """What can be known before a server is started."""
+    if find_spec(plan.engine) is None:
+        raise CommandError(f"{plan.engine} is not installed; pip install 'dsv32-plugin[{plan.engine}]'")
+    import torch
+
+    others = [backend for backend in plan.backends if backend != "plugin"]
+    if others and not torch.cuda.is_available():
+        raise CommandError(
+            f"--backend {','.join(others)}: {plan.engine} alone does not serve these models without a GPU"
+        )
+    if "dense" in plan.backends and plan.checkpoint is not None:
+        raise CommandError("--backend dense needs dummy weights; leave --checkpoint out")
+    if "plugin" in plan.backends:
+        wrong = [finding for finding in doctor.examine() if finding.level == "wrong"]
+        if wrong:
+            listed = "; ".join(f"{finding.name}: {finding.found}" for finding in wrong)
+            raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
+
+
+def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The rows of one server: one a workload."""
+    about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers, "rate": plan.rate}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv32-bench-")))
+        model = plan.checkpoint or folder / "model"
+        if plan.checkpoint is None:
+            write_model(model, plan, backend, layers)
+        else:
+            about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+        # vLLM would compile FlashInfer's sampler at the first start, for minutes; greedy answers do not use it.
+        switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        server = SERVERS[plan.engine](
+            model, options(plan, backend), log_path=folder / "server.log", env={**demo.ENVIRONMENT, **switch}
+        )
+        name = f"{plan.engine} {backend}, {layers} layers"
+        about["server"] = " ".join(server.command[2:])
+        try:
+            stack.enter_context(server)
+            ready_s = server.wait_until_ready(plan.start_s, lambda s: on_state(f"{name}: starting, {s:.0f} s"))
+            about["ready_s"] = round(ready_s, 1)
+            proof = PROOF.search(server.log())
+            if (proof is not None) != (backend == "plugin"):
+                raise serving.ServerError(f"another backend serves than {backend}\n{server.log_tail()}")
+            about["served_by"] = proof.group() if proof else f"{plan.engine}'s own code"
+            rows = []
+            load(server.url, plan, WARM_UP, 4, lambda: None)
+            for workload in plan.workloads:
+                state = functools.partial(_say, on_state, f"{name}: {workload}", plan.requests, itertools.count(1))
+                figures = load(server.url, plan, WORKLOADS[workload], plan.requests, state)
+                server.check_running()
+                rows.append({**about, "workload": workload, **figures})
+            return rows
+        except serving.ServerError as error:
+            return [{**about, "workload": workload, "error": str(error)[-2000:]} for workload in plan.workloads]
+
+
+def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
+    on_state(f"{label}, {next(numbers)} of {total}")
+
+
+def load(url: str, plan: Plan, workload: Workload, count: int, on_answer: Callable[[], None]) -> dict[str, Any]:
+    sent = serve_client.requests(workload, count, plan.rate, plan.seed, longest=plan.longest)
+    answers, seconds = serve_client.drive(url, MODEL, sent, timeout_s=plan.answer_s, on_answer=on_answer)
+    return serve_client.summary(answers, seconds)
+
+
+def write_model(folder: Path, plan: Plan, backend: str, layers: int) -> None:
+    """A checkpoint folder without weights, for engines that are told to make them up."""
+    spec = replace(REAL, num_hidden_layers=layers, n_routed_experts=plan.experts, num_attention_heads=plan.heads)
+    config = spec.config()
+    if backend == "dense":
+        config = {key: value for key, value in config.items() if not key.startswith("index_")}
+        config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    tiny.write_without_weights(config, folder)
+
+
+def options(plan: Plan, backend: str) -> list[str]:
+    """The same for every backend but for the cache: dense MLA reads bfloat16, the sparse kernels their fp8 rows."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if plan.engine == "sglang":
+        common = ["--served-model-name", MODEL, "--context-length", str(plan.longest)]
+        common += [] if on_gpu else ["--dtype", "float32", "--skip-server-warmup"]
+    else:
+        common = ["--served-model-name", MODEL, "--max-model-len", str(plan.longest), "--max-num-seqs", "256"]
+        if not on_gpu:
+            common += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20)]
+        elif backend != "dense":
+            common += ["--kv-cache-dtype", "fp8_ds_mla"]
+    dummy = [] if plan.checkpoint else ["--load-format", "dummy"]
+    return [*common, *dummy, *plan.options]
+
+
+def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
+    """Where a backend was measured with two numbers of layers, add to the deeper row what the model would take."""
+    for row in rows:
+        twins = [
+            other
+            for other in rows
+            if other["layers"] < row["layers"]
+            and all(other[key] == row[key] for key in ("engine", "backend", "workload", "rate"))
+            and "ttft_ms" in other
+        ]
+        if not twins or "ttft_ms" not in row:
+            continue
+        a, b = min(twins, key=lambda twin: twin["layers"]), row
+        slope = {
+            key: (b[key]["median"] - a[key]["median"]) / (b["layers"] - a["layers"]) for key in ("ttft_ms", "tpot_ms")
+        }
+        row["extrapolated"] = {
+            "layers": full,
+            **{key: round(b[key]["median"] + (full - b["layers"]) * slope[key], 2) for key in slope},
+            "method": EXTRAPOLATION.format(full=full, a=a["layers"], b=b["layers"]),
+        }

@@ -1,0 +1,223 @@
+"""MLA with the lightning indexer, on whatever linear layers an engine has: one layer's projections around `dsa`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dsv32_plugin import dsa, kernels
+from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.latent_up import LatentUpProjection
+from dsv32_plugin.rope import softmax_scale
+
+INDEX_NORM_EPS = 1e-6
+"""LayerNorm of the index keys; not in config.json."""
+
+
+class Layers(Protocol):
+    """What an engine builds a model from. Linear layers have no bias and return a tuple that begins with the result."""
+
+    tp_rank: int
+    tp_size: int
+    ranks: dsa.Ranks | None
+    """With whom the selection of prefills is shared out."""
+
+    def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> nn.Module:
+        """The whole matrix on every rank."""
+
+    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> nn.Module:
+        """Several matrices over one input, whole on every rank, as one product."""
+
+    def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
+        """The outputs cut over the ranks."""
+
+    def row(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
+        """The inputs cut over the ranks, the results added up."""
+
+    def norm(self, size: int, eps: float) -> nn.Module:
+        """RMSNorm."""
+
+
+@dataclass(frozen=True)
+class LayerCaches:
+    """One layer's paged caches, [pages, page size, width]; a layer that shares a selection has no index keys."""
+
+    latents: torch.Tensor
+    index_keys: torch.Tensor | None
+
+
+def quantises_index_keys(dtype: torch.dtype) -> bool:
+    """Keys in float32 models stay exact, which makes them equal to Hugging Face; all others are fp8."""
+    return dtype != torch.float32
+
+
+class Indexer(nn.Module):
+    """The weights that score keys (paper, equation 1). The same on every rank.
+
+    `wk` is computed together with the other projections of the hidden state, in `DsaAttention`.
+    """
+
+    def __init__(self, config: DsaConfig, layers: Layers, prefix: str) -> None:
+        super().__init__()
+        self.heads, self.dim = config.index_n_heads, config.index_head_dim
+        self.interleaved = config.index_rope_interleave
+        self.quantised = quantises_index_keys(torch.get_default_dtype())
+        self.wq_b = layers.replicated(config.q_lora_rank, self.heads * self.dim, f"{prefix}.wq_b")
+        self.weights_proj = layers.replicated(config.hidden_size, self.heads, f"{prefix}.weights_proj", quantised=False)
+        self.k_norm = nn.LayerNorm(self.dim, eps=INDEX_NORM_EPS)
+        self.k_cache: Any = None
+        """For an engine that keeps caches in the modules."""
+
+    def query(
+        self, hidden_th: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index queries [T, I, D] and their head weights [T, I]."""
+        q_tid = self.wq_b(q_a_tl)[0].unflatten(-1, (self.heads, self.dim))
+        return kernels.index_query(
+            q_tid,
+            self.weights_proj(hidden_th)[0],
+            positions_t,
+            rope_table_pr,
+            interleaved=self.interleaved,
+            rotate=self.quantised,
+            quantize=self.quantised,
+        )
+
+
+class DsaAttention(nn.Module):
+    """One layer's attention. A layer without an indexer attends to the slots that an earlier layer selected."""
+
+    def __init__(self, config: DsaConfig, layers: Layers, layer: int, rope_table_pr: torch.Tensor, prefix: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads // layers.tp_size
+        self.ranks = layers.ranks
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.latent, self.topk = config.kv_lora_rank, config.index_topk
+        self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
+        self.rope_table_pr = rope_table_pr
+
+        selects = config.selects(layer)
+        # One product for all that is projected from the hidden state. The widths before the last are multiples of the
+        # 128-wide scale blocks of fp8 checkpoints in every released model, the last need not be.
+        self.a_widths = [config.q_lora_rank, *([config.index_head_dim] if selects else []), self.latent + self.rope]
+        self.a_proj_name = "q_index_kv_a_proj" if selects else "q_kv_a_proj"
+        self.add_module(
+            self.a_proj_name, layers.merged(config.hidden_size, self.a_widths, f"{prefix}.{self.a_proj_name}")
+        )
+        self.indexer = Indexer(config, layers, f"{prefix}.indexer") if selects else None
+        self.q_a_layernorm: Any = layers.norm(config.q_lora_rank, self.eps)
+        self.kv_a_layernorm: Any = layers.norm(self.latent, self.eps)
+        self.q_b_proj = layers.column(config.q_lora_rank, config.num_heads * config.qk_head_dim, f"{prefix}.q_b_proj")
+        self.kv_up = LatentUpProjection(config, self.num_heads, layers.tp_rank)
+        self.o_proj = layers.row(config.num_heads * config.v_head_dim, config.hidden_size, f"{prefix}.o_proj")
+
+    def attend(
+        self,
+        batch: DsaBatch,
+        positions_t: torch.Tensor,
+        hidden_th: torch.Tensor,
+        slots_tk: torch.Tensor,
+        caches: LayerCaches,
+    ) -> torch.Tensor:
+        """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
+        selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
+        if selected_tk is not None and self.indexer is not None:
+            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+            assert caches.index_keys is not None, "a layer that selects has index keys"
+            dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk, self.ranks)
+        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
+        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        if selected_tk is None and dsa.expands(batch, self.num_heads):
+            values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
+        else:
+            values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)
+        return self.o_proj(values_thv.flatten(1))[0]
+
+    def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        """Every matrix product of `attend`, and no attention: for a run without caches."""
+        q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+        return self.o_proj(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))[0]
+
+    def _attend_latents(
+        self,
+        batch: DsaBatch,
+        q_nope_thd: torch.Tensor,
+        q_rope_thr: torch.Tensor,
+        latent_cache: torch.Tensor,
+        selected_tk: torch.Tensor | None,
+    ) -> torch.Tensor:
+        q_latent_thc = self.kv_up.absorb(q_nope_thd)
+        return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
+
+    def _attend_expanded(
+        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, latent_cache: torch.Tensor
+    ) -> torch.Tensor:
+        """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
+        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        if batch.decodes is not None:
+            rows = batch.decodes.tokens
+            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
+            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], latent_cache, None)
+        for chunk in batch.prefill_chunks:
+            rows = chunk.tokens
+            rows_sc = kernels.gather_latents(
+                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_nope_thd.dtype
+            )
+            k_shd, v_shv = self.kv_up.expand(rows_sc)
+            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
+            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+        return values_thv
+
+    def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
+        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
+        return q_a_tl, index_k[0] if index_k else None, kv_tr
+
+    def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
+        q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
+        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
+        return q_nope_thd, q_rope_thr
+
+    def _write_caches(
+        self,
+        q_a_tl: torch.Tensor,
+        index_k_td: torch.Tensor | None,
+        kv_tr: torch.Tensor,
+        positions_t: torch.Tensor,
+        batch: DsaBatch,
+        caches: LayerCaches,
+    ) -> torch.Tensor:
+        """Write this step's latents, rope keys and index keys; returns the normalised q_a [T, L]."""
+        kv_a_tc, k_rope_tr = kv_tr.split([self.latent, self.rope], dim=-1)
+        index: dict[str, Any] = {}
+        if self.indexer is not None:
+            index = {
+                "index_k_weight_d": self.indexer.k_norm.weight,
+                "index_k_bias_d": self.indexer.k_norm.bias,
+                "index_eps": INDEX_NORM_EPS,
+                "index_cache": caches.index_keys,
+                "interleaved": self.indexer.interleaved,
+                "rotate": self.indexer.quantised,
+            }
+        return kernels.norm_rope_cache(
+            q_a_tl,
+            kv_a_tc,
+            k_rope_tr,
+            index_k_td,
+            positions_t,
+            batch.slots_t,
+            self.rope_table_pr,
+            q_a_weight_l=self.q_a_layernorm.weight,
+            kv_a_weight_c=self.kv_a_layernorm.weight,
+            eps=self.eps,
+            latent_cache=caches.latents,
+            **index,
+        )

@@ -1,0 +1,121 @@
+"""SGLang on a machine without a GPU: the stock CUDA wheel, made to serve DSA checkpoints through torch on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
+
+from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.sglang_adapter import BACKEND_NAME
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+DISPATCH_KEY = "dsv32_cpu"
+DEFAULT_MAX_TOKENS = 32768
+"""Tokens in the caches where the user names no number: SGLang would fill most of the memory."""
+
+
+class DsaCpuPlatform(SRTPlatform):
+    """A CPU, driven through torch alone: `sgl_kernel`'s CPU build is another wheel."""
+
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+
+    def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
+        if server_args.max_total_tokens is None:
+            server_args.max_total_tokens = DEFAULT_MAX_TOKENS
+        if server_args.page_size is None:
+            server_args.page_size = PAGE_SIZE
+        # Overlap hides the host's work behind a device's; here they are the same.
+        server_args.disable_overlap_schedule = True
+        server_args.sampling_backend = "pytorch"
+        if server_args.tp_size > 1:
+            # By default SGLang wants a NUMA node for every rank, which a small machine does not have.
+            cores = sorted(os.sched_getaffinity(0))
+            every = ",".join(map(str, cores))
+            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([every] * server_args.tp_size))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // server_args.tp_size)))
+
+    def init_backend(self) -> None:
+        from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
+        from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+        from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+        from sglang.srt.layers.utils.multi_platform import MultiPlatformOp
+
+        def experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
+            hidden_th = moe_forward_native(
+                layer, dispatch_output.hidden_states, dispatch_output.topk_output, method.moe_runner_config
+            )
+            return StandardCombineInput(hidden_states=hidden_th)
+
+        MultiPlatformOp.register_oot_forward(UnquantizedFusedMoEMethod, experts, DISPATCH_KEY)
+
+    def get_default_attention_backend(self) -> str:
+        return BACKEND_NAME
+
+    def get_dsa_kv_pool_cls(self) -> type:
+        from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
+
+        return DsaTokenToKVPool
+
+    def get_paged_allocator_cls(self) -> type:
+        from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
+
+        return CpuPagedAllocator
+
+    def get_quantization_config(self, quantization: str) -> type | None:
+        from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
+
+        return DequantisedFp8Config if quantization == "fp8" else None
+
+    def get_dispatch_key_name(self) -> str:
+        return DISPATCH_KEY
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def get_device(self, device_id: int = 0) -> str:
+        return "cpu"
+
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        return int(psutil.virtual_memory().total)
+
+    def get_current_memory_usage(self, device: torch.device | None = None) -> float:
+        memory = psutil.virtual_memory()
+        return float(memory.total - memory.available)
+
+    def is_pin_memory_available(self) -> bool:
+        return False
+
+
+def support_triton_around(original: Callable[[str], bool], backend: str) -> bool:
+    """SGLang runs small Triton kernels of its own for every backend that it does not know to be a CPU's."""
+    return backend != BACKEND_NAME and original(backend)
+
+
+def get_last_loc(
+    req_to_token: torch.Tensor, req_pool_indices_tensor: torch.Tensor, prefix_lens_tensor: torch.Tensor
+) -> torch.Tensor:
+    """The slot of each sequence's last token, -1 where it has none."""
+    last = req_to_token[req_pool_indices_tensor, (prefix_lens_tensor - 1).clamp(min=0)]
+    return torch.where(prefix_lens_tensor > 0, last.to(prefix_lens_tensor.dtype), -1)
+
+
+def apply_vocab_mask(grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:
+    """Forbid the tokens that a grammar does not allow. SGLang calls Triton here, or refuses."""
+    from xgrammar import apply_token_bitmask_inplace
+
+    apply_token_bitmask_inplace(logits, vocab_mask)
+
+
+def refuse_nccl(*args: Any) -> None:
+    """NCCL's library loads without a GPU and fails later; SGLang goes on without it only where it does not load."""
+    raise OSError("there is no GPU for NCCL")

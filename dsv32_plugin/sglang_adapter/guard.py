@@ -1,0 +1,97 @@
+"""What must hold before a request is served: supported options, and code that is really ours."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PretrainedConfig
+
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODEL_PATH
+from dsv32_plugin.sglang_adapter.compat import installed_version
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+    from torch import nn
+
+IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
+KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
+UNSUPPORTED: dict[str, Any] = {
+    "speculative_algorithm": None,
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "enable_prefill_cp": False,
+    "dcp_size": 1,
+    "enable_two_batch_overlap": False,
+    "enable_pdmux": False,
+    "enable_hisparse": False,
+    "enable_eplb": False,
+    "enable_lora": None,
+    "moe_a2a_backend": "none",
+}
+"""Options that change how attention, caches or experts are laid out, and the one value that the plugin has."""
+
+
+def read_config(server_args: ServerArgs) -> DsaConfig:
+    """The checkpoint's config as it is stored, with `--json-model-override-args` applied.
+
+    Not as Transformers has it, which puts a default of its own where a key is missing.
+    """
+    stored, _ = PretrainedConfig.get_config_dict(server_args.model_path, revision=server_args.revision)
+    return DsaConfig.from_hf({**stored, **json.loads(server_args.json_model_override_args)})
+
+
+def check_options(server_args: ServerArgs) -> None:
+    """Raise for a start-up option that this adapter would have to ignore."""
+    model = server_args.get_model_config()
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
+    if getattr(model.hf_config, "tie_word_embeddings", False):
+        raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
+    backends = set(server_args.get_attention_backends())
+    if backends != {BACKEND_NAME}:
+        found = ", ".join(sorted(str(backend) for backend in backends))
+        raise ValueError(f"--attention-backend: expected {BACKEND_NAME} or nothing, got {found}; {IN_TREE_HINT}")
+    if server_args.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(
+            f"--kv-cache-dtype: expected {', '.join(KV_CACHE_DTYPES)}, got {server_args.kv_cache_dtype}; "
+            "fp8_e4m3 is the 656-byte layout"
+        )
+    if server_args.device == "cpu" and server_args.page_size % PAGE_SIZE_MULTIPLE:
+        raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {server_args.page_size}")
+    if server_args.device != "cpu" and server_args.page_size != PAGE_SIZE:
+        raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {server_args.page_size}")
+    for option, off in UNSUPPORTED.items():
+        value = getattr(server_args, option)
+        if (value or None) != (off or None):
+            raise NotImplementedError(
+                f"--{option.replace('_', '-')}: the plugin supports {off}, got {value}; leave it out, or {IN_TREE_HINT}"
+            )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise RuntimeError unless SGLang has loaded our model."""
+    found = f"{type(model).__module__}:{type(model).__qualname__}"
+    if found != MODEL_PATH:
+        raise RuntimeError(
+            f"model: the attention backend {BACKEND_NAME} is for {MODEL_PATH}, but SGLang loaded {found}; "
+            f"leave --attention-backend out, and SGLANG_EXTERNAL_MODEL_PACKAGE if it is set"
+        )
+
+
+def missing_hooks() -> list[str]:
+    """Targets of hooks of ours that SGLang has not applied; it only logs when it cannot."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from dsv32_plugin.sglang_adapter.registration import hooks
+
+    return [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
+
+
+def check_hooks() -> None:
+    """Raise RuntimeError where a hook of ours is not in place."""
+    if missing := missing_hooks():
+        raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")

@@ -1,0 +1,105 @@
+"""The feed-forward part: a dense SwiGLU block, and the mixture of experts on SGLang's fused kernels."""
+
+from __future__ import annotations
+
+import torch
+from sglang.srt.distributed import tensor_model_parallel_all_reduce
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
+from sglang.srt.layers.moe.topk import TopK
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from torch import nn
+
+from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), cut over the tensor parallel ranks."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+        *,
+        reduce_results: bool = True,
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden_size, [intermediate_size] * 2, bias=False, quant_config=quant_config, prefix=f"{prefix}.gate_up_proj"
+        )
+        self.down_proj = RowParallelLinear(
+            intermediate_size,
+            hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            reduce_results=reduce_results,
+            prefix=f"{prefix}.down_proj",
+        )
+        self.act = SiluAndMul()
+
+    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.gate_up_proj(x_th)[0]))[0]
+
+
+class Router(nn.Module):
+    """Scores of the experts, before the sigmoid. GLM routes in float32, DeepSeek in the model's dtype."""
+
+    def __init__(self, config: DsaConfig) -> None:
+        super().__init__()
+        dtype = torch.float32 if config.architecture == GLM_MOE_DSA else None
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size, dtype=dtype))
+        self.e_score_correction_bias = nn.Parameter(torch.empty(config.n_routed_experts, dtype=torch.float32))
+        self.requires_grad_(False)
+
+    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x_th.to(self.weight.dtype), self.weight)
+
+
+class Moe(nn.Module):
+    """sum over the chosen experts of weight * expert(x), times `routed_scaling_factor`, plus the shared experts.
+
+    Sigmoid scores; the correction bias takes part in the choice (best groups first, by the sum of their two best
+    experts) and not in the weights (DeepSeek-V3 technical report, equations 12 to 16).
+    """
+
+    def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, layer: int, prefix: str) -> None:
+        super().__init__()
+        self.scale = config.routed_scaling_factor
+        self.num_experts = config.n_routed_experts
+        self.gate = Router(config)
+        self.topk = TopK(
+            top_k=config.num_experts_per_tok,
+            layer_id=layer,
+            renormalize=config.norm_topk_prob,
+            use_grouped_topk=True,
+            num_expert_group=config.n_group,
+            topk_group=config.topk_group,
+            scoring_func=config.scoring_func,
+            correction_bias=self.gate.e_score_correction_bias,
+            quant_config=quant_config,
+        )
+        self.experts = get_moe_impl_class(quant_config)(
+            num_experts=config.n_routed_experts,
+            top_k=config.num_experts_per_tok,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.moe_intermediate_size,
+            layer_id=layer,
+            quant_config=quant_config,
+            # The kernels must leave their input to the shared experts.
+            inplace=False,
+            prefix=f"{prefix}.experts",
+        )
+        self.shared_experts = Mlp(
+            config.hidden_size,
+            config.moe_intermediate_size * config.n_shared_experts,
+            quant_config,
+            f"{prefix}.shared_experts",
+            reduce_results=False,
+        )
+
+    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        routed_th = self.experts(x_th, self.topk(x_th, self.gate(x_th)))
+        return tensor_model_parallel_all_reduce(torch.add(self.shared_experts(x_th), routed_th, alpha=self.scale))

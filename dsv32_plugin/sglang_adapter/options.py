@@ -1,0 +1,47 @@
+"""Start-up options: what follows from serving a DSA checkpoint with the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+
+def serves(server_args: ServerArgs) -> bool:
+    """Whether the checkpoint is one of ours."""
+    architectures = server_args.get_model_config().hf_config.architectures or [""]
+    return architectures[0] in MODELS
+
+
+def adjust_for_model(original: Callable[[ServerArgs], None], server_args: ServerArgs) -> None:
+    """Goes around the method in which SGLang chooses its own backends for DSA from the GPU's generation."""
+    from sglang.srt.configs import model_config
+    from sglang.srt.model_executor.cuda_graph_config import Backend
+
+    if not serves(server_args):
+        original(server_args)
+        return
+    if server_args.is_attention_backend_not_set() or _is_cpu_default(server_args):
+        server_args.attention_backend = BACKEND_NAME
+    if server_args.page_size is None:
+        server_args.page_size = PAGE_SIZE
+    # Decode runs in graphs; a prefill's shape changes from step to step.
+    server_args.cuda_graph_config.prefill.backend = Backend.DISABLED
+    # To SGLang it is a DeepSeek with MLA like any other: the DSA branch sets cache types and kernels of SGLang's own
+    # backend, and needs a GPU to do it.
+    with patch.object(model_config, "is_deepseek_dsa", lambda config: False):
+        original(server_args)
+
+
+def _is_cpu_default(server_args: ServerArgs) -> bool:
+    """Whether the backend is the one that SGLang puts in on a CPU, before a platform or a model is asked."""
+    from sglang.srt.utils import is_host_cpu_arm64
+
+    default = "torch_native" if is_host_cpu_arm64() else "intel_amx"
+    return bool(server_args.device == "cpu" and server_args.get_attention_backends() == (default, default))

@@ -1,0 +1,138 @@
+"""The paged caches of latents and index keys, in the layouts of `cache_layout`, and pages without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
+from sglang.srt.server_args import get_global_server_args
+
+from dsv32_plugin import cache_layout
+from dsv32_plugin.attention import LayerCaches, quantises_index_keys
+
+
+class DsaTokenToKVPool(DSATokenToKVPool):
+    """SGLang's pool for DSA, byte for byte, that also takes float32 models and every page size of the kernels.
+
+    SGLang's own holds fp8 index keys only, in pages of 64. What moves, transfers or offloads pages finds the buffers
+    under the names it knows.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        page_size: int,
+        kv_lora_rank: int,
+        dtype: torch.dtype,
+        qk_rope_head_dim: int,
+        layer_num: int,
+        device: str,
+        index_head_dim: int,
+        enable_memory_saver: bool,
+        kv_cache_dim: int,
+        start_layer: int | None = None,
+        end_layer: int | None = None,
+        index_buf_size: int | None = None,
+    ) -> None:
+        stored_fp8 = dtype == torch.float8_e4m3fn
+        MLATokenToKVPool.__init__(
+            self,
+            size,
+            page_size,
+            dtype,
+            kv_lora_rank,
+            qk_rope_head_dim,
+            layer_num,
+            device,
+            enable_memory_saver,
+            start_layer,
+            end_layer,
+            use_dsa=True,
+            override_kv_cache_dim=cache_layout.LATENT_BYTES_FP8 if stored_fp8 else None,
+        )
+        self.index_head_dim = index_head_dim
+        model_dtype = get_global_server_args().get_model_config().dtype
+        width, index_dtype = cache_layout.INDEX_BYTES, torch.uint8
+        if not quantises_index_keys(model_dtype):
+            width, index_dtype = index_head_dim, model_dtype
+        self.index_k_with_scale_buffer_dtype = index_dtype
+        pages = ((size if index_buf_size is None else index_buf_size) + page_size + 1) // page_size
+        self.index_k_with_scale_buffer = [
+            torch.zeros((pages, page_size * width), dtype=index_dtype, device=device) for _ in range(layer_num)
+        ]
+        self._finalize_allocation_log(size)
+
+    def layer_caches(self, layer: int, selects: bool) -> LayerCaches:
+        """This layer's caches as the kernels take them, [pages, page size, width]."""
+        latents = self.kv_buffer[layer - self.start_layer]
+        if not selects:
+            return LayerCaches(latents.view(-1, self.page_size, latents.shape[-1]), None)
+        if self.layer_transfer_counter is not None:
+            self.layer_transfer_counter.wait_until(layer - self.start_layer)
+        index_keys = self.index_k_with_scale_buffer[layer - self.start_layer]
+        return LayerCaches(
+            latents.view(-1, self.page_size, latents.shape[-1]),
+            index_keys.view(index_keys.shape[0], self.page_size, -1),
+        )
+
+    def get_kv_size_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in [*self.kv_buffer, *getattr(self, "index_k_with_scale_buffer", [])])
+
+
+class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
+    """SGLang's allocator of pages, whose two kernels are Triton's, in torch."""
+
+    free_pages: torch.Tensor
+
+    def alloc_extend(
+        self,
+        prefix_lens: torch.Tensor,
+        prefix_lens_cpu: torch.Tensor,
+        seq_lens: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        last_loc: torch.Tensor,
+        extend_num_tokens: int,
+        num_new_pages: int | None = None,
+    ) -> torch.Tensor | None:
+        """Slots for the tokens prefix_lens .. seq_lens - 1 of each sequence; None where too few pages are free.
+
+        A sequence first fills the page that `last_loc`, the slot of its last token so far, is in.
+        """
+        held_b, total_b = _pages(prefix_lens, self.page_size), _pages(seq_lens, self.page_size)
+        wanted = int((total_b - held_b).sum())
+        if self.need_sort and wanted > len(self.free_pages):
+            self.merge_and_sort_free()
+        if wanted > len(self.free_pages):
+            return None
+        slots = []
+        columns = (prefix_lens, seq_lens, last_loc, held_b, total_b)
+        for prefix, length, last, held, total in zip(*(column.tolist() for column in columns), strict=True):
+            position = torch.arange(prefix, length)
+            # Row 0 is the page that is already held, if it has room; the others are new.
+            pages = torch.cat((torch.tensor([last // self.page_size]), self.free_pages[: total - held]))
+            self.free_pages = self.free_pages[total - held :]
+            slots.append(pages[position // self.page_size - held + 1] * self.page_size + position % self.page_size)
+        return torch.cat(slots)
+
+    def alloc_decode(
+        self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
+    ) -> torch.Tensor | None:
+        """A slot for the last token of each sequence; None where too few pages are free."""
+        return self.alloc_extend(seq_lens - 1, seq_lens_cpu - 1, seq_lens, seq_lens_cpu, last_loc, len(seq_lens))
+
+
+def _pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
+    return (lengths + page_size - 1) // page_size
+
+
+def as_dsa_pool(pool: Any) -> DsaTokenToKVPool:
+    """Raise RuntimeError unless SGLang built our pool."""
+    if not isinstance(pool, DsaTokenToKVPool):
+        found = f"{type(pool).__module__}.{type(pool).__qualname__}"
+        raise RuntimeError(
+            f"KV pool: expected {DsaTokenToKVPool.__module__}.DsaTokenToKVPool, got {found}; "
+            "an option chose another kind of cache, which the plugin does not support"
+        )
+    return pool

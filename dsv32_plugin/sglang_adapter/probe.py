@@ -1,0 +1,46 @@
+"""What is registered in SGLang once it has loaded its plugins; `python -m` this module prints it as one line of JSON.
+
+It runs in a process of its own because loading plugins changes the process, and may fail.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS
+
+
+def registered() -> dict[str, Any]:
+    """Load SGLang's plugins as SGLang does, then look.
+
+    Returns:
+        `platform`, the class in use; `device_type`; `models`, the class of each architecture of ours, as "module:name";
+        `backend`, the class behind our attention backend's name, or None; `missing_hooks`, the targets of those of ours
+        that are not in place.
+    """
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang.srt.models.registry import ModelRegistry
+    from sglang.srt.platforms import current_platform
+
+    from dsv32_plugin.sglang_adapter import guard
+
+    backend = ATTENTION_BACKENDS.get(BACKEND_NAME)
+    return {
+        "platform": _path(type(current_platform), "."),
+        "device_type": current_platform.device_type,
+        "models": {architecture: _path(ModelRegistry.models.get(architecture), ":") for architecture in MODELS},
+        "backend": _path(backend, "."),
+        "missing_hooks": guard.missing_hooks(),
+    }
+
+
+def _path(code: Any, separator: str) -> str | None:
+    return None if code is None else f"{code.__module__}{separator}{code.__qualname__}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(registered()))

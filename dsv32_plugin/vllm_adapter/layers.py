@@ -1,0 +1,48 @@
+"""vLLM's linear layers and norms, as `dsv32_plugin.attention.Layers` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+
+from dsv32_plugin.dsa import Ranks
+
+
+class VllmLayers:
+    """Builds the layers of one model."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self.quant_config = vllm_config.quant_config
+        group = get_tp_group()
+        self.tp_rank, self.tp_size = group.rank_in_group, group.world_size
+        self.ranks = None
+        if self.tp_size > 1:
+            self.ranks = Ranks(self.tp_rank, self.tp_size, partial(group.all_gather, dim=0))
+
+    def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> ReplicatedLinear:
+        quant_config = self.quant_config if quantised else None
+        return ReplicatedLinear(inputs, outputs, bias=False, quant_config=quant_config, prefix=prefix)
+
+    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> MergedColumnParallelLinear:
+        return MergedColumnParallelLinear(
+            inputs, list(widths), bias=False, quant_config=self.quant_config, prefix=prefix, disable_tp=True
+        )
+
+    def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:
+        return ColumnParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
+
+    def row(self, inputs: int, outputs: int, prefix: str) -> RowParallelLinear:
+        return RowParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
+
+    def norm(self, size: int, eps: float) -> RMSNorm:
+        return RMSNorm(size, eps=eps)

@@ -1,0 +1,99 @@
+"""Compile in parallel what a run will launch, before it runs: the first requests of a server then compile nothing."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+PACKAGE = __name__.rpartition(".")[0]
+
+
+class Launch(NamedTuple):
+    """One variant of one kernel, as Triton describes it to its hooks."""
+
+    function: Any
+    signature: dict[str, Any]
+    constants: dict[Any, Any]
+    attributes: dict[Any, Any]
+    device: int
+    specialization: str
+
+    def compile(self) -> None:
+        """Into Triton's disk cache; touches no device."""
+        function = self.function
+        _, _, target, backend, _ = function.device_caches[self.device]
+        source = function.ASTSource(function, self.signature, self.constants, self.attributes)
+        given = json.loads(self.specialization)["options"]
+        options = backend.parse_options({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        function.compile(source, target=target, options=options.__dict__)
+
+
+class Launches:
+    """The kernels of this package that a run wanted to launch and that were not compiled."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[tuple[Any, str], Launch] = {}
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Inside the block such kernels are noted instead of launched, and what they would write stays as it is."""
+        from triton import knobs
+
+        before = knobs.runtime.jit_cache_hook
+        knobs.runtime.jit_cache_hook = self._note
+        try:
+            yield
+        finally:
+            knobs.runtime.jit_cache_hook = before
+
+    def _note(self, *, fn: Any, key: str, compile: dict[str, Any], **_: Any) -> bool:
+        if not fn.module.startswith(PACKAGE):
+            return False
+        self._wanted[fn.jit_function, key] = Launch(
+            fn.jit_function,
+            compile["signature"],
+            compile["constants"],
+            compile["configs"][0],
+            compile["device"],
+            compile["specialization_data"],
+        )
+        return True
+
+    def compile(self, jobs: int | None = None) -> None:
+        """Compile them all into Triton's disk cache, with `jobs` processes (default: up to 16).
+
+        Processes, because a fifth of a compilation is Python. They are forked, so that they begin at once, and leave
+        the GPU alone. What fails in one of them fails again, and says why, in `load`.
+        """
+        jobs = jobs or min(16, os.cpu_count() or 1)
+        launches = list(self._wanted.values())
+        children = [_fork(launches[first::jobs]) for first in range(min(jobs, len(launches)))]
+        for child in children:
+            os.waitpid(child, 0)
+
+    def load(self) -> None:
+        """From Triton's disk cache into this process; what is not there is compiled."""
+        wanted, self._wanted = self._wanted, {}
+        for launch in wanted.values():
+            launch.function.preload(launch.specialization)
+
+
+def _fork(launches: list[Launch]) -> int:
+    """A child process that compiles and ends."""
+    child = os.fork()
+    if child == 0:
+        try:
+            gc.disable()  # what belongs to the parent is not freed here
+            for launch in launches:
+                with suppress(Exception):
+                    launch.compile()
+        finally:
+            os._exit(0)
+    return child

@@ -1,0 +1,64 @@
+"""Records with figures that were made up, for the parts that read records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsv32_plugin.benchmarks.layer_record import crossovers
+
+ABOUT = {
+    "gpu": "NVIDIA H100 made up",
+    "cuda": "13.0",
+    "versions": {"torch": "2.11"},
+    "commit": "abc1234",
+    "command": "dsv32 bench",
+    "date": "2026-01-01",
+}
+
+
+def timing(median: float, spread: float = 0.01) -> dict[str, float]:
+    return {"median_us": median, "low_us": median * (1 - spread), "high_us": median * (1 + spread)}
+
+
+def layer_row(mode: str, batch: int, context: int, side: str, us: float, tokens: int = 1) -> dict[str, Any]:
+    return {
+        "mode": mode, "B": batch, "T": tokens, "L": context, "H": 128, "side": side, "kernels": side,
+        "total": timing(us), "operations": {"projections": us / 4, "attention": us * 3 / 4},
+        "us_per_token": us / (batch * tokens),
+    }  # fmt: skip
+
+
+def layer() -> dict[str, Any]:
+    """Dense costs as much as the context is long, ours 1000 µs; they cross between 512 and 1024 + 1024 tokens."""
+    rows = []
+    for context in (512, 2048, 8192):
+        for mode, batch, tokens in (("prefill", 1, 512), ("decode", 16, 1)):
+            rows.append(layer_row(mode, batch, context, "dense", float(context), tokens))
+            rows.append(layer_row(mode, batch, context, "ours", 1000.0, tokens))
+    return {
+        "kind": "layer", **ABOUT, "method": "made up.", "ceilings": {}, "chunk": 512, "rows": rows, "not_run": [],
+        "crossovers": crossovers(rows),
+    }  # fmt: skip
+
+
+def kernels(us: float = 10.0, spread: float = 0.01) -> dict[str, Any]:
+    row = {
+        "operation": "select_topk", "shape": {"B": 1, "L": 8192}, "must": 1.0, "aim": None, "bytes": 1, "flops": 0,
+        "notes": "", "missing": {"torch": "not here"}, "times": {"ours": timing(us, spread), "peer": timing(12.0)},
+        "warm": {"ours": timing(us / 2, spread)}, "floor_us": 1.0, "floor_by": "bytes", "best_peer": "peer",
+        "speedup": 12.0 / us,
+    }  # fmt: skip
+    return {"kind": "kernels", **ABOUT, "ceilings": {}, "rows": [row], "not_run": []}
+
+
+def serve() -> dict[str, Any]:
+    points = {"median": 20.0, "p10": 10.0, "p90": 30.0, "p99": 40.0, "mean": 21.0}
+    rows = [
+        {
+            "engine": "vllm", "backend": backend, "layers": 2, "rate": 2.0, "workload": "chat", "requests": 4,
+            "completed": 4, "seconds": 2.0, "errors": [], "input_tokens_per_s": 100.0, "output_tokens_per_s": 50.0,
+            "ready_s": 10.0, "ttft_ms": points, "tpot_ms": points,
+        }
+        for backend in ("plugin", "in-tree")
+    ]  # fmt: skip
+    return {"kind": "serve", **ABOUT, "method": "made up.", "seed": 0, "rows": rows}

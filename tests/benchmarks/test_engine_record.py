@@ -1,0 +1,73 @@
+"""The record of the engine comparison: what is compared is comparable, and parts make a whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv32_plugin.benchmarks import engine, engine_view
+from dsv32_plugin.benchmarks.engine_view import Run
+from dsv32_plugin.benchmarks.engine_worker import prompt
+
+
+def record(*entries: dict[str, Any], gpu: str = "NVIDIA H100") -> dict[str, Any]:
+    return {"gpu": gpu, "driver": "1", "versions": {"vllm": "0.26.0"}, "runs": [copy.deepcopy(e) for e in entries]}
+
+
+def entry(side: str, rows: dict[str, float], **startup: float) -> dict[str, Any]:
+    made = {"commit": "abc", "machine": "m", "date": "today"}
+    figures = {
+        name: {("tokens_per_s" if name.startswith("prefill") else "ms_per_step"): value, "peak_gib": 30.0}
+        for name, value in rows.items()
+    }
+    starts = {state: {"first_token_s": seconds} for state, seconds in startup.items()}
+    return {
+        "side": side, "heads": 128, "kv_cache_dtype": "fp8_ds_mla", "rows": figures, "startup": starts,
+        "environment": made, "failed": None,
+    }  # fmt: skip
+
+
+def test_the_sides_differ_in_the_indexer_alone(tmp_path: Path) -> None:
+    configs = {}
+    for side in engine_view.SIDES:
+        engine.write_config(Run(side, 16, "fp8_ds_mla"), 32, tmp_path / side)
+        configs[side] = json.loads((tmp_path / side / "config.json").read_text())
+    assert configs["plugin"] == configs["in-tree"]
+    shared = configs["dense"].keys() & configs["plugin"].keys() - {"architectures", "model_type"}
+    assert {key: configs["dense"][key] for key in shared} == {key: configs["plugin"][key] for key in shared}
+    assert configs["plugin"].keys() - configs["dense"].keys() == {"index_head_dim", "index_n_heads", "index_topk"}
+
+
+def test_only_takes_whole_words() -> None:
+    assert [engine_view.case_name(case) for case in engine_view.cases("decode B=1 L=2048")] == ["decode B=1 L=2048"]
+
+
+def test_prompts_of_one_stream_share_their_prefix() -> None:
+    assert prompt(3, 40000)[:1984] == prompt(3, 1984)
+    assert prompt(3, 1984)[1:100] != prompt(4, 1984)[1:100]
+
+
+def test_parts_make_a_whole() -> None:
+    whole = record(entry("plugin", {"decode B=1 L=2048": 2.0, "decode B=16 L=2048": 9.0}, cold=40.0))
+    engine_view.merge(whole, record(entry("plugin", {"decode B=16 L=2048": 3.0}, warm=20.0)))
+    engine_view.merge(whole, record(entry("in-tree", {"decode B=1 L=2048": 3.0, "prefill L=2048": 100.0})))
+    plugin = engine_view.find(whole, Run("plugin", 128, "fp8_ds_mla"))
+    assert plugin is not None
+    assert {name: row["ms_per_step"] for name, row in plugin["rows"].items()} == {
+        "decode B=1 L=2048": 2.0,
+        "decode B=16 L=2048": 3.0,
+    }
+    assert set(plugin["startup"]) == {"cold", "warm"}
+    lines = {row[2]: row for row in engine_view.rows(whole)}
+    assert lines["decode B=1 L=2048"][-1] == "1.50", "3 ms over 2 ms"
+    assert lines["decode B=16 L=2048"][-1] == "", "nothing to compare with"
+    assert "| 128 | fp8_ds_mla | decode B=1 L=2048 | ms/step | 2.00 | 3.00 |  | 1.50 |" in engine_view.markdown(whole)
+
+
+def test_gpus_are_not_mixed() -> None:
+    with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
+        engine_view.merge(record(), record(gpu="NVIDIA H200"))

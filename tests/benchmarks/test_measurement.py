@@ -1,0 +1,168 @@
+"""The measuring itself, on the references at tiny sizes: right results pass, wrong ones never get a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv32_plugin import cli, dsa, kernels
+from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides
+from dsv32_plugin.benchmarks.harness import Case, Work
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
+TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def test_the_grid_runs_without_a_gpu_and_says_what_that_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "kernels.json"
+    assert cli.main(["bench", "kernels", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    assert record["rows"]
+    assert all(row["times"]["ours"]["median_us"] > 0 for row in record["rows"])
+    assert "figures mean nothing" in record["meaningless"]
+    assert {"gpu", "versions", "commit", "command", "date", "ceilings"} <= set(record)
+    printed = capsys.readouterr().out
+    assert "figures mean nothing" in " ".join(printed.split())
+    # A missing peer is named with its reason, in the record and in the output.
+    assert any("FlashMLA dense" in row["missing"] for row in record["rows"])
+    assert "missing: FlashMLA dense (no GPU)" in printed
+
+
+@pytest.mark.parametrize(
+    ("operation", "cases"),
+    [
+        ("masked_mha", "masked"),
+        ("dense_mla", "dense decode"),
+        ("select_topk", "select_topk"),
+        ("index_query", "index_q"),
+    ],
+)
+def test_a_wrong_kernel_has_no_speed(
+    operation: str, cases: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(kernels, operation)
+
+    def wrong(*arguments: Any, out: torch.Tensor | None = None, **options: Any) -> Any:
+        result = right(*arguments, out=out, **options)
+        if out is not None:
+            out[-1] = out[-1].clone().roll(1, 0)  # heads, or selected keys, of one token change places
+        return result
+
+    monkeypatch.setattr(kernels, operation, wrong)
+    output = tmp_path / "kernels.json"
+    assert cli.main(["bench", "kernels", "--only", cases, "--output", str(output)]) == 1
+    (row,) = rows_of(output)
+    assert row["error"].startswith("AssertionError")
+    assert "times" not in row
+
+
+def test_a_kernel_that_turns_wrong_while_it_is_timed_has_no_speed() -> None:
+    launches = []
+
+    def check() -> None:
+        if len(launches) > 1:
+            raise AssertionError("wrong after some launches")
+
+    case = Case("x", {}, lambda: Work(lambda: launches.append(1), check, bytes=1))
+    row = harness.measure(case, clock.CpuClock(), {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
+    assert row["error"] == "AssertionError: wrong after some launches"
+    assert "times" not in row
+
+
+def test_a_peer_that_computes_something_else_is_not_compared() -> None:
+    def differs() -> None:
+        raise AssertionError("another selection")
+
+    def broken() -> None:
+        raise RuntimeError("no such symbol")
+
+    work = Work(
+        lambda: None,
+        lambda: None,
+        bytes=1,
+        peers={"fine": lambda: None, "other": lambda: None, "broken": broken},
+        peer_checks={"other": differs},
+    )
+    ceiling = {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0}
+    row = harness.measure(Case("x", {}, lambda: work), clock.CpuClock(), ceiling)
+    assert set(row["times"]) == {"ours", "fine"}
+    assert row["missing"] == {"other": "AssertionError: another selection", "broken": "RuntimeError: no such symbol"}
+    assert row["best_peer"] == "fine"
+
+
+def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
+    ceiling = {"bytes_per_us": 100.0, "bf16_flops_per_us": 1000.0, "fp8_flops_per_us": 2000.0}
+
+    def work(**options: Any) -> Work:
+        return Work(lambda: None, lambda: None, **options)
+
+    assert harness.floor_us(work(bytes=1000, flops=1000), ceiling) == (10.0, "bytes")
+    assert harness.floor_us(work(bytes=100, flops=4000), ceiling) == (4.0, "arithmetic")
+    assert harness.floor_us(work(bytes=100, flops=4000, dtype="fp8"), ceiling) == (2.0, "arithmetic")
+
+
+def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:
+    output = tmp_path / "kernels.json"
+    assert cli.main(["bench", "kernels", "--seconds", "0", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    assert record["rows"] == []
+    assert len(record["not_run"]) > 3
+
+
+def test_a_layer_sums_to_its_operations(tmp_path: Path) -> None:
+    record = layer.run(TINY, tmp_path / "layer.json")
+    rows = {(row["mode"], row["side"]): row for row in record["rows"]}
+    assert set(rows) == {(mode, side) for mode in ("prefill", "decode") for side in ("dense", "in-tree", "ours")}
+    assert "no GPU" in rows["decode", "in-tree"]["missing"]
+    for mode in ("prefill", "decode"):
+        for side in ("dense", "ours"):
+            row = rows[mode, side]
+            assert sum(row["operations"].values()) == pytest.approx(row["total"]["median_us"], abs=0.1)
+        assert "index scores and selection" in rows[mode, "ours"]["operations"]
+    assert rows["prefill", "dense"]["us_per_token"] == pytest.approx(
+        rows["prefill", "dense"]["total"]["median_us"] / 2, rel=1e-3
+    )
+
+
+def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = dsa.select_slots
+
+    def wrong(batch: Any, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        result = right(batch, q, weights, cache, slots, *rest, **options)
+        last = batch.slots_t[-1]
+        present = (slots[-1] == last).any()
+        slots[-1, 0] = slots[-1, 1] if present else last  # one key of one token is another one
+        return result
+
+    monkeypatch.setattr(layer_sides.dsa, "select_slots", wrong)
+    rows = layer.measure(layer_sides.Step(1, 2112, 1, 2, 64), clock.CpuClock())
+    ours = next(row for row in rows if row["side"] == "ours")
+    assert "AssertionError: token 0: not" in ours["error"]
+    assert "total" not in ours
+    dense = next(row for row in rows if row["side"] == "dense")
+    assert "total" in dense
+
+
+@pytest.mark.parametrize(
+    ("new", "operations"),
+    [
+        (1, ["projections", "norms, rope and caches", "attention"]),
+        (64, ["projections", "norms, rope and caches", "up-projection of the context", "attention"]),
+    ],
+    ids=["decode", "prefill"],
+)
+def test_the_indexer_is_skipped_while_everything_is_selected(new: int, operations: list[str]) -> None:
+    rows = layer.measure(layer_sides.Step(1, 64, new, 2, 64), clock.CpuClock())
+    ours = next(row for row in rows if row["side"] == "ours")
+    assert list(ours["operations"]) == operations

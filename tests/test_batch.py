@@ -1,0 +1,130 @@
+"""How a step is described: against each token looked at by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv32_plugin import dsa, kernels
+from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+
+PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
+
+
+def describe(lengths: list[int], queries: list[int], num_decodes: int, padding: int = 0, **options: int) -> DsaBatch:
+    """Sequences of these lengths, the last `queries` tokens of each being scheduled, behind them tokens of padding."""
+    num_tokens = sum(queries) + padding
+    query_start_b1 = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
+    seq_lens_b = torch.tensor(lengths, dtype=torch.int32)
+    return mixed_batch(
+        slots_t=torch.full((num_tokens,), -1),
+        block_table_bp=table(len(lengths)),
+        seq_lens_b=seq_lens_b,
+        query_start_b1=query_start_b1,
+        seq_lens_cpu_b=seq_lens_b,
+        query_start_cpu_b1=query_start_b1,
+        max_visible=max(lengths),
+        num_decodes=num_decodes,
+        longest=64,
+        **options,
+    )
+
+
+def table(num_seqs: int) -> torch.Tensor:
+    return torch.arange(num_seqs * 4, dtype=torch.int32).flip(0).view(num_seqs, 4)
+
+
+def inputs(num_tokens: int, num_seqs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    index_cache = torch.randn(num_seqs * 4, PAGE, DIM, generator=generator)
+    q_tid = torch.randn(num_tokens, HEADS, DIM, generator=generator)
+    return q_tid, torch.randn(num_tokens, HEADS, generator=generator), index_cache
+
+
+def selected(batch: DsaBatch, ranks: dsa.Ranks | None = None) -> torch.Tensor:
+    num_tokens = batch.slots_t.shape[0]
+    q_tid, weights_ti, index_cache = inputs(num_tokens, batch.block_table_bp.shape[0])
+    slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
+    return dsa.select_slots(batch, q_tid, weights_ti, index_cache, slots_tk, ranks)
+
+
+def alone(batch: DsaBatch) -> torch.Tensor:
+    """Each token scored by itself."""
+    q_tid, weights_ti, index_cache = inputs(batch.slots_t.shape[0], batch.block_table_bp.shape[0])
+    rows = [
+        kernels.index_topk_paged(
+            q_tid[t][None, None],
+            weights_ti[t][None, None],
+            index_cache,
+            batch.block_table_bp[int(batch.seq_t[t])][None],
+            batch.visible_t[t].view(1, 1),
+            TOPK,
+            max_visible=64,
+        )[0]
+        for t in range(batch.slots_t.shape[0])
+    ]
+    return torch.cat(rows)
+
+
+BATCHES = [
+    pytest.param([9, 40, 64], [1, 1, 1], 3, id="decodes"),
+    pytest.param([9, 40, 64], [3, 3, 3], 3, id="decodes-with-drafts"),
+    pytest.param([9, 40, 64], [3, 1, 2], 3, id="some-without-drafts"),
+    pytest.param([40, 60, 33, 5], [1, 1, 20, 5], 2, id="decodes-and-prefills"),
+    pytest.param([40, 60, 33, 5], [2, 1, 20, 5], 2, id="drafts-and-prefills"),
+    pytest.param([33, 5, 64, 1], [33, 5, 10, 1], 0, id="prefills"),
+]
+
+
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), BATCHES)
+def test_every_token_sees_its_own_past(lengths: list[int], queries: list[int], num_decodes: int) -> None:
+    batch = describe(lengths, queries, num_decodes, padding=3)
+    seen = [length - count + 1 + i for length, count in zip(lengths, queries, strict=True) for i in range(count)]
+    assert batch.visible_t.tolist() == [*seen, 0, 0, 0]
+    assert batch.seq_t[:-3].tolist() == [seq for seq, count in enumerate(queries) for _ in range(count)]
+
+
+@pytest.mark.parametrize("max_gathered_keys", [1, 70, 10**6])
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), BATCHES)
+def test_the_selection_is_that_of_each_token_alone(
+    lengths: list[int], queries: list[int], num_decodes: int, max_gathered_keys: int
+) -> None:
+    batch = describe(lengths, queries, num_decodes, max_gathered_keys=max_gathered_keys)
+    assert torch.equal(selected(batch), alone(batch))
+
+
+def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
+    mixed = describe([9, 40, 64], [3, 3, 3], 3)
+    visible_t = torch.tensor([*mixed.visible_t.tolist(), 0, 0, 0], dtype=torch.int32)
+    uniform = uniform_decodes(
+        slots_t=torch.full((12,), -1),
+        block_table_bp=torch.cat([table(3), torch.zeros(1, 4, dtype=torch.int32)]),
+        seq_t=torch.arange(12, dtype=torch.int32) // 3,
+        visible_t=visible_t,
+        max_visible=64,
+        queries=3,
+        longest=64,
+    )
+    q_tid, weights_ti, index_cache = inputs(12, 3)
+    slots_tk = torch.full((12, TOPK), -9, dtype=torch.int32)
+    dsa.select_slots(uniform, q_tid, weights_ti, index_cache, slots_tk)
+    expected_tk = torch.full((9, TOPK), -9, dtype=torch.int32)
+    dsa.select_slots(mixed, q_tid[:9], weights_ti[:9], index_cache, expected_tk)
+    assert torch.equal(slots_tk[:9], expected_tk)
+    assert (slots_tk[9:] == -1).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_that_share_a_prefill_select_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dsa, "LEAST_SHARED_TOKENS", 8)
+    batch = describe([40, 33, 5, 64], [1, 33, 5, 10], 1)
+    parts: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(size)}
+    for rank in range(size):  # each rank's share, without the others'
+
+        def keep(part_tk: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            parts[rank].append(part_tk.clone())
+            return part_tk.repeat(size, 1)
+
+        selected(batch, dsa.Ranks(rank, size, keep))
+    gathers = iter([torch.cat(same_call) for same_call in zip(*parts.values(), strict=True)])
+    assert torch.equal(selected(batch, dsa.Ranks(0, size, lambda part_tk: next(gathers))), selected(batch))

@@ -1,0 +1,149 @@
+"""Parts of the SGLang adapter that need no server: pages without a GPU, packed matrices, start-up options."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang")
+
+import torch
+from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
+
+from dsv32_plugin.sglang_adapter import cpu
+from dsv32_plugin.sglang_adapter.backend import DsaBackend
+from dsv32_plugin.sglang_adapter.layers import PackedLinear
+from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
+
+pytestmark = pytest.mark.engine
+
+PAGE = 16
+
+
+def make_allocator(pages: int) -> CpuPagedAllocator:
+    return CpuPagedAllocator(pages * PAGE, PAGE, torch.float32, "cpu", kvcache=None, need_sort=False)
+
+
+@pytest.mark.parametrize("lengths", [[(0, 1)], [(0, 16), (16, 17)], [(5, 40), (0, 33), (31, 32), (16, 48)]], ids=str)
+def test_slots_are_those_of_sglang(lengths: list[tuple[int, int]]) -> None:
+    """Against SGLang's own plain version of its kernel."""
+    prefix, length = (torch.tensor(column) for column in zip(*lengths, strict=True))
+    # What a sequence already has lies in pages from 100 on.
+    last = torch.tensor([(100 + i) * PAGE + (p - 1) % PAGE if p else -1 for i, (p, _) in enumerate(lengths)])
+    allocator = make_allocator(64)
+    expected = torch.empty(int((length - prefix).sum()), dtype=torch.int64)
+    alloc_extend_naive(prefix, length, last, allocator.free_pages, expected, PAGE, "cpu")
+    before = set(allocator.free_pages.tolist())
+    slots = allocator.alloc_extend(prefix, prefix, length, length, last, len(expected))
+    assert torch.equal(slots, expected)
+    taken = before - set(allocator.free_pages.tolist())
+    assert taken == set((slots // PAGE).tolist()) & before
+
+
+def test_decodes_open_a_page_when_theirs_is_full() -> None:
+    allocator = make_allocator(4)
+    lengths = torch.tensor([17, 20])
+    slots = allocator.alloc_decode(lengths, lengths, torch.tensor([7 * PAGE + 15, 9 * PAGE + 2]))
+    assert slots.tolist() == [1 * PAGE, 9 * PAGE + 3]
+    assert allocator.free_pages.tolist() == [2, 3, 4]
+
+
+def test_too_few_pages_take_none() -> None:
+    allocator = make_allocator(2)
+    zero, length = torch.tensor([0]), torch.tensor([33])
+    assert allocator.alloc_extend(zero, zero, length, length, torch.tensor([-1]), 33) is None
+    assert len(allocator.free_pages) == 2
+
+
+@pytest.fixture
+def backend() -> Any:
+    """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
+    made: Any = object.__new__(DsaBackend)
+    made.page_size, made.max_context_len, made.topk, made.on_cpu = PAGE, 64, 8, True
+    req_to_token = torch.zeros(4, 70, dtype=torch.int32)
+    for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
+        req_to_token[row, :length] = first * PAGE + torch.arange(length)
+    made.req_to_token_pool = SimpleNamespace(req_to_token=req_to_token)
+    return made
+
+
+@pytest.mark.parametrize(("in_graph", "pages"), [(False, 3), (True, 4)], ids=["eager", "graph"])
+def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
+    lengths = torch.tensor([16, 40, 1])
+    step = SimpleNamespace(
+        batch_size=3,
+        req_pool_indices=torch.tensor([2, 3, 1]),
+        seq_lens=lengths,
+        seq_lens_cpu=None if in_graph else lengths,
+        out_cache_loc=torch.tensor([6 * PAGE + 15, 9 * PAGE + 7, 5 * PAGE]),
+        forward_mode=SimpleNamespace(is_decode=lambda: True),
+    )
+    (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
+    batch = backend.forward_metadata
+    assert batch.block_table_bp.tolist() == [row + [0] * (pages - 3) for row in ([6, 0, 0], [7, 8, 9], [5, 0, 0])]
+    assert batch.visible_t.tolist() == [16, 40, 1]
+    assert batch.slots_t.tolist() == step.out_cache_loc.tolist()
+    assert batch.max_visible == (64 if in_graph else 40)
+    assert batch.decodes is not None
+    assert not batch.prefill_chunks
+
+
+def test_a_mixed_step(backend: Any) -> None:
+    """A decode among prefills is an extension by one token."""
+    step = SimpleNamespace(
+        batch_size=2,
+        req_pool_indices=torch.tensor([3, 2]),
+        seq_lens=torch.tensor([40, 16]),
+        seq_lens_cpu=torch.tensor([40, 16]),
+        extend_num_tokens=9,
+        extend_seq_lens=torch.tensor([8, 1], dtype=torch.int32),
+        extend_seq_lens_cpu=[8, 1],
+        out_cache_loc=torch.arange(9),
+        forward_mode=SimpleNamespace(is_decode=lambda: False, is_extend_without_speculative=lambda: True),
+    )
+    backend.init_forward_metadata(step)
+    batch = backend.forward_metadata
+    assert batch.visible_t.tolist() == [*range(33, 41), 16]
+    assert batch.seq_t.tolist() == [0] * 8 + [1]
+    assert batch.decodes is None
+    assert sum(chunk.total_keys for chunk in batch.prefill_chunks) == 56
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """q_a, an index key and kv_a of a block-fp8 checkpoint, the last of them half a block too high."""
+    layer: Any = object.__new__(PackedLinear)
+    torch.nn.Module.__init__(layer)
+    layer.widths, layer.output_size = [256, 128, 192], 576
+    layer.quant_config = SimpleNamespace(weight_block_size=[128, 128])
+    return layer
+
+
+@pytest.mark.parametrize("rows", [576, 5], ids=["matrix", "scales"])
+def test_a_packed_matrix_holds_its_parts_in_order(packed: Any, rows: int) -> None:
+    heights = packed.widths if rows == 576 else [2, 1, 2]
+    parts = [torch.full((height, 3), float(index)) for index, height in enumerate(heights)]
+    for order in itertools.permutations(range(3)):
+        parameter = torch.nn.Parameter(torch.full((rows, 3), torch.nan))
+        for index in order:
+            packed.load_part(parameter, parts[index], index)
+        assert torch.equal(parameter, torch.cat(parts))
+
+
+def test_a_part_of_another_size_is_refused(packed: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected \(128, 3\)"):
+        packed.load_part(torch.nn.Parameter(torch.zeros(576, 3)), torch.zeros(127, 3), 1)
+
+
+def test_the_last_slot_of_a_sequence() -> None:
+    req_to_token = torch.arange(12, dtype=torch.int32).view(3, 4) * 10
+    last = cpu.get_last_loc(req_to_token, torch.tensor([2, 0, 1]), torch.tensor([4, 0, 1]))
+    assert last.tolist() == [110, -1, 40]
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("dsv32", False), ("torch_native", False), ("flashinfer", True)])
+def test_who_runs_triton(backend: str, expected: bool) -> None:
+    assert cpu.support_triton_around(lambda name: name != "torch_native", backend) is expected
