@@ -139,9 +139,11 @@ def test_a_million_keys(topk):
 
 
 @gpu
-def test_candidates_in_one_place():
+@pytest.mark.parametrize("count", [500, 1500, 4000, 20_000])
+def test_candidates_in_one_place(count):
+    """In one of 32 chunks: its list is longer than its share, than the other lists together, than all may be."""
     inputs = cases.select_topk_inputs("random", 2, 131072, 2048, device=DEVICE)
-    inputs["logits_ts"][:, 50_000:54_000] += 20
+    inputs["logits_ts"][:, 50_000 : 50_000 + count] += 20
     check(inputs)
 
 

@@ -1,8 +1,10 @@
 """Exact top K on every GPU: a sampled pivot thins a long row to a short list, and the list is searched in registers.
 
-The pivot only decides how long the list is, never what is selected: a list that cannot hold the answer (counts say
-so) is dropped and the row is searched in memory. Every decision rests on integer counts, so no order of execution can
-change it.
+A search counts keys by their leading 12 bits, then those that share the wanted digit by the next 12, then by the last 8:
+at most three rounds, whatever the scores are. On NVIDIA the counters are in shared memory, elsewhere in registers (four
+rounds of 8 bits). The pivot only decides how long the list is, never what is selected: a list that cannot hold the
+answer (counts say so) is dropped and the row is searched in memory. Every decision rests on integer counts, so no order
+of execution can change it.
 """
 
 from __future__ import annotations
@@ -66,7 +68,10 @@ def _shared_store(at, value, mask):
 
 @triton.jit
 def _shared_increment(at, offset, span):
-    """Add one at each address whose offset is not beyond the span."""
+    """Add one at each address whose offset is not beyond the span.
+
+    For tensors of at least as many elements as there are threads: a smaller one has copies, which would count too.
+    """
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.le.u32 p, $2, $3; mov.b32 $0, 0; @p red.shared.add.u32 [$1], 1; }",
         "=r,r,r,r", [at, offset, span], dtype=tl.int32, is_pure=False, pack=1,
@@ -106,7 +111,7 @@ def _tally(counts, key, low, span, shift, bins, SHARED: tl.constexpr):
 
 @triton.jit
 def _reach(count, above, wanted):
-    """(how many entries of [32] or more counts are passed before `wanted` is reached, above with those)."""
+    """(how many of the counts are passed before `wanted` is reached, above with those)."""
     passed = above + tl.cumsum(count, axis=0) < wanted
     return tl.sum(passed.to(tl.int32), axis=0), above + tl.sum(tl.where(passed, count, 0), axis=0)
 
@@ -568,7 +573,7 @@ def select_lists_kernel(
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
     VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Join the lists of a row's chunks, which are in order already, and select from them."""
+    """Select from the lists of a row's chunks, which are in order already."""
     row = tl.program_id(0)
     bins = _new_bins(row, SHARED)
     # Older than the lists, so it need not wait for them.
@@ -601,6 +606,7 @@ def select_lists_kernel(
         )  # fmt: skip
         return
     if (total >= topk) & (total <= BLOCK):
+        # Some lists are long, but they fit if joined.
         columns: tl.constexpr = min(BLOCK, 2048) // SPLITS
         at = tl.cumsum(listed, axis=0) - listed
         for base in range(0, tl.max(listed, axis=0), columns):
