@@ -1,10 +1,10 @@
 """Exact top K on every GPU: a sampled pivot thins a long row to a short list, and the list is searched in registers.
 
-A search counts keys by their leading 12 bits, then those that share the wanted digit by the next 12, then by the last 8:
-at most three rounds, whatever the scores are. On NVIDIA the counters are in shared memory, elsewhere in registers (four
-rounds of 8 bits). The pivot only decides how long the list is, never what is selected: a list that cannot hold the
-answer (counts say so) is dropped and the row is searched in memory. Every decision rests on integer counts, so no order
-of execution can change it.
+A search counts keys by their leading 12 bits, then those that share the wanted digit by the next 12, then by the last
+8: at most three rounds, whatever the scores are. On NVIDIA the counters are in shared memory, elsewhere in registers
+(four rounds of 8 bits). The pivot only decides how long the list is, never what is selected: a list that cannot hold
+the answer (counts say so) is dropped and the row is searched in memory. Every decision rests on integer counts, so no
+order of execution can change it.
 """
 
 from __future__ import annotations
