@@ -1,6 +1,7 @@
 """Compile every kernel configuration for every chip and write benchmarks/results/compile_matrix.json. Needs no GPU.
 
 python -m dsv32_plugin.benchmarks.compile_matrix            # compile, write the record
+python -m dsv32_plugin.benchmarks.compile_matrix --operation select_topk    # these again, the rest of the record stays
 python -m dsv32_plugin.benchmarks.compile_matrix --markdown  # the table of the documentation from the record on disk
 """
 
@@ -15,13 +16,17 @@ from pathlib import Path
 RECORD = Path(__file__).resolve().parents[1] / "results" / "compile_matrix.json"
 
 
-def compile_everything(targets: list[str]) -> dict:
+def compile_everything(targets: list[str], operations: list[str]) -> dict:
     import triton
 
     from dsv32_plugin.kernels import aot
 
-    records = aot.compile_all([aot.TARGETS[name] for name in targets])
+    records = aot.compile_all([aot.TARGETS[name] for name in targets], operations or aot.OPERATIONS)
     rows = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
+    if operations:
+        kept = [r for r in json.loads(RECORD.read_text())["rows"] if r["operation"] not in operations]
+        chips, order = list(aot.TARGETS), list(aot.OPERATIONS)
+        rows = sorted(kept + rows, key=lambda r: (chips.index(r["target"]), order.index(r["operation"])))
     limits = {name: aot.TARGETS[name].shared_bytes for name in targets}
     return {"triton": triton.__version__, "shared_limit_bytes": limits, "rows": rows}
 
@@ -56,13 +61,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--target", action="append")
+    parser.add_argument("--operation", action="append", default=[])
     args = parser.parse_args()
     if args.markdown:
         print(markdown(json.loads(RECORD.read_text())))
         return 0
     from dsv32_plugin.kernels.aot import TARGETS
 
-    record = compile_everything(args.target or list(TARGETS))
+    record = compile_everything(args.target or list(TARGETS), args.operation)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps(row) for row in record.pop("rows")]
     head = json.dumps(record)[:-1]

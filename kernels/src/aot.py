@@ -39,6 +39,10 @@ OPERATIONS = (
     "masked_mha",
 )
 IMPLEMENTATIONS = ("triton", "hopper")
+CUDA_SHARED_BYTES = 48 << 10
+"""What a program may have before its launch must ask for more, which Triton does for its own part alone."""
+CUDA_RESERVED_BYTES = 1 << 10
+"""What CUDA takes for itself, and counts from sm90 on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +207,12 @@ def compile_case(operation: str, implementation: str, case: AotCase, target: Tar
         record.num_stages = compiled.metadata.num_stages
         record.shared_bytes = compiled.metadata.shared
         if target.is_cuda:
-            record.registers, record.spill_bytes = _cuda_resources(compiled.asm["cubin"])
+            record.registers, record.spill_bytes, static_bytes = _cuda_resources(compiled.asm["cubin"], target)
+            record.shared_bytes += static_bytes
+            if static_bytes and record.shared_bytes > CUDA_SHARED_BYTES:
+                record.error = (
+                    f"shared memory: {record.shared_bytes} bytes, a part of them static; no launch allows more"
+                )
         else:
             record.registers, record.spill_bytes = _hip_resources(compiled.asm["amdgcn"])
     except Exception as error:
@@ -224,8 +233,9 @@ def _describe(error: BaseException) -> str:
     return " <- ".join(f"{type(e).__name__}: {str(e)[-600:]}" for e in reversed(causes))
 
 
-def _cuda_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes a thread (Triton's kernels use a stack only to spill) of the cubin's only kernel."""
+def _cuda_resources(cubin: bytes, target: Target) -> tuple[int, int, int]:
+    """Registers and stack bytes a thread (Triton's kernels use a stack only to spill), and the shared bytes that a
+    kernel declares beside those that Triton hands out; of the cubin's only kernel."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -234,10 +244,11 @@ def _cuda_resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = [str(cuobjdump), "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     if usage is None:
         raise RuntimeError(f"no resource usage in: {text}")
-    return int(usage[1]), int(usage[2])
+    reserved = CUDA_RESERVED_BYTES if int(target.arch) >= 90 else 0
+    return int(usage[1]), int(usage[2]), int(usage[3]) - reserved
 
 
 def _hip_resources(assembly: str) -> tuple[int, int]:

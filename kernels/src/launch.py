@@ -58,3 +58,8 @@ def native_e4m3(device: torch.device) -> bool:
 
 def native_e4m3_on(target: Target) -> bool:
     return target.is_cuda and target.e4m3
+
+
+def dependent_launch_on(target: Target) -> bool:
+    """Whether a kernel may be set up while the one before it still runs: it waits (`gdc_wait`) before it reads."""
+    return target.is_cuda and int(target.arch) >= 90

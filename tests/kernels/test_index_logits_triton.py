@@ -1,8 +1,9 @@
-"""index_logits and index_topk in Triton against float64.
+"""index_logits and index_topk in Triton and in Gluon against float64.
 
 On a GPU, and at tiny sizes under Triton's interpreter.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,14 +16,15 @@ import oracles
 
 pytest.importorskip("triton")
 
+from dsv32_plugin.kernels.dispatch import implementation_for
 from dsv32_plugin.kernels.index_logits import reference
-from dsv32_plugin.kernels.index_logits.triton import Config, index_logits_paged, index_logits_ragged
-from dsv32_plugin.kernels.index_topk.triton import index_topk_paged, index_topk_ragged
+from dsv32_plugin.kernels.index_logits.triton import Config
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU and not INTERPRETED else "cpu"
 either = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="needs a GPU or the interpreter")
+ON_HOPPER = DEVICE == "cuda" and implementation_for("index_logits_paged", "cuda").name == "hopper"
 DTYPES = [torch.uint8, torch.float32] if INTERPRETED or not HAS_GPU else [torch.uint8, torch.bfloat16, torch.float32]
 HEADS = 4 if INTERPRETED or not HAS_GPU else 64
 
@@ -42,15 +44,28 @@ def judge(actual, exact, dtype):
         cases.assert_close_to_float64(actual, exact, length=LENGTH)
 
 
-def paged(inputs, config=None):
-    sequences, tokens = inputs["visible_bn"].shape
-    out = torch.full((sequences, tokens, inputs["max_visible"]), float("nan"), device=inputs["q_bnid"].device)
-    return index_logits_paged(**inputs, out=out, config=config)
+class Operations:
+    """The operations of one implementation; results are written into NaN."""
+
+    def __init__(self, name):
+        self.name = name
+        self.logits = importlib.import_module(f"dsv32_plugin.kernels.index_logits.{name}")
+        topk = importlib.import_module(f"dsv32_plugin.kernels.index_topk.{name}")
+        self.topk, self.topk_paged = topk.index_topk_ragged, topk.index_topk_paged
+
+    def paged(self, inputs, **config):
+        sequences, tokens = inputs["visible_bn"].shape
+        out = torch.full((sequences, tokens, inputs["max_visible"]), float("nan"), device=inputs["q_bnid"].device)
+        return self.logits.index_logits_paged(**inputs, out=out, **config)
+
+    def ragged(self, inputs):
+        out = torch.full((len(inputs["q_tid"]), len(inputs["k_sd"])), float("nan"), device=inputs["q_tid"].device)
+        return self.logits.index_logits_ragged(**inputs, out=out)
 
 
-def ragged(inputs):
-    out = torch.full((len(inputs["q_tid"]), len(inputs["k_sd"])), float("nan"), device=inputs["q_tid"].device)
-    return index_logits_ragged(**inputs, out=out)
+@pytest.fixture(params=["triton", "hopper"] if ON_HOPPER else ["triton"])
+def kernels(request):
+    return Operations(request.param)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the interpreted run")
@@ -64,68 +79,69 @@ def test_under_the_interpreter():
 @either
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [1, 3, 5])
-def test_paged(dtype, tokens):
+def test_paged(kernels, dtype, tokens):
     inputs = cases.index_logits_paged_inputs(
         [70, 0, 131, 5], tokens, HEADS, dtype=dtype, page_padding=64, max_visible=150, device=DEVICE
     )
-    judge(paged(inputs), oracles.index_logits_paged(**inputs), dtype)
+    judge(kernels.paged(inputs), oracles.index_logits_paged(**inputs), dtype)
 
 
 @either
 @pytest.mark.parametrize("page_size", [16, 64])
-def test_pages_that_are_absent(page_size):
+def test_pages_that_are_absent(kernels, page_size):
     inputs = cases.index_logits_paged_inputs([192], 2, HEADS, page_size=page_size, device=DEVICE)
     inputs["block_table_bp"][0, :2] = torch.tensor([-1, 2**30], dtype=torch.int32)
     inputs["visible_bn"] += 1000
     inputs["max_visible"] = 400
     inputs["block_table_bp"] = inputs["block_table_bp"][:, :4]
-    for config in (None, Config(1, 128, 4, 2), Config(2, 64, 4, 2)):
-        judge(paged(inputs, config), oracles.index_logits_paged(**inputs), torch.uint8)
+    configs = (Config(1, 128, 4, 2), Config(2, 64, 4, 2)) if kernels.name == "triton" else ()
+    for config in ({}, *({"config": config} for config in configs)):
+        judge(kernels.paged(inputs, **config), oracles.index_logits_paged(**inputs), torch.uint8)
 
 
 @either
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_ragged(dtype):
+def test_ragged(kernels, dtype):
     inputs = cases.index_logits_ragged_inputs(
         [70, 0, 41], [9, 0, 13], HEADS, dtype=dtype, strided=dtype != torch.uint8, device=DEVICE
     )
-    judge(ragged(inputs), oracles.index_logits_ragged(**inputs), dtype)
+    judge(kernels.ragged(inputs), oracles.index_logits_ragged(**inputs), dtype)
 
 
 @either
-def test_ranges_that_are_empty_or_reversed_see_nothing():
+def test_ranges_that_are_empty_or_reversed_see_nothing(kernels):
     inputs = cases.index_logits_ragged_inputs([6], heads=HEADS, dtype=torch.float32, device=DEVICE)
     inputs["start_t"].copy_(torch.tensor([0, 3, 6, 5, 0, 6]))
     inputs["end_t"].copy_(torch.tensor([0, 3, 6, 2, 6, 0]))
-    assert ragged(inputs).isfinite().sum(1).tolist() == [0, 0, 0, 0, 6, 0]
+    assert kernels.ragged(inputs).isfinite().sum(1).tolist() == [0, 0, 0, 0, 6, 0]
 
 
 @either
-def test_bytes_and_values_are_the_same():
+def test_bytes_and_values_are_the_same(kernels):
     inputs = cases.index_logits_ragged_inputs([80], [6], HEADS, device=DEVICE)
     as_bytes = {**inputs, "q_tid": inputs["q_tid"].view(torch.uint8), "k_sd": inputs["k_sd"].view(torch.uint8)}
-    assert torch.equal(ragged(inputs), ragged(as_bytes))
+    assert torch.equal(kernels.ragged(inputs), kernels.ragged(as_bytes))
 
 
 @either
 @pytest.mark.parametrize("rows", [1, 8, 1000])
-def test_topk_in_chunks(rows):
+def test_topk_in_chunks(kernels, rows):
     inputs = cases.index_logits_ragged_inputs([70, 41], [9, 13], HEADS, device=DEVICE)
-    selected = index_topk_ragged(**inputs, topk=16, workspace_bytes=4 * 112 * rows)
-    logits = ragged(inputs)
+    selected = kernels.topk(**inputs, topk=16, workspace_bytes=4 * 112 * rows)
+    logits = kernels.ragged(inputs)
     cases.assert_topk_exact(selected, logits, inputs["start_t"], inputs["end_t"], 16)
 
 
 @either
 @pytest.mark.parametrize("sequences", [1, 1000])
 @pytest.mark.parametrize("longest", [131, 5000])
-def test_paged_topk_whatever_bound_it_is_given(sequences, longest):
+def test_paged_topk_whatever_bound_it_is_given(kernels, sequences, longest):
     """A graph captured for long sequences gives short ones the same slots, and reads no score that was not written."""
     inputs = cases.index_logits_paged_inputs([70, 0, 131, 5], 2, HEADS, device=DEVICE)
     visible, table = inputs["visible_bn"], inputs["block_table_bp"]
-    logits = paged(inputs).flatten(0, 1)
+    logits = kernels.paged(inputs).flatten(0, 1)
     inputs["max_visible"] = longest
-    slots = index_topk_paged(**inputs, topk=16, workspace_bytes=8 * longest * sequences)
+    slots = kernels.topk_paged(**inputs, topk=16, workspace_bytes=8 * longest * sequences)
     positions = torch.full((8, 16), -1, dtype=torch.int32, device=DEVICE)
     for row, slot in enumerate(slots.flatten(0, 1)):
         seq = row // 2
@@ -136,22 +152,22 @@ def test_paged_topk_whatever_bound_it_is_given(sequences, longest):
 
 
 @either
-def test_topk_resolves_slots_across_chunks():
+def test_topk_resolves_slots_across_chunks(kernels):
     inputs = cases.index_logits_ragged_inputs([60, 60], [20, 20], HEADS, device=DEVICE)
     table = torch.arange(8, dtype=torch.int32, device=DEVICE).flip(0).view(2, 4)
-    position = index_topk_ragged(**inputs, topk=16, workspace_bytes=4 * 120 * 8)
-    slots = index_topk_ragged(**inputs, topk=16, workspace_bytes=4 * 120 * 8, block_table_bp=table, page_size=16)
+    position = kernels.topk(**inputs, topk=16, workspace_bytes=4 * 120 * 8)
+    slots = kernels.topk(**inputs, topk=16, workspace_bytes=4 * 120 * 8, block_table_bp=table, page_size=16)
     seq = torch.arange(40, device=DEVICE).unsqueeze(1) // 20
     assert torch.equal(slots, table[seq, position // 16] * 16 + position % 16)
 
 
 @gpu
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_paged_at_size(tokens):
+def test_paged_at_size(kernels, tokens):
     """Against the reference, which has its own tests; float64 by the token would take minutes."""
     inputs = cases.index_logits_paged_inputs([4000, 0, 8192, 1, 2500], tokens, 64, device=DEVICE)
     expected = reference.index_logits_paged(**inputs)
-    got = paged(inputs)
+    got = kernels.paged(inputs)
     finite = expected.isfinite()
     assert torch.equal(got.isfinite(), finite)
     error = (got - expected)[finite].abs().max() / expected[finite].abs().max()
@@ -159,7 +175,7 @@ def test_paged_at_size(tokens):
 
 
 @gpu
-def test_offsets_past_two_gigabytes():
+def test_offsets_past_two_gigabytes(kernels):
     """The last page of a cache of 2^31 bytes and more, and the last row of a result of 2^31 elements and more."""
     pages = 2**31 // (64 * 132) + 10
     cache = torch.zeros(pages, 64, 132, dtype=torch.uint8, device=DEVICE)
@@ -167,21 +183,21 @@ def test_offsets_past_two_gigabytes():
     cache[-1] = inputs["index_cache"][int(inputs["block_table_bp"][0, 0])]
     table = torch.full((1, 1), pages - 1, dtype=torch.int32, device=DEVICE)
     far = {**inputs, "index_cache": cache, "block_table_bp": table}
-    assert torch.equal(paged(far), paged(inputs))
+    assert torch.equal(kernels.paged(far), kernels.paged(inputs))
 
 
 @gpu
-def test_a_sequence_does_not_see_the_others():
+def test_a_sequence_does_not_see_the_others(kernels):
     inputs = cases.index_logits_paged_inputs([3000, 700, 2000], 2, 64, device=DEVICE)
-    together = paged(inputs)
+    together = kernels.paged(inputs)
     part = ("q_bnid", "weights_bni", "block_table_bp", "visible_bn")
     for seq in range(3):
         alone = {name: value[seq : seq + 1] if name in part else value for name, value in inputs.items()}
-        assert torch.equal(paged(alone)[0], together[seq])
+        assert torch.equal(kernels.paged(alone)[0], together[seq])
 
 
 @gpu
-def test_topk_at_size():
+def test_topk_at_size(kernels):
     inputs = cases.index_logits_ragged_inputs([9000, 3000], [300, 100], 64, device=DEVICE)
-    selected = index_topk_ragged(**inputs, topk=2048, workspace_bytes=4 * 12000 * 128)
-    cases.assert_topk_exact(selected, ragged(inputs), inputs["start_t"], inputs["end_t"], 2048)
+    selected = kernels.topk(**inputs, topk=2048, workspace_bytes=4 * 12000 * 128)
+    cases.assert_topk_exact(selected, kernels.ragged(inputs), inputs["start_t"], inputs["end_t"], 2048)

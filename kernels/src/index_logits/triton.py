@@ -232,8 +232,9 @@ def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool, fill
 
     H100, microseconds (TFLOP/s), the other configurations that were tried in brackets:
         ragged T=4096 L=32K     4 tokens x 64 keys, 8 warps     2196 (939)  [4 warps 2199, 2 tokens 2262, 128 keys 2584]
-        paged B=64 L=32K N=1    128 keys, 4 warps, 4 stages     111         [64 keys 117, 256 keys 116]
-        paged B=64 L=32K N=4    4 x 64, 8 warps, 128 registers  226         [4 stages 248]
+        paged B=1 L=128K N=1    64 keys, 4 warps, 4 stages      11.2        [128 keys 13.9, 256 keys 16.1; 8 stages 15]
+        paged B=64 L=32K N=1    64 keys, 4 warps, 4 stages      111         [128 keys 111, 256 keys 118]
+        paged B=64 L=32K N=4    4 x 64, 4 warps, 6 stages       176         [8 warps, 128 registers 202; 2 x 64 198]
         paged B=16 L=32K N=2    2 x 64, 4 warps                 49          [128 keys, 8 warps 59]
     """
     if dtype == torch.float32:
@@ -244,11 +245,9 @@ def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool, fill
     limit = 128 if target.name == "sm90" else None
     if not paged:
         return Config(4, 64, 8, 4, limit if fill else None) if target.is_cuda else Config(2, 64, 8, 2)
-    if tokens == 1:
-        return Config(1, 128, 4, 4)
-    if tokens == 2:
-        return Config(2, 64, 4, 4)
-    return Config(4, 64, 8, 6 if target.name == "sm90" else 4, limit)
+    if tokens <= 2:
+        return Config(tokens, 64, 4, 4)
+    return Config(4, 64, 4, 6) if target.name == "sm90" else Config(4, 64, 8, 4)
 
 
 def _target(device: torch.device) -> Target:

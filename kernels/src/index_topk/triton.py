@@ -70,6 +70,7 @@ def index_topk_ragged(
     page_size: int | None = None,
     workspace_bytes: int,
     out: torch.Tensor | None = None,
+    launch_logits: Callable[..., None] = index_logits.launch_ragged,
 ) -> torch.Tensor:
     tokens, keys = q_tid.shape[0], k_sd.shape[0]
     device = q_tid.device
@@ -83,9 +84,7 @@ def index_topk_ragged(
     for begin in range(0, tokens, max(1, rows)):
         part = slice(begin, min(begin + rows, tokens))
         logits_ts = workspace[: part.stop - begin, :keys]
-        index_logits.launch_ragged(
-            q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part], logits_ts, fill=False
-        )
+        launch_logits(q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part], logits_ts, fill=False)
         select_topk.launch(
             logits_ts, start_t[part], end_t[part], topk, block_table_bp, seq_t, page_size, rows_per_sequence, begin,
             out[part],
