@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,12 @@ class OfflineEngine:
         return sum(values)
 
     def forget_prefixes(self) -> None:
-        assert self.llm.reset_prefix_cache(), "the prefix cache is in use"
+        """Empty the GPU's prefix cache, once nothing (a copy to the CPU, for one) holds its pages any more."""
+        for _ in range(50):
+            if self.llm.reset_prefix_cache():
+                return
+            time.sleep(0.1)
+        raise AssertionError("the prefix cache is still in use")
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
