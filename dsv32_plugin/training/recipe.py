@@ -88,8 +88,8 @@ class Recipe:
     seed: int = 0
     stages: tuple[Stage, ...] = (
         Stage("dense", ((512, 400), (TRAINED_LENGTH, 600)), 65536, 0.01, 2e-3),
-        Stage("warmup", ((TRAINED_LENGTH, 250),), 65536, 0.0, 2e-3, warmup_steps=20, probes=192),
-        Stage("sparse", ((TRAINED_LENGTH, 250),), 65536, 2e-3, 4e-4, warmup_steps=20, probes=192),
+        Stage("warmup", ((TRAINED_LENGTH, 200),), 65536, 0.0, 2e-3, warmup_steps=20, probes=192),
+        Stage("sparse", ((TRAINED_LENGTH, 200),), 65536, 2e-3, 4e-4, warmup_steps=20, probes=192),
     )
     needle_share: float = 0.6
     context_weight: float = 0.05

@@ -241,9 +241,9 @@ def tool_use(random: Random, turns: int | None = None) -> Conversation:
         returned = use.returned if isinstance(use.returned, str) else json.dumps(use.returned)
         messages += [
             user(use.said),
-            {**assistant("", f"I need {function}."), "tool_calls": [call]},
+            {**assistant("", f"Call {function}."), "tool_calls": [call]},
             {"role": "tool", "tool_call_id": call["id"], "content": returned},
-            assistant(use.reply, f"The result is {returned}."),
+            assistant(use.reply, "Say it."),
         ]
     return Conversation(messages, mode(random), [definition for definition, _ in offered])
 
