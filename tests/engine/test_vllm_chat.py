@@ -16,6 +16,7 @@ pytest.importorskip("vllm")
 
 import httpx
 import openai
+from chats import BOUNDED_WEATHER, CITY, CONVERSATION, USER, WEATHER, arguments, dsml, exactly
 from goldens import read_golden
 
 from dsv32_plugin.parsers import encode_messages
@@ -39,37 +40,6 @@ OPTIONS = [
     "--structured-outputs-config.enable_in_reasoning", "true",
 ]  # fmt: skip
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city", "days"],
-        },
-    },
-}
-USER = [{"role": "user", "content": "Weather in Hangzhou?"}]
-CITY = "Hangzhou, by the lake with the three pools that mirror the moon"
-
-
-def exactly(text: str) -> dict[str, str]:
-    """The option that makes the model write this text."""
-    return {"grammar": f"root ::= {json.dumps(text, ensure_ascii=False)}"}
-
-
-def dsml(*calls: tuple[str, int]) -> str:
-    invokes = "".join(
-        f'<｜DSML｜invoke name="get_weather">\n'
-        f'<｜DSML｜parameter name="city" string="true">{city}</｜DSML｜parameter>\n'
-        f'<｜DSML｜parameter name="days" string="false">{days}</｜DSML｜parameter>\n'
-        f"</｜DSML｜invoke>\n"
-        for city, days in calls
-    )
-    return f"\n\n<｜DSML｜function_calls>\n{invokes}</｜DSML｜function_calls>"
-
 
 @pytest.fixture(scope="module")
 def url(checkpoint: Callable[[TinySpec], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -87,15 +57,11 @@ def chat(url: str) -> Callable[..., Any]:
     def create(says: str | None = None, thinking: bool = False, **options: Any) -> Any:
         extra: dict[str, Any] = {"chat_template_kwargs": {"thinking": thinking}}
         if says is not None:
-            extra["structured_outputs"] = exactly(says)
+            extra["structured_outputs"] = {"grammar": exactly(says)}
         body = {"model": "tiny", "messages": USER, "temperature": 0, "max_tokens": 400, "extra_body": extra, **options}
         return client.chat.completions.create(**body)
 
     return create
-
-
-def arguments(call: Any) -> dict[str, Any]:
-    return json.loads(call.function.arguments)
 
 
 def test_a_streamed_call_arrives_in_pieces(chat: Callable[..., Any]) -> None:
@@ -151,10 +117,7 @@ def test_streamed_reasoning_then_two_parallel_calls(chat: Callable[..., Any]) ->
     "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=["required", "named"]
 )
 def test_a_forced_call_is_made_in_dsml(chat: Callable[..., Any], choice: Any, stream: bool) -> None:
-    # The grammar that vLLM derives from the tool forces the call; the length of the random city is not bounded by it.
-    bounded = json.loads(json.dumps(WEATHER))
-    bounded["function"]["parameters"]["properties"]["city"] = {"type": "string", "enum": ["Hangzhou", "Paris"]}
-    answer = chat(tools=[bounded], tool_choice=choice, stream=stream)
+    answer = chat(tools=[BOUNDED_WEATHER], tool_choice=choice, stream=stream)
     if stream:
         deltas = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or []]
         name = next(delta.function.name for delta in deltas if delta.function.name)
@@ -183,28 +146,6 @@ def tokens_of(url: str, **body: Any) -> list[int]:
     response = httpx.post(f"{url}/tokenize", json={"model": "tiny", **body}, timeout=60)
     assert response.status_code == httpx.codes.OK, response.text
     return response.json()["tokens"]
-
-
-CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Weather in Hangzhou and Paris?"},
-    {
-        "role": "assistant",
-        "reasoning": "Both.",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": f"call-{city}",
-                "type": "function",
-                "function": {"name": "get_weather", "arguments": json.dumps({"city": city, "days": 1})},
-            }
-            for city in ("Hangzhou", "Paris")
-        ],
-    },
-    # In the other order: results belong to calls by their ids.
-    {"role": "tool", "tool_call_id": "call-Paris", "content": "rain"},
-    {"role": "tool", "tool_call_id": "call-Hangzhou", "content": [{"type": "text", "text": "sun"}]},
-]
 
 
 @pytest.mark.parametrize("thinking", [True, False], ids=["thinking", "chat"])
@@ -263,7 +204,7 @@ def test_the_responses_endpoint_returns_the_call(url: str) -> None:
         "tools": [tool],
         "max_output_tokens": 400,
         "temperature": 0,
-        "structured_outputs": exactly(dsml(("Paris", 2))),
+        "structured_outputs": {"grammar": exactly(dsml(("Paris", 2)))},
     }
     response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
     assert response.status_code == httpx.codes.OK, response.text
