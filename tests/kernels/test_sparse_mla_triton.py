@@ -238,6 +238,25 @@ def test_scores_far_apart(sparse_mla):
 
 @gpu
 @every_implementation
+@pytest.mark.parametrize("heads", [16, 64])
+def test_queries_and_scales_of_very_different_sizes(sparse_mla, heads):
+    """Heads from 2^-30 to 2^3, latents whose tiles differ by 2^16: more than a float16 holds at once."""
+    g = torch.Generator(device=DEVICE).manual_seed(5)
+    cache, exact = make_cache("fp8", 1024)
+    factor = torch.exp2(torch.randint(-12, 5, (1024, layout.LATENT_TILES), generator=g, device=DEVICE).float())
+    scales = cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32)
+    scales *= factor.view(scales.shape)
+    exact[:, : layout.LATENT_RANK] *= factor.double().repeat_interleave(layout.LATENT_TILE, 1)
+    q_latent, q_rope = make_query(6, heads, torch.bfloat16)
+    sizes = torch.exp2(torch.linspace(-30, 3, heads, device=DEVICE).round())[:, None].bfloat16()
+    q_latent, q_rope = q_latent * sizes, q_rope * sizes
+    q_latent[:, -1, 100:] = 0
+    slots = slots_like_selection(6, 700, 1024, [700, 64, 65, 3, 500, 1])
+    check(sparse_mla(q_latent, q_rope, cache, slots, SCALE), q_latent, q_rope, exact, slots, torch.bfloat16)
+
+
+@gpu
+@every_implementation
 @pytest.mark.parametrize("kind", CACHES)
 def test_addresses_past_two_gigabytes(sparse_mla, kind):
     pages = 70_000
