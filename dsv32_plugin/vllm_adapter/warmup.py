@@ -45,7 +45,7 @@ def run(
     def run_all() -> None:
         for layer in layers:
             with made_up_caches(layer), without_projections(layer):
-                for batch in made_up.batches(hidden_th.shape[0], most_decodes, sorted({1, queries})):
+                for batch in made_up.batches(hidden_th.shape[0], most_decodes, queries):
                     run_one(layer, batch)
         torch.accelerator.synchronize()
 
@@ -115,14 +115,14 @@ class MadeUp:
         yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
         yield self.prefill(most, short, most // short)
 
-    def batches(self, most: int, most_decodes: int, queries: list[int]) -> Iterator[DsaBatch]:
-        """Every size that has kernels of its own."""
+    def batches(self, most: int, most_decodes: int, queries: int) -> Iterator[DsaBatch]:
+        """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""
         short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
         for tokens in (*_powers(most), most):
             for length in lengths:
                 yield self.prefill(tokens, length, tokens // length)
-            for n in queries:
+            for n in range(1, queries + 1):
                 if n <= tokens <= most_decodes:
                     for length in {*_powers(short), short, self.max_len}:
                         yield self.decode(tokens // n, length, n)

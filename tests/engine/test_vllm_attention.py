@@ -48,7 +48,7 @@ def attention(checkpoint: Callable[[TinySpec], Path]) -> Iterator[DsaAttention]:
 
 def made_up() -> list[DsaBatch]:
     of = warmup.MadeUp(MAX_LEN, TOPK, torch.device("cpu"))
-    return [*of.largest(MAX_TOKENS), *of.batches(MAX_TOKENS, 3 * MAX_SEQS, [1, 3])]
+    return [*of.largest(MAX_TOKENS), *of.batches(MAX_TOKENS, 3 * MAX_SEQS, 3)]
 
 
 def test_the_sizes_are_those_a_server_meets() -> None:
@@ -57,7 +57,7 @@ def test_the_sizes_are_those_a_server_meets() -> None:
     assert batches[0].max_visible == MAX_LEN, "the first is the largest"
     assert max(batch.slots_t.shape[0] for batch in batches) == MAX_TOKENS
     assert {dsa.needs_selection(batch, TOPK) for batch in batches} == {True, False}
-    assert {batch.decodes.visible_bn.shape[1] for batch in batches if batch.decodes} == {1, 3}
+    assert {batch.decodes.visible_bn.shape[1] for batch in batches if batch.decodes} == {1, 2, 3}
     assert {dsa.expands(batch, 1 << 16) for batch in batches} == {True, False}
     for batch in batches:
         assert int(batch.visible_t.max()) <= batch.max_visible <= MAX_LEN
