@@ -7,7 +7,7 @@ for it: some as large as any can be, and small ones of every size that has kerne
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ def run(
     def run_all() -> None:
         for layer in layers:
             with made_up_caches(layer), without_projections(layer):
-                for batch in made_up.batches(hidden_th.shape[0], most_decodes, sorted({1, queries})):
+                for batch in made_up.batches(hidden_th.shape[0], most_decodes, range(1, queries + 1)):
                     run_one(layer, batch)
         torch.accelerator.synchronize()
 
@@ -115,8 +115,8 @@ class MadeUp:
         yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
         yield self.prefill(most, short, most // short)
 
-    def batches(self, most: int, most_decodes: int, queries: list[int]) -> Iterator[DsaBatch]:
-        """Every size that has kernels of its own."""
+    def batches(self, most: int, most_decodes: int, queries: Iterable[int]) -> Iterator[DsaBatch]:
+        """Every size that has kernels of its own; a request's last step may have fewer drafted tokens than others."""
         short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
         for tokens in (*_powers(most), most):
