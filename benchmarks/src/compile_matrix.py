@@ -24,9 +24,11 @@ def compile_everything(targets: list[str], operations: list[str]) -> dict:
     records = aot.compile_all([aot.TARGETS[name] for name in targets], operations or aot.OPERATIONS)
     rows = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
     if operations:
-        kept = [r for r in json.loads(RECORD.read_text())["rows"] if r["operation"] not in operations]
+        record = json.loads(RECORD.read_text())
+        kept = [r for r in record["rows"] if r["operation"] not in operations or r["target"] not in targets]
         chips, order = list(aot.TARGETS), list(aot.OPERATIONS)
         rows = sorted(kept + rows, key=lambda r: (chips.index(r["target"]), order.index(r["operation"])))
+        targets = chips
     limits = {name: aot.TARGETS[name].shared_bytes for name in targets}
     return {"triton": triton.__version__, "shared_limit_bytes": limits, "rows": rows}
 

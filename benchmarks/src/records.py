@@ -102,5 +102,8 @@ def _commit() -> str:
 
 
 def _command() -> str:
-    name = Path(sys.argv[0]).name
-    return shlex.join(["dsv32"] if name in ("dsv32", "cli.py") else ["python", name]) + " " + shlex.join(sys.argv[1:])
+    name, given = Path(sys.argv[0]).name, sys.argv[1:]
+    if "--output" in given:  # where the record went says nothing about it
+        place = given.index("--output")
+        given = given[:place] + given[place + 2 :]
+    return shlex.join(["dsv32"] if name in ("dsv32", "cli.py") else ["python", name]) + " " + shlex.join(given)

@@ -128,7 +128,7 @@ def markdown(record: Record) -> str:
     lengths = list(next(iter(record["needles"].values())))
     lines = ["| selection | " + " | ".join(lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
     for name, shares in record["needles"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{100 * shares[length]:.1f} %" for length in lengths) + " |")
+        lines.append(f"| {name} | " + " | ".join(_percent(shares[length]) for length in lengths) + " |")
     layers = len(next(iter(record["attention_mass"].values())))
     names = [*(f"layer {layer}" for layer in range(layers - 1)), "MTP"]
     lines += ["", "| after stage | " + " | ".join(names) + " |", "| --- |" + " ---: |" * layers]
@@ -138,6 +138,11 @@ def markdown(record: Record) -> str:
     lines += [f"| {name} | {100 * value:.1f} % |" for name, value in record["chat"].items()]
     lines.append(f"| MTP drafts accepted | {100 * record['mtp_acceptance']:.1f} % |")
     return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    """None where the evaluation was stopped before."""
+    return "not measured" if value is None else f"{100 * value:.1f} %"
 
 
 if __name__ == "__main__":

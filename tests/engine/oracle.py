@@ -83,7 +83,11 @@ def hf_logprobs(
         tokens_t = torch.tensor(list(token_ids), device=device)
         with rounded(cast, _modeling(cast), rounding):
             logprobs = cast(tokens_t[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    return logprobs.gather(1, tokens_t[1:, None])[:, 0].tolist()
+    found = logprobs.gather(1, tokens_t[1:, None])[:, 0].tolist()
+    if device != "cpu":  # an engine beside this process wants the memory
+        del cast, logprobs
+        torch.cuda.empty_cache()
+    return found
 
 
 def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:

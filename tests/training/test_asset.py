@@ -53,6 +53,19 @@ def test_hugging_face_agrees(model: DsaModel) -> None:
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-3)
 
 
+def test_a_wrong_index_rope_shows_in_its_answers() -> None:
+    """The mistake that an implementation makes first: Hugging Face's own model, right and with it."""
+    pytest.importorskip("transformers")
+    from oracle import Fault, hf_greedy
+
+    for prompt, answer in (tasks.needles_of(Random(seed), CONTEXT, 1, thinking=0).cut(0) for seed in range(2)):
+        wanted = encode(answer)
+        (right,) = hf_greedy(TRAINED, [encode(prompt)], len(wanted))
+        (wrong,) = hf_greedy(TRAINED, [encode(prompt)], len(wanted), fault=Fault.WRONG_INDEX_ROPE)
+        assert right.tokens == wanted
+        assert wrong.tokens != wanted
+
+
 @pytest.fixture(scope="module")
 def needles() -> list[tuple[str, str]]:
     return measures.needle_questions(CONTEXT, QUESTIONS)

@@ -431,5 +431,4 @@ def _aot_case(
 ) -> AotCase:
     options = config.options(target)
     num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
-    reason = "scalars of the loop over keys, at the limit of registers"
-    return AotCase(name, kernel, signature, constexprs, num_warps, num_stages, options, 32, reason)
+    return AotCase(name, kernel, signature, constexprs, num_warps, num_stages, options)
