@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from transformers import DeepseekV32Config
-from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32RotaryEmbedding, yarn_apply_mscale
+from transformers.models.deepseek_v32 import modeling_deepseek_v32
 
 from dsv32_plugin.rope import rope_table, softmax_scale
 
@@ -39,12 +39,16 @@ CONFIGS = [
 def test_equals_hugging_face(rope_dim, theta, scaling):
     parameters = {**scaling, "rope_theta": theta}
     config = DeepseekV32Config(qk_rope_head_dim=rope_dim, rope_parameters=parameters, max_position_embeddings=163840)
-    cos, sin = DeepseekV32RotaryEmbedding(config)(torch.zeros(1), torch.arange(163840).unsqueeze(0))
+    cos, sin = modeling_deepseek_v32.DeepseekV32RotaryEmbedding(config)(
+        torch.zeros(1), torch.arange(163840).unsqueeze(0)
+    )
     half = rope_dim // 2
     table = rope_table(rope_dim, 163840, theta, scaling)
     assert table.dtype == torch.float32
     assert torch.equal(table, torch.cat((cos[0, :, :half], sin[0, :, :half]), 1))
-    assert softmax_scale(192, scaling) == pytest.approx(yarn_apply_mscale(parameters, 192**-0.5), rel=1e-15)
+    assert softmax_scale(192, scaling) == pytest.approx(
+        modeling_deepseek_v32.yarn_apply_mscale(parameters, 192**-0.5), rel=1e-15
+    )
 
 
 def test_no_scaling_is_plain_rope():
