@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -49,10 +50,11 @@ ANSWERS = [
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the plugin does in a server, undone after the test."""
+    """What the plugin does in a server, undone after the test. Another test may have loaded it in this process."""
     registration._register_parsers()
-    original, stream = OpenAIServingChat._get_reasoning_from_request, OpenAIServingChat._generate_stream_content
-    constraint = FunctionCallParser.get_structure_constraint
+    original = inspect.unwrap(OpenAIServingChat._get_reasoning_from_request)
+    stream = inspect.unwrap(OpenAIServingChat._generate_stream_content)
+    constraint = inspect.unwrap(FunctionCallParser.get_structure_constraint)
     monkeypatch.setattr(
         OpenAIServingChat,
         "_get_reasoning_from_request",
