@@ -16,7 +16,22 @@ pytest.importorskip("vllm")
 
 import httpx
 import openai
-from chats import BOUNDED_WEATHER, CITY, CONVERSATION, USER, WEATHER, arguments, dsml, exactly
+from chats import (
+    BAD_MESSAGES,
+    BOUNDED_WEATHER,
+    CITY,
+    CONVERSATION,
+    USER,
+    WEATHER,
+    arguments,
+    assert_bounded_call,
+    content_of,
+    dsml,
+    exactly,
+    first_call,
+    refused,
+    tokens_of,
+)
 from goldens import read_golden
 
 from dsv32_plugin.parsers import encode_messages
@@ -119,33 +134,18 @@ def test_streamed_reasoning_then_two_parallel_calls(chat: Callable[..., Any]) ->
 def test_a_forced_call_is_made_in_dsml(chat: Callable[..., Any], choice: Any, stream: bool) -> None:
     answer = chat(tools=[BOUNDED_WEATHER], tool_choice=choice, stream=stream)
     if stream:
-        deltas = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or []]
-        name = next(delta.function.name for delta in deltas if delta.function.name)
-        made = json.loads("".join(delta.function.arguments or "" for delta in deltas if delta.index == 0))
+        name, made = first_call(answer)
     else:
         call = answer.choices[0].message.tool_calls[0]
         name, made = call.function.name, arguments(call)
-    assert name == "get_weather"
-    assert made["city"] in ("Hangzhou", "Paris")
-    assert isinstance(made["days"], int)
+    assert_bounded_call(name, made)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_tool_choice_none_keeps_the_markup_as_content(chat: Callable[..., Any], stream: bool) -> None:
     text = "See:" + dsml(("Paris", 1))
     answer = chat(text, tools=[WEATHER], tool_choice="none", stream=stream)
-    if stream:
-        content = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
-    else:
-        assert not answer.choices[0].message.tool_calls
-        content = answer.choices[0].message.content
-    assert content == text
-
-
-def tokens_of(url: str, **body: Any) -> list[int]:
-    response = httpx.post(f"{url}/tokenize", json={"model": "tiny", **body}, timeout=60)
-    assert response.status_code == httpx.codes.OK, response.text
-    return response.json()["tokens"]
+    assert content_of(answer, stream) == text
 
 
 @pytest.mark.parametrize("thinking", [True, False], ids=["thinking", "chat"])
@@ -164,21 +164,9 @@ def test_the_official_case(url: str) -> None:
     assert served == tokens_of(url, prompt=official, add_special_tokens=False)
 
 
-@pytest.mark.parametrize(
-    ("messages", "says"),
-    [
-        pytest.param([*USER, {"role": "tool", "tool_call_id": "x", "content": "1"}], "messages[1]", id="result"),
-        pytest.param(
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
-            "messages[0]",
-            id="image",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("messages", "says"), BAD_MESSAGES)
 def test_bad_messages_are_a_400_with_our_reason(url: str, messages: list[Any], says: str) -> None:
-    response = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": messages}, timeout=60)
-    assert response.status_code == httpx.codes.BAD_REQUEST
-    assert says in response.json()["error"]["message"]
+    assert says in refused(url, messages)["error"]["message"]
 
 
 @pytest.mark.parametrize(
