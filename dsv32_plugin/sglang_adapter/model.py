@@ -12,28 +12,28 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin import __version__, weights
-from dsv32_plugin.attention import DsaAttention
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.sglang_adapter import guard
+from dsv32_plugin.sglang_adapter.attention import DsaAttention
 from dsv32_plugin.sglang_adapter.layers import PackedLinear, SglangLayers
-from dsv32_plugin.sglang_adapter.moe import Mlp, Moe
+from dsv32_plugin.sglang_adapter.moe import Moe
 from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
 
 logger = logging.getLogger(__name__)
 
 
-class DsaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
+class DsaDecoderLayer(DecoderLayer):
+    """Layer `layer` of the checkpoint."""
 
     def __init__(
         self,
@@ -43,35 +43,14 @@ class DsaDecoderLayer(nn.Module):
         rope_table_pr: torch.Tensor,
         prefix: str,
     ) -> None:
-        super().__init__()
         layers = SglangLayers(quant_config)
-        self.selects = config.selects(layer)
-        self.self_attn = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
-        self.mlp: nn.Module
+        attention = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
+        mlp: nn.Module
         if config.is_moe(layer):
-            self.mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
+            mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
         else:
-            self.mlp = Mlp(config.hidden_size, config.intermediate_size, quant_config, f"{prefix}.mlp")
-        self.input_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        positions_t: torch.Tensor,
-        hidden_th: torch.Tensor,
-        residual_th: torch.Tensor | None,
-        slots_tk: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual_th is None:
-            residual_th = hidden_th
-            hidden_th = self.input_layernorm(hidden_th)
-        else:
-            hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
-        backend = get_attn_backend()
-        caches = backend.token_to_kv_pool.layer_caches(self.self_attn.layer, self.selects)
-        hidden_th = self.self_attn.attend(backend.forward_metadata, positions_t, hidden_th, slots_tk, caches)
-        hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
-        return self.mlp(hidden_th), residual_th
+            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp")
+        super().__init__(config, layers, attention, mlp)
 
 
 class DsaModel(nn.Module):
