@@ -1,7 +1,8 @@
 """Before the server is ready: compile every kernel, and let vLLM's memory measurement see the attention at its peak.
 
-vLLM measures memory before there are caches, by one run of the model. The attention joins that run with batches made up
-for it: some as large as any can be, and small ones of every size that has kernels of its own.
+Kernels are found by batches made up for it, of every size that has kernels of its own, whose launches are noted and not
+made. vLLM measures memory before there are caches, by one run of the model: the attention joins that run with the same
+batches, and some as large as any can be.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_world_group
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from dsv32_plugin import cache_layout, dsa
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
@@ -25,51 +27,62 @@ from dsv32_plugin.vllm_adapter.attention import DsaAttention
 logger = init_logger("vllm.dsv32_plugin")
 
 
-def run(
-    layers: list[DsaAttention],
-    positions_t: torch.Tensor,
-    hidden_th: torch.Tensor,
-    slots_tk: torch.Tensor,
-    vllm_config: VllmConfig,
-) -> None:
-    """Run each of `layers` on made-up batches of up to as many tokens as `hidden_th` has."""
-    positions_t = torch.zeros_like(positions_t)
-    made_up = MadeUp(vllm_config.model_config.max_model_len, slots_tk.shape[1], hidden_th.device)
-    queries = 1 + vllm_config.num_speculative_tokens
-    most_decodes = vllm_config.scheduler_config.max_num_seqs * queries
+class WarmUp:
+    """Compiles while the weights are loaded: begun when the model is built, finished in the first run of it."""
 
-    def run_one(layer: DsaAttention, batch: DsaBatch) -> None:
-        tokens = slice(0, batch.slots_t.shape[0])
-        layer.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
-
-    def run_all() -> None:
-        for layer in layers:
-            with made_up_caches(layer), without_projections(layer):
-                for batch in made_up.batches(hidden_th.shape[0], most_decodes, queries):
-                    run_one(layer, batch)
+    def __init__(self, layers: list[DsaAttention], slots_tk: torch.Tensor, vllm_config: VllmConfig) -> None:
+        """Of each kind of layer one, and the buffer of selections."""
+        started = time.perf_counter()
+        self._layers, self._slots_tk = layers, slots_tk
+        self._queries = 1 + vllm_config.num_speculative_tokens
+        self._most_decodes = vllm_config.scheduler_config.max_num_seqs * self._queries
+        self._made_up = MadeUp(vllm_config.model_config.max_model_len, slots_tk.shape[1], slots_tk.device)
+        hidden_size = vllm_config.model_config.get_hidden_size()
+        # As in a run of the model, which is not being built then.
+        dtype = torch.get_default_dtype()
+        hidden_th = torch.zeros(slots_tk.shape[0], hidden_size, dtype=dtype, device=slots_tk.device)
+        launches = Launches()
+        with torch.inference_mode(), torch.device("cpu"), set_default_torch_dtype(torch.float32), launches.record():
+            self._run_all(hidden_th)
         torch.accelerator.synchronize()
+        torch.accelerator.empty_cache()
+        self._launches, self._found_s = launches, time.perf_counter() - started
+        # One process of a machine compiles, the others then find its results on the disk.
+        self._compilation = launches.compile() if get_world_group().local_rank == 0 else None
+        self._started = time.perf_counter()
 
-    started = time.perf_counter()
-    launches = Launches()
-    with launches.record():
-        run_all()
-    recorded, count = time.perf_counter(), len(launches)
-    # One process of a machine compiles, the others then find its results on the disk.
-    group = get_world_group()
-    if group.local_rank == 0:
-        launches.compile()
-    group.barrier()
-    launches.load()
-    compiled = time.perf_counter()
-    for layer in layers:
-        with made_up_caches(layer):
-            for batch in made_up.largest(hidden_th.shape[0]):
-                run_one(layer, batch)
-    run_all()
-    logger.info(
-        "dsv32: %d kernels: found in %.1f s, compiled in %.1f s, run in %.1f s",
-        count, recorded - started, compiled - recorded, time.perf_counter() - compiled,
-    )  # fmt: skip
+    def finish(self, hidden_th: torch.Tensor) -> None:
+        """Run the layers on made-up batches of up to as many tokens as `hidden_th` has."""
+        begun, count = time.perf_counter(), len(self._launches)
+        if self._compilation is not None:
+            self._compilation.wait()
+        get_world_group().barrier()
+        waited = time.perf_counter()
+        self._launches.load()
+        loaded = time.perf_counter()
+        for layer in self._layers:
+            with made_up_caches(layer):
+                for batch in self._made_up.largest(hidden_th.shape[0]):
+                    _run_one(layer, batch, hidden_th, self._slots_tk)
+        self._run_all(hidden_th)
+        torch.accelerator.synchronize()
+        times = self._found_s, begun - self._started, waited - begun, loaded - waited, time.perf_counter() - loaded
+        logger.info(
+            "dsv32: %d kernels: found in %.1f s, compiled in %.1f s beside vLLM's own work and %.1f s after it, loaded in "
+            "%.1f s, run in %.1f s", count, *times,
+        )  # fmt: skip
+
+    def _run_all(self, hidden_th: torch.Tensor) -> None:
+        for layer in self._layers:
+            with made_up_caches(layer), without_projections(layer):
+                for batch in self._made_up.batches(hidden_th.shape[0], self._most_decodes, self._queries):
+                    _run_one(layer, batch, hidden_th, self._slots_tk)
+
+
+def _run_one(layer: DsaAttention, batch: DsaBatch, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> None:
+    tokens = slice(0, batch.slots_t.shape[0])
+    positions_t = torch.zeros_like(batch.slots_t)
+    layer.run(batch, positions_t, hidden_th[tokens], slots_tk[tokens])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm.config import set_current_vllm_config
+from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
     ensure_model_parallel_initialized,
@@ -76,6 +76,26 @@ def test_every_batch_runs_and_the_caches_are_given_back(attention: DsaAttention)
             assert out_th.isfinite().all()
         assert not attention.latents.kv_cache.any(), "nothing is written"
     assert attention.latents.kv_cache is before
+
+
+def test_warm_up_runs_the_largest_batches(attention: DsaAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    seen: list[int] = []
+    run = DsaAttention.run
+
+    def noted(self: DsaAttention, batch: DsaBatch, *tensors: torch.Tensor) -> torch.Tensor:
+        seen.append(batch.slots_t.shape[0])
+        return run(self, batch, *tensors)
+
+    monkeypatch.setattr(DsaAttention, "run", noted)
+    slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
+    warm_up = warmup.WarmUp([attention], slots_tk, get_current_vllm_config())
+    queries = [batch.slots_t.shape[0] for batch in made_up() if batch.decodes is None]
+    assert set(queries) == set(seen), "every size is looked at"
+    seen.clear()
+    warm_up.finish(torch.randn(MAX_TOKENS, SPEC.hidden_size))
+    assert seen[:2] == queries[:2], "vLLM's measurement sees the largest"
 
 
 def test_projections_are_left_out_and_given_back(attention: DsaAttention) -> None:
