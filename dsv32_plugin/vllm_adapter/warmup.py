@@ -68,8 +68,8 @@ class WarmUp:
         torch.accelerator.synchronize()
         times = self._found_s, begun - self._started, waited - begun, loaded - waited, time.perf_counter() - loaded
         logger.info(
-            "dsv32: %d kernels: found in %.1f s, compiled in %.1f s beside vLLM's own work and %.1f s after it, loaded in "
-            "%.1f s, run in %.1f s", count, *times,
+            "dsv32: %d kernels: found in %.1f s, compiled in %.1f s beside vLLM's own work and %.1f s after it, "
+            "loaded in %.1f s, run in %.1f s", count, *times,
         )  # fmt: skip
 
     def _run_all(self, hidden_th: torch.Tensor) -> None:
