@@ -43,6 +43,7 @@ class Decodes:
     longest: int
     """No entry of `visible_bn` is ever larger, in no step that kernels compiled or captured for this one serve."""
 
+
 @dataclass(frozen=True)
 class DsaBatch:
     """Decodes, then prefills, as vLLM orders a batch, or prefills, then decodes, as SGLang does.
@@ -126,7 +127,14 @@ def mixed_batch(
     if decodes_last:
         prefilling, decoding = slice(0, num_seqs - num_decodes), slice(num_seqs - num_decodes, num_seqs)
     chunks = _prefill_chunks(
-        block_table_bp, seq_lens_b, seq_t, visible_t, seq_lens_cpu_b.tolist(), query_start, prefilling, max_gathered_keys
+        block_table_bp,
+        seq_lens_b,
+        seq_t,
+        visible_t,
+        seq_lens_cpu_b.tolist(),
+        query_start,
+        prefilling,
+        max_gathered_keys,
     )
     decodes = _decodes(block_table_bp, seq_t, visible_t, query_start, decoding, longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)

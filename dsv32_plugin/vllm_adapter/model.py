@@ -132,21 +132,21 @@ class DsaModel(nn.Module):
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
         if not self.is_warm and get_forward_context().attn_metadata is None:
-            self._warm_up(positions, hidden_th)
+            self._warm_up(hidden_th)
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
 
-    def _warm_up(self, positions_t: torch.Tensor, hidden_th: torch.Tensor) -> None:
+    def _warm_up(self, hidden_th: torch.Tensor) -> None:
         """Once, in the run that vLLM measures memory with."""
         self.is_warm = True
         # One layer that selects and, where there is one, a layer that shares a selection.
         attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
         kinds = {attention.indexer is None: attention for attention in attentions}
         assert isinstance(self.topk_indices_buffer, torch.Tensor)
-        warmup.run(list(kinds.values()), positions_t, hidden_th, self.topk_indices_buffer, self.vllm_config)
+        warmup.run(list(kinds.values()), hidden_th, self.topk_indices_buffer, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):
