@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.batch import DsaBatch, aligned
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
@@ -173,7 +173,7 @@ class DsaAttention(nn.Module):
         values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
         if batch.decodes is not None:
             rows = batch.decodes.tokens
-            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
+            decodes = replace(batch, seq_t=aligned(batch.seq_t[rows]), visible_t=aligned(batch.visible_t[rows]))
             q_latent_thc = self.kv_up.absorb(q_nope_thd[rows])
             values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr[rows], latent_cache, None)
         for chunk in batch.prefill_chunks:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from logging import Logger
 from typing import Any, NamedTuple
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -86,6 +87,17 @@ class Launches:
         wanted, self._wanted = self._wanted, {}
         for launch in wanted.values():
             launch.function.preload(launch.specialization)
+
+
+def report_late(logger: Logger) -> None:
+    """From now on warn of every kernel of this package that was not ready: a request waits for it."""
+    from triton import knobs
+
+    def report(*, fn: Any, **_: Any) -> None:
+        if fn.module.startswith(PACKAGE):
+            logger.warning("dsv32: kernel %s was not ready", fn.name)
+
+    knobs.runtime.jit_post_compile_hook = report
 
 
 class Compilation:
