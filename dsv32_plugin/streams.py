@@ -16,23 +16,26 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
-        self._side = _side_stream(device) if enabled and device.type == "cuda" else None
-        self._main = torch.cuda.current_stream(device) if self._side is not None else None
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        if enabled and device.type == "cuda":
+            self._streams = torch.cuda.current_stream(device), _side_stream(device)
 
     @contextmanager
     def work(self) -> Iterator[None]:
         """Launches inside the block wait for those made before it, and for none made after it."""
-        if self._side is None:
+        if self._streams is None:
             yield
             return
-        self._side.wait_stream(self._main)
-        with torch.cuda.stream(self._side):
+        main, side = self._streams
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
             yield
 
     def join(self) -> None:
         """Later launches wait for the blocks."""
-        if self._main is not None:
-            self._main.wait_stream(self._side)
+        if self._streams is not None:
+            main, side = self._streams
+            main.wait_stream(side)
 
 
 @cache
