@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.distributed import get_world_group
 
 from dsv32_plugin import warmup
 from dsv32_plugin.attention import DsaAttention
@@ -36,7 +35,7 @@ def run(runner: ModelRunner, pool: DsaTokenToKVPool, queries: int = 1) -> None:
     # One layer that selects and, where there is one, a layer that shares a selection.
     attentions = [module for module in runner.model.modules() if isinstance(module, DsaAttention)]
     kinds = {attention.indexer is not None: attention for attention in attentions}
-    group = get_world_group()
+    group = runner.tp_group
     summary = warmup.run(
         [(attention, pool.layer_caches(attention.layer, selects)) for selects, attention in kinds.items()],
         lambda: made_up.batches(most, most_decodes, queries),
