@@ -1,4 +1,4 @@
-"""Before a server is ready: compile every kernel of the attention in parallel, and run each.
+"""Before a server is ready: compile every kernel of the attention, in parallel and beside other work, and run each.
 
 An engine's own trial runs meet few of the sizes that have kernels of their own. Batches made up here have all of them.
 """
@@ -6,7 +6,7 @@ An engine's own trial runs meet few of the sizes that have kernels of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,48 +17,67 @@ from dsv32_plugin.attention import DsaAttention, LayerCaches
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels.ahead import Launches
 
+Layers = Sequence[tuple[DsaAttention, LayerCaches]]
+"""One of each kind, with caches into which nothing is written."""
 
-def run(
-    layers: Iterable[tuple[DsaAttention, LayerCaches]],
-    batches: Callable[[], Iterable[DsaBatch]],
-    hidden_th: torch.Tensor,
-    slots_tk: torch.Tensor,
-    *,
-    compiles: bool,
-    barrier: Callable[[], None],
-) -> str:
-    """Compile what the attention of `layers` launches for `batches`, then launch it; returns what to log.
 
-    Args:
-        layers: one of each kind. The batches write nothing into the caches.
-        hidden_th: [T, hidden size], as many tokens as the largest batch has; what is in it does not matter.
-        slots_tk: [T, K] int32, overwritten.
-        compiles: whether this process is the one of its machine that compiles; the others find its results on the disk.
-        barrier: waits for all processes.
-    """
+class WarmUp:
+    """Compiles beside what an engine does between the two calls, such as loading the weights."""
 
-    def run_all() -> None:
-        for attention, caches in layers:
-            with without_projections(attention, hidden_th.shape[1]):
-                for batch in batches():
-                    attend(attention, caches, batch, hidden_th, slots_tk)
-        torch.accelerator.synchronize()
+    def __init__(
+        self,
+        layers: Layers,
+        batches: Callable[[], Iterable[DsaBatch]],
+        hidden_th: torch.Tensor,
+        slots_tk: torch.Tensor,
+        *,
+        compiles: bool,
+    ) -> None:
+        """Find what the attention of `layers` launches for `batches`, and begin to compile it.
 
-    started = time.perf_counter()
-    launches = Launches()
-    with launches.record():
-        run_all()
-    found, count = time.perf_counter(), len(launches)
-    if compiles:
-        launches.compile()
-    barrier()
-    launches.load()
-    compiled = time.perf_counter()
-    run_all()
-    return (
-        f"{count} kernels: found in {found - started:.1f} s, compiled in {compiled - found:.1f} s, "
-        f"run in {time.perf_counter() - compiled:.1f} s"
-    )
+        Args:
+            hidden_th: [T, hidden size], as many tokens as the largest batch has; what is in it does not matter.
+            slots_tk: [T, K] int32, overwritten.
+            compiles: whether this process is the one of its machine that compiles; the others find its results on the
+                disk.
+        """
+        started = time.perf_counter()
+        self._launches, self._batches = Launches(), batches
+        with self._launches.record():
+            _run_all(layers, batches, hidden_th, slots_tk)
+        self._found = time.perf_counter()
+        self._found_s = self._found - started
+        self._compilation = self._launches.compile() if compiles else None
+
+    def load(self, barrier: Callable[[], None]) -> None:
+        """Wait until all is compiled, in all processes, and load it."""
+        begun = time.perf_counter()
+        if self._compilation is not None:
+            self._compilation.wait()
+        barrier()
+        compiled = time.perf_counter()
+        count = len(self._launches)
+        self._launches.load()
+        self._summary = (
+            f"{count} kernels: found in {self._found_s:.1f} s, compiled for {begun - self._found:.1f} s beside other "
+            f"work and for {compiled - begun:.1f} s alone, loaded in {time.perf_counter() - compiled:.1f} s"
+        )
+
+    def run(self, layers: Layers, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> str:
+        """Launch what was loaded; returns what to log. The arguments are as before."""
+        started = time.perf_counter()
+        _run_all(layers, self._batches, hidden_th, slots_tk)
+        return f"{self._summary}, run in {time.perf_counter() - started:.1f} s"
+
+
+def _run_all(
+    layers: Layers, batches: Callable[[], Iterable[DsaBatch]], hidden_th: torch.Tensor, slots_tk: torch.Tensor
+) -> None:
+    for attention, caches in layers:
+        with without_projections(attention, hidden_th.shape[1]):
+            for batch in batches():
+                attend(attention, caches, batch, hidden_th, slots_tk)
+    torch.accelerator.synchronize()
 
 
 def attend(

@@ -36,15 +36,16 @@ def run(runner: ModelRunner, pool: DsaTokenToKVPool, queries: int = 1) -> None:
     attentions = [module for module in runner.model.modules() if isinstance(module, DsaAttention)]
     kinds = {attention.indexer is not None: attention for attention in attentions}
     group = runner.tp_group
-    summary = warmup.run(
-        [(attention, pool.layer_caches(attention.layer, selects)) for selects, attention in kinds.items()],
+    layers = [(attention, pool.layer_caches(attention.layer, selects)) for selects, attention in kinds.items()]
+    found = warmup.WarmUp(
+        layers,
         lambda: made_up.batches(most, most_decodes, queries),
         hidden_th,
         slots_tk,
         compiles=group.local_rank == 0,
-        barrier=group.barrier,
     )
-    logger.info("dsv32: %s", summary)
+    found.load(group.barrier)
+    logger.info("dsv32: %s", found.run(layers, hidden_th, slots_tk))
     ahead.report_late(logger)
 
 

@@ -10,6 +10,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_world_group
 from vllm.logger import init_logger
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from dsv32_plugin import warmup
 from dsv32_plugin.attention import LayerCaches
@@ -20,25 +21,40 @@ from dsv32_plugin.vllm_adapter.caches import PagedCache
 logger = init_logger("vllm.dsv32_plugin")
 
 
-def run(attentions: list[DsaAttention], hidden_th: torch.Tensor, slots_tk: torch.Tensor, config: VllmConfig) -> None:
-    """Run each of `attentions` on made-up batches of up to as many tokens as `hidden_th` has."""
-    made_up = warmup.MadeUp(config.model_config.max_model_len, slots_tk.shape[1], hidden_th.device)
-    most, queries = hidden_th.shape[0], 1 + config.num_speculative_tokens
-    most_decodes = config.scheduler_config.max_num_seqs * queries
-    layers = [(attention, one_page(attention)) for attention in attentions]
-    group = get_world_group()
-    summary = warmup.run(
-        layers,
-        lambda: made_up.batches(most, most_decodes, queries),
-        hidden_th,
-        slots_tk,
-        compiles=group.local_rank == 0,
-        barrier=group.barrier,
-    )
-    for attention, caches in layers:
-        for batch in made_up.largest(most):
-            warmup.attend(attention, caches, batch, hidden_th, slots_tk)
-    logger.info("dsv32: %s", summary)
+class WarmUp:
+    """Begun when the model is built, so that kernels compile while weights are loaded; finished in its first run."""
+
+    def __init__(self, attentions: list[DsaAttention], slots_tk: torch.Tensor, vllm_config: VllmConfig) -> None:
+        """Of each kind of layer one, and the buffer of selections, as long as a batch can be."""
+        self._attentions, self._slots_tk = attentions, slots_tk
+        self._most, topk = slots_tk.shape
+        self._made_up = warmup.MadeUp(vllm_config.model_config.max_model_len, topk, slots_tk.device)
+        queries = 1 + vllm_config.num_speculative_tokens
+        most_decodes = vllm_config.scheduler_config.max_num_seqs * queries
+        hidden_size = vllm_config.model_config.get_hidden_size()
+        hidden_th = slots_tk.new_zeros(self._most, hidden_size, dtype=torch.get_default_dtype())
+        # As in a run of the model, which is not being built then.
+        with torch.inference_mode(), torch.device("cpu"), set_default_torch_dtype(torch.float32):
+            self._running = warmup.WarmUp(
+                self._layers(),
+                lambda: self._made_up.batches(self._most, most_decodes, queries),
+                hidden_th,
+                slots_tk,
+                compiles=get_world_group().local_rank == 0,
+            )
+        torch.accelerator.empty_cache()
+
+    def finish(self, hidden_th: torch.Tensor) -> None:
+        """In the run by which vLLM measures memory: `hidden_th` has as many tokens as a batch can have."""
+        self._running.load(get_world_group().barrier)
+        layers = self._layers()
+        for attention, caches in layers:
+            for batch in self._made_up.largest(self._most):
+                warmup.attend(attention, caches, batch, hidden_th, self._slots_tk)
+        logger.info("dsv32: %s", self._running.run(layers, hidden_th, self._slots_tk))
+
+    def _layers(self) -> list[tuple[DsaAttention, LayerCaches]]:
+        return [(attention, one_page(attention)) for attention in self._attentions]
 
 
 def one_page(attention: DsaAttention) -> LayerCaches:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
 import torch
-from vllm.config import set_current_vllm_config
+from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
     ensure_model_parallel_initialized,
@@ -25,6 +26,7 @@ from dsv32_plugin.attention import LayerCaches
 from dsv32_plugin.batch import DsaBatch, mixed_batch
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.vllm_adapter import warmup as vllm_warmup
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.warmup import one_page
 
@@ -74,6 +76,27 @@ def test_every_batch_runs_and_writes_nothing(attention: DsaAttention) -> None:
     assert caches.index_keys is not None
     assert not caches.latents.any()
     assert not caches.index_keys.any()
+
+
+def test_warm_up_runs_the_largest_batches(attention: DsaAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    seen: list[int] = []
+    attend = DsaAttention.attend
+
+    def noted(self: DsaAttention, batch: DsaBatch, *arguments: Any) -> torch.Tensor:
+        seen.append(batch.slots_t.shape[0])
+        return attend(self, batch, *arguments)
+
+    monkeypatch.setattr(DsaAttention, "attend", noted)
+    slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
+    warm_up = vllm_warmup.WarmUp([attention], slots_tk, get_current_vllm_config())
+    sizes = [batch.slots_t.shape[0] for batch in made_up() if batch.decodes is None]
+    assert set(sizes) == set(seen), "every size is looked at"
+    seen.clear()
+    warm_up.finish(torch.randn(MAX_TOKENS, SPEC.hidden_size))
+    assert seen[:2] == sizes[:2], "vLLM's measurement sees the largest"
+    assert set(sizes) == set(seen)
 
 
 def test_projections_are_left_out_and_given_back(attention: DsaAttention) -> None:
