@@ -135,7 +135,7 @@ class DsaBackend(AttentionBackend):
 
 
 class DraftSteps:
-    """A backend for each step of the draft model on its own; the token of the first draft comes with the last verdict."""
+    """A backend for each step that the draft model takes alone: the first draft comes with the last verdict."""
 
     def __init__(self, runner: ModelRunner, num_drafts: int) -> None:
         self.num_drafts = num_drafts

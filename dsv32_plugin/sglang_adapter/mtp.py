@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -17,6 +18,8 @@ from dsv32_plugin.sglang_adapter import guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
 from dsv32_plugin.weights import is_of_target
+
+logger = logging.getLogger(__name__)
 
 
 class SharedHead(nn.Module):
@@ -93,6 +96,7 @@ class DsaMtp(nn.Module):
         self.logits_processor = LogitsProcessor(config)
         self.of_target: tuple[nn.Module, nn.Module] | None = None
         """The target's embedding and head. In a tuple, so that they do not become modules of this model, too."""
+        logger.info("dsv32: drafting with layer %d of %s", self.start_layer, self.dsa_config.architecture)
 
     @torch.no_grad()
     def forward(
