@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class DsaBackend(AttentionBackend):
     """Holds the description of the step that runs."""
 
+    needs_cpu_seq_lens = False
+    """SGLang need not wait for the lengths that a verdict on drafts leaves, and then keeps none on the host."""
+
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
         guard.check_model(runner.model, is_draft=runner.is_draft_worker)
@@ -123,9 +126,8 @@ class DsaBackend(AttentionBackend):
 
     def _max_visible(self, forward_batch: ForwardBatch, ahead: int = 0) -> int:
         """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
-        if settings.batch_invariant():
+        if settings.batch_invariant() or forward_batch.seq_lens_cpu is None:
             return self.max_context_len
-        assert forward_batch.seq_lens_cpu is not None, "needs_cpu_seq_lens asks for it"
         return int(forward_batch.seq_lens_cpu.max()) + ahead
 
     def _block_table(self, forward_batch: ForwardBatch, max_visible: int) -> torch.Tensor:
@@ -136,6 +138,8 @@ class DsaBackend(AttentionBackend):
 
 class DraftSteps:
     """A backend for each step that the draft model takes alone: the first draft comes with the last verdict."""
+
+    needs_cpu_seq_lens = False
 
     def __init__(self, runner: ModelRunner, num_drafts: int) -> None:
         self.num_drafts = num_drafts
