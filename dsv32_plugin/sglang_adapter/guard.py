@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
 from dsv32_plugin.sglang_adapter.compat import installed_version
 
@@ -95,6 +95,17 @@ def _check_speculation(server_args: ServerArgs) -> None:
     drafts = server_args.speculative_num_steps
     if not 1 <= drafts <= MAX_DRAFTS:
         raise NotImplementedError(f"--speculative-num-steps: expected 1 to {MAX_DRAFTS}, got {drafts}")
+
+
+def check_draft_layer(config: DsaConfig) -> None:
+    """Raise ConfigError unless the checkpoint has the draft layer that EAGLE runs."""
+    if config.num_nextn_predict_layers != 1:
+        raise ConfigError(
+            "num_nextn_predict_layers",
+            "1 for --speculative-algorithm EAGLE",
+            config.num_nextn_predict_layers,
+            "leave the option out",
+        )
 
 
 def check_model(model: nn.Module, *, is_draft: bool = False) -> None:

@@ -120,6 +120,10 @@ class DsaForCausalLM(nn.Module):
         guard.check_hooks()
         dsa_config = guard.read_config(server_args)
         dsa_config.check(SglangLayers(quant_config).tp_size)
+        if server_args.speculative_algorithm is not None:
+            guard.check_draft_layer(dsa_config)
+            # SGLang has one name for the draft models of all DeepSeeks. The one that this process loads next is ours.
+            ModelRegistry.models[DRAFT_ARCHITECTURE] = pkgutil.resolve_name(DRAFT_MODEL_PATH)
         self.config = config
         self.dsa_config = dsa_config
         self.quant_config = quant_config
@@ -129,9 +133,6 @@ class DsaForCausalLM(nn.Module):
             dsa_config.vocab_size, dsa_config.hidden_size, quant_config=quant_config, prefix=f"{prefix}lm_head"
         )
         self.logits_processor = LogitsProcessor(config)
-        if server_args.speculative_algorithm is not None:
-            # SGLang has one name for the draft models of all DeepSeeks. The one that this process loads next is ours.
-            ModelRegistry.models[DRAFT_ARCHITECTURE] = pkgutil.resolve_name(DRAFT_MODEL_PATH)
         choices = dispatch.choices(torch.get_default_device())
         kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info(

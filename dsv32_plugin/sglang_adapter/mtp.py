@@ -13,7 +13,7 @@ from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
-from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.sglang_adapter import guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
@@ -80,13 +80,6 @@ class DsaMtp(nn.Module):
     ) -> None:
         super().__init__()
         self.dsa_config = guard.read_config(get_global_server_args())
-        if self.dsa_config.num_nextn_predict_layers != 1:
-            raise ConfigError(
-                "num_nextn_predict_layers",
-                "1 for --speculative-algorithm EAGLE",
-                self.dsa_config.num_nextn_predict_layers,
-                "leave the option out",
-            )
         self.config = config
         self.quant_config = quant_config
         # By these the pool of the draft model holds one layer, and knows it by its number.
