@@ -12,8 +12,10 @@ import pytest
 pytest.importorskip("sglang")
 
 import client
+import httpx
 import needle
 import torch
+from chats import exactly
 from client import generate
 from drafts import PROMPTS, SPEC, STEPS, half_right
 from oracle import hf_greedy
@@ -57,6 +59,16 @@ def half_right_model(checkpoint: Callable[[TinySpec], Path], tmp_path_factory: p
     return half_right(checkpoint(SPEC), tmp_path_factory.mktemp("mtp") / "model")
 
 
+def forced_text(url: str, text: str) -> str:
+    """What the model says where a grammar leaves it no choice."""
+    sampling = {"max_new_tokens": 100, "temperature": 0, "ebnf": exactly(text)}
+    body = {"input_ids": PROMPTS[1], "sampling_params": sampling}
+    answer = httpx.post(f"{url}/generate", json=body, timeout=client.TIMEOUT_S)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    said: str = answer.json()["text"]
+    return said
+
+
 @pytest.mark.parametrize("drafts", [1, 3])
 def test_the_tokens_are_the_same(half_right_model: Path, tmp_path: Path, drafts: int) -> None:
     """Together, then alone with a radix-cache hit, whose draft layer must find its keys, too, and up to the end."""
@@ -66,6 +78,7 @@ def test_the_tokens_are_the_same(half_right_model: Path, tmp_path: Path, drafts:
         # With top_p near 0 sampling has one outcome.
         sampled = generate(url, PROMPTS[3], STEPS, temperature=1.0, top_p=1e-6)
         again = generate(url, PROMPTS[-1], 110)
+        forced = forced_text(url, "A grammar accepts no draft that it does not allow.")
     truths = hf_greedy(half_right_model, PROMPTS, STEPS)
     for prompt, answer, truth in zip(PROMPTS, together, truths, strict=True):
         assert answer.tokens == truth.tokens, f"prompt of {len(prompt)} tokens"
@@ -73,6 +86,7 @@ def test_the_tokens_are_the_same(half_right_model: Path, tmp_path: Path, drafts:
     assert sampled.tokens == truths[3].tokens
     assert again.cached_tokens == 384
     assert again.tokens == hf_greedy(half_right_model, PROMPTS[-1:], 110)[0].tokens
+    assert forced == "A grammar accepts no draft that it does not allow."
     accepted, drafted = (sum(getattr(answer, name) for answer in together) for name in ("accepted", "drafted"))
     assert 0.1 < accepted / drafted < 0.9, "both outcomes must have been met"
 
