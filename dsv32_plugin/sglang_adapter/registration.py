@@ -36,10 +36,11 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import options, parsers, pool, rendering, streaming
+    from dsv32_plugin.sglang_adapter import options, parsers, pool, rendering, speculation, streaming
 
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+    drafts = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
     everywhere = [
         Hook(
             "sglang.srt.server_args.ServerArgs._handle_model_specific_adjustments",
@@ -64,13 +65,24 @@ def hooks() -> list[Hook]:
             parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
         ),
         Hook(f"{chat}._generate_stream_content", streaming.generate_around, parameters=("self", "content", "index")),
+        Hook(f"{drafts}.create_decode_backend", speculation.create_decode_backend, parameters=("self",)),
+        Hook(f"{drafts}.create_draft_extend_backend", speculation.create_draft_extend_backend, parameters=("self",)),
+        Hook(
+            "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
+            speculation.capture_graphs,
+            parameters=("self",),
+        ),
     ]
     if not current_platform.is_out_of_tree():
         return everywhere
-    from dsv32_plugin.sglang_adapter import cpu
+    return [*everywhere, *_cpu_hooks()]
 
+
+def _cpu_hooks() -> list[Hook]:
+    from dsv32_plugin.sglang_adapter import cpu, cpu_speculation
+
+    eagle, slots = "sglang.srt.speculative.eagle_utils", "sglang.srt.speculative.triton_ops.cache_locs"
     return [
-        *everywhere,
         Hook("sglang.srt.utils.common.support_triton", cpu.support_triton_around, parameters=("backend",)),
         Hook(
             "sglang.srt.mem_cache.common.get_last_loc",
@@ -89,6 +101,61 @@ def hooks() -> list[Hook]:
             cpu.refuse_nccl,
             replaces=True,
             parameters=("self",),
+        ),
+        Hook(f"{slots}.assign_draft_cache_locs_contiguous", cpu_speculation.AssignDraftCacheLocs, replaces=True),
+        Hook(
+            "sglang.srt.speculative.triton_ops.eagle.fill_bonus_tokens",
+            cpu_speculation.FillBonusTokens,
+            replaces=True,
+        ),
+        Hook(
+            f"{slots}.assign_req_to_token_pool_func",
+            cpu_speculation.assign_req_to_token_pool_func,
+            replaces=True,
+            parameters=(
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "end_offset",
+                "out_cache_loc",
+                "batch_size",
+            ),
+        ),
+        Hook(
+            f"{slots}.assign_extend_cache_locs_func",
+            cpu_speculation.assign_extend_cache_locs_func,
+            replaces=True,
+            parameters=(
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "end_offset",
+                "batch_size",
+                "draft_token_num",
+                "device",
+            ),
+        ),
+        Hook(
+            f"{eagle}.build_tree_kernel_efficient",
+            cpu_speculation.build_tree_kernel_efficient,
+            replaces=True,
+            parameters=(
+                "bonus_tokens",
+                "parent_list",
+                "top_scores_index",
+                "draft_tokens",
+                "seq_lens",
+                "seq_lens_sum",
+                "topk",
+                "spec_steps",
+                "num_verify_tokens",
+            ),
+        ),
+        Hook(
+            f"{eagle}.eagle_sample",
+            cpu_speculation.eagle_sample,
+            replaces=True,
+            parameters=("verify_input", "batch", "logits_output", "vocab_mask"),
         ),
     ]
 
