@@ -46,6 +46,8 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
     server_args.cuda_graph_config.prefill.backend = Backend.DISABLED
     if server_args.device == "cpu":
         server_args.cuda_graph_config.decode.backend = Backend.DISABLED
+    # A sum over the ranks that is part of a norm: the model has none, and its workspace would be made at every start.
+    server_args.enforce_disable_flashinfer_allreduce_fusion = True
     # To SGLang it is a DeepSeek with MLA like any other: the DSA branch sets cache types and kernels of SGLang's own
     # backend, and needs a GPU to do it.
     with patch.object(model_config, "is_deepseek_dsa", lambda config: False):
