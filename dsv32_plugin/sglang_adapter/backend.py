@@ -53,7 +53,8 @@ class DsaBackend(AttentionBackend):
     def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
         """Describe a step from SGLang's static buffers, as operations that the graph replays.
 
-        Nothing is known on the host, so the context length bounds every sequence.
+        Nothing is known on the host, so the context length bounds every sequence. While the graph runs SGLang may write
+        slots of the next step: behind those that are visible, or of sequences whose token it throws away.
         """
         self.forward_metadata = self._uniform_batch(forward_batch, in_graph=True)
 
