@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import cpu, options
+from dsv32_plugin.sglang_adapter import cpu, options, pool
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
@@ -205,6 +205,16 @@ def test_a_packed_matrix_holds_its_parts_in_order(packed: Any, rows: int) -> Non
 def test_a_part_of_another_size_is_refused(packed: Any) -> None:
     with pytest.raises(ValueError, match=r"expected \(128, 3\)"):
         packed.load_part(torch.nn.Parameter(torch.zeros(576, 3)), torch.zeros(127, 3), 1)
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)
+def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, needed: int) -> None:
+    """As its pool configurator reckons: this many elements of the class's type, 128 values and a scale of 4 bytes."""
+    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    pool.announce_index_keys(dtype)
+    elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
+    reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
+    assert needed <= reckoned <= 1.05 * needed
 
 
 def test_the_last_slot_of_a_sequence() -> None:

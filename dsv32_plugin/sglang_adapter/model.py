@@ -26,6 +26,7 @@ from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURE, DRAFT_MODEL_PATH, gu
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Mlp, Moe
 from dsv32_plugin.sglang_adapter.options import longest_sequence
+from dsv32_plugin.sglang_adapter.pool import announce_index_keys
 from dsv32_plugin.weights import layer_of
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class DsaForCausalLM(nn.Module):
         guard.check_hooks()
         dsa_config = guard.read_config(server_args)
         dsa_config.check(SglangLayers(quant_config).tp_size)
+        announce_index_keys(torch.get_default_dtype())
         if server_args.speculative_algorithm is not None:
             guard.check_draft_layer(dsa_config)
             # SGLang has one name for the draft models of all DeepSeeks. The one that this process loads next is ours.
