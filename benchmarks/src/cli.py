@@ -48,7 +48,9 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--backend", type=_names, metavar="NAMES", help="of plugin,in-tree,dense (default: plugin)")
     parser.add_argument("--workload", type=_names, metavar="NAMES", help="of chat,document,agent (default: chat)")
-    parser.add_argument("--rate", type=float, help="requests a second (default: 2)")
+    parser.add_argument(
+        "--rate", type=_rates, metavar="RATES", help="requests a second, e.g. 2,8,burst: all at once (default: 2)"
+    )
     parser.add_argument("--requests", type=int, help="of each workload (default: 64)")
     parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
     parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
@@ -60,6 +62,13 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_serve)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    rates = tuple(math.inf if part == "burst" else float(part) for part in text.split(","))
+    if not all(rate > 0 for rate in rates):
+        raise argparse.ArgumentTypeError("expected rates above 0, or burst")
+    return rates
 
 
 def _names(text: str) -> tuple[str, ...]:

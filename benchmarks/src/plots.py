@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"dense": "#8c8c8c", "in-tree": "#e08214", "ours": "#2166ac"}
-LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin"}
+LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin", "plugin": "dsv32-plugin"}
 OPERATION_COLOURS = dict(
     zip(OPERATIONS, ("#cccccc", "#7fbf7b", "#b2abd2", "#fdb863", "#e66101", "#f4a14e", "#2166ac"), strict=True)
 )
@@ -198,28 +198,30 @@ def cost(record: dict[str, Any]) -> Figure:
 
 
 def serve(record: dict[str, Any]) -> Figure:
-    """Throughput, time to the first token and time per token of each workload, by backend."""
+    """Latencies at the first load, throughput at the last one, of the deepest model that every backend served."""
     rows = [row for row in record["rows"] if "ttft_ms" in row]
-    panels = (
-        ("output tokens a second", lambda row: row["output_tokens_per_s"]),
-        ("first token, ms (median)", lambda row: row["ttft_ms"]["median"]),
-        ("per token, ms (median)", lambda row: row["tpot_ms"]["median"]),
-    )
-    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.2)
-    workloads = list(dict.fromkeys(row["workload"] for row in rows))
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
     backends = [name for name in colours if any(row["backend"] == name for row in rows)]
-    for axis, (title, value) in zip(axes, panels, strict=True):
+    layers = max(set.intersection(*({row["layers"] for row in rows if row["backend"] == name} for name in backends)))
+    rows = [row for row in rows if row["layers"] == layers]
+    loads, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("load", "workload"))
+    panels = (
+        ("first token, ms (median)", loads[0], lambda row: row["ttft_ms"]["median"]),
+        ("per token, ms (median)", loads[0], lambda row: row["tpot_ms"]["median"]),
+        ("tokens a second, in and out", loads[-1], lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"]),
+    )
+    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.4)
+    for axis, (title, load, value) in zip(axes, panels, strict=True):
         for i, backend in enumerate(backends):
-            mine = {row["workload"]: value(row) for row in rows if row["backend"] == backend}
+            mine = {row["workload"]: value(row) for row in rows if (row["backend"], row["load"]) == (backend, load)}
             places = [workloads.index(name) + (i - (len(backends) - 1) / 2) * 0.25 for name in mine]
-            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=backend)
+            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=LABELS.get(backend, backend))
         axis.set_xticks(range(len(workloads)), workloads)
-        axis.set_title(title)
+        axis.set_title(f"{title}; {load}", fontsize=9)
         axis.grid(axis="x", visible=False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
-    _footer(figure, record, record["method"])
+    _footer(figure, record, f"{layers} layers. {record['method']}")
     return figure
 
 

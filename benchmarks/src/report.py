@@ -166,15 +166,33 @@ def cost_table(record: Record, name: str) -> str:
 def serve_table(record: Record, name: str) -> str:
     rows = []
     for row in record["rows"]:
-        start = [row["engine"], row["backend"], row["workload"], f"{row['rate']:g}"]
+        start = [row["engine"], row["backend"], str(row["layers"]), row["workload"], row["load"]]
         if "error" in row:
-            rows.append([*start, row["error"], "", "", "", ""])
+            rows.append([*start, "failed", "", "", "", ""])
             continue
         latencies = [f"{row[key]['median']:.1f} ({row[key]['p99']:.1f})" for key in ("ttft_ms", "tpot_ms")]
         rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
         rows.append([*start, f"{row['completed']} of {row['requests']}", *latencies, *rates])
-    headings = ["engine", "backend", "workload", "requests/s", "answered", "first token ms (p99)", "per token ms (p99)"]
-    return f"{record['method']}\n\n" + markdown([*headings, "input tokens/s", "output tokens/s"], rows)
+    headings = ["engine", "backend", "layers", "workload", "load", "answered", "first token ms (p99)"]
+    measured = markdown([*headings, "per token ms (p99)", "input tokens/s", "output tokens/s"], rows)
+    busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
+    return f"{record['method']} The client used at most {busy:.0%} of a core.\n\n{measured}{serve_extended(record)}"
+
+
+def serve_extended(record: Record) -> str:
+    """What two depths say about the whole model, apart from what was measured."""
+    deeper = [row for row in record["rows"] if "extrapolated" in row]
+    rows = [
+        [row["engine"], row["backend"], row["workload"], row["load"]]
+        + [f"{row['extrapolated'][key]:.1f}" for key in ("ttft_ms", "tpot_ms")]
+        for row in deeper
+    ]
+    if not rows:
+        return ""
+    methods = dict.fromkeys(row["extrapolated"]["method"] for row in deeper)
+    layers = deeper[0]["extrapolated"]["layers"]
+    headings = ["engine", "backend", "workload", "load", "first token ms", "per token ms"]
+    return f"\n\nExtended to {layers} layers, not measured: {'; '.join(methods)}.\n\n{markdown(headings, rows)}"
 
 
 def headline(results: Path) -> str:

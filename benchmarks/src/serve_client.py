@@ -63,12 +63,13 @@ class Answer:
     error: str = ""
 
 
-def requests(workload: Workload, count: int, rate: float, seed: int, *, longest: int) -> list[Request]:
+def requests(workload: Workload, count: int, rate: float, seed: str, *, longest: int) -> list[Request]:
     """`count` requests with exponential gaps of mean 1/`rate` seconds (a Poisson process); the same for every server.
 
-    Where the longest prompt and answer together would pass `longest` tokens, all lengths shrink in proportion.
+    An infinite rate sends all at once. Prompts of different workloads or seeds share nothing. Where the longest prompt
+    and answer together would pass `longest` tokens, all lengths shrink in proportion.
     """
-    rng = random.Random(seed)
+    rng = random.Random(f"{workload.name} {seed}")
     scale = min(1.0, longest / (workload.prompt[2] + workload.answer[2]))
     prefix = tuple(rng.randrange(*ORDINARY_TOKENS) for _ in range(int(workload.shared_prefix * scale)))
     found, at_s = [], 0.0

@@ -55,9 +55,9 @@ def serve() -> dict[str, Any]:
     points = {"median": 20.0, "p10": 10.0, "p90": 30.0, "p99": 40.0, "mean": 21.0}
     rows = [
         {
-            "engine": "vllm", "backend": backend, "layers": 2, "rate": 2.0, "workload": "chat", "requests": 4,
+            "engine": "vllm", "backend": backend, "layers": 2, "load": "2/s", "workload": "chat", "requests": 4,
             "completed": 4, "seconds": 2.0, "errors": [], "input_tokens_per_s": 100.0, "output_tokens_per_s": 50.0,
-            "ready_s": 10.0, "ttft_ms": points, "tpot_ms": points,
+            "ready_s": 10.0, "client_busy": 0.1, "ttft_ms": points, "tpot_ms": points,
         }
         for backend in ("plugin", "in-tree")
     ]  # fmt: skip

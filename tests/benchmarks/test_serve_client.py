@@ -102,14 +102,14 @@ def test_no_server_is_an_error() -> None:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_the_same_seed_gives_the_same_load(name: str) -> None:
     one, two, other = (
-        serve_client.requests(WORKLOADS[name], 20, 2.0, seed, longest=131072) for seed in (1, 1, 2)
+        serve_client.requests(WORKLOADS[name], 20, 2.0, seed, longest=131072) for seed in ("1", "1", "2")
     )  # fmt: skip
     assert one == two != other
     assert all(len(request.prompt) + request.answer_tokens <= 131072 for request in one)
 
 
 def test_arrivals_are_poisson() -> None:
-    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (4, 0.1, 8)), 4000, 5.0, 0, longest=100)
+    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (4, 0.1, 8)), 4000, 5.0, "0", longest=100)
     gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(plan)]
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
@@ -118,7 +118,7 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
-    plan = serve_client.requests(WORKLOADS["agent"], 8, 2.0, 0, longest=4160)
+    plan = serve_client.requests(WORKLOADS["agent"], 8, 2.0, "0", longest=4160)
     shared = int(4096 * 4160 / (65536 + 1024))
     assert len({request.prompt[:shared] for request in plan}) == 1
     assert len({request.prompt[: shared + 1] for request in plan}) > 1
@@ -127,7 +127,7 @@ def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
 
 def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     def row(layers: int, first: float, token: float) -> dict[str, Any]:
-        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "rate": 2.0, "layers": layers}
+        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "2/s", "layers": layers}
         return {**about, "ttft_ms": {"median": first}, "tpot_ms": {"median": token}}
 
     rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}]
