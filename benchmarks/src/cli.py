@@ -48,9 +48,8 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--backend", type=_names, metavar="NAMES", help="of plugin,in-tree,dense (default: plugin)")
     parser.add_argument("--workload", type=_names, metavar="NAMES", help="of chat,document,agent (default: chat)")
-    parser.add_argument(
-        "--rate", type=_rates, metavar="RATES", help="requests a second, e.g. 2,8,burst: all at once (default: 2)"
-    )
+    rate_help = "requests a second, alone (one after the other) or burst (all at once); the default is alone,2,burst"
+    parser.add_argument("--rate", type=_rates, metavar="RATES", help=rate_help)
     parser.add_argument("--requests", type=int, help="of each workload (default: 64)")
     parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
     parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
@@ -65,9 +64,11 @@ def _add_serve(commands: Any) -> None:
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    rates = tuple(math.inf if part == "burst" else float(part) for part in text.split(","))
-    if not all(rate > 0 for rate in rates):
-        raise argparse.ArgumentTypeError("expected rates above 0, or burst")
+    """ValueError, which argparse reports, for what is no number."""
+    named = {"alone": 0.0, "burst": math.inf}
+    rates = tuple(named[part] if part in named else float(part) for part in text.split(","))
+    if not all(rate >= 0 for rate in rates):
+        raise ValueError("a rate below 0")
     return rates
 
 

@@ -170,11 +170,11 @@ def serve_table(record: Record, name: str) -> str:
         if "error" in row:
             rows.append([*start, "failed", "", "", "", ""])
             continue
-        latencies = [f"{row[key]['median']:.1f} ({row[key]['p99']:.1f})" for key in ("ttft_ms", "tpot_ms")]
+        latencies = [f"{row[key]['median']:.1f} ({row[key]['p90']:.1f})" for key in ("ttft_ms", "tpot_ms")]
         rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
         rows.append([*start, f"{row['completed']} of {row['requests']}", *latencies, *rates])
-    headings = ["engine", "backend", "layers", "workload", "load", "answered", "first token ms (p99)"]
-    measured = markdown([*headings, "per token ms (p99)", "input tokens/s", "output tokens/s"], rows)
+    headings = ["engine", "backend", "layers", "workload", "load", "answered", "first token ms (p90)"]
+    measured = markdown([*headings, "per token ms (p90)", "input tokens/s", "output tokens/s"], rows)
     busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
     return f"{record['method']} The client used at most {busy:.0%} of a core.\n\n{measured}{serve_extended(record)}"
 

@@ -50,15 +50,16 @@ REAL = tiny.TinySpec(
 """DeepSeek-V3.2 in bfloat16, with one dense layer instead of three."""
 
 METHOD = (
-    "Open loop: Poisson arrivals from one client, or a burst of all requests at once; prompts of random token ids, "
-    "answers of fixed length; every backend gets the same requests, after a warm-up with others. {model}."
+    "One client. Requests come alone, each sent when the last is answered; in an open loop with Poisson arrivals, "
+    "whether or not the server keeps up; or in a burst, all at once. Prompts of random token ids, answers of fixed "
+    "length; every backend gets the same requests, after a warm-up with others. {model}."
 )
 DUMMY = (
     "DeepSeek-V3.2's sizes with few layers, {heads} heads on one GPU, {experts} of 256 experts, dummy bfloat16 weights"
 )
 EXTRAPOLATION = (
-    "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers "
-    "at the same load: each further layer takes as long as those between, and the queue is as long as here. It is a "
+    "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers, "
+    "of requests that were alone, so that nothing queued: each further layer takes as long as those between. It is a "
     "model of {full} such layers on one GPU, not of a served DeepSeek-V3.2"
 )
 
@@ -73,8 +74,8 @@ class Plan:
     layers: Sequence[int] = (2,)
     experts: int = 256
     heads: int = 128
-    rates: Sequence[float] = (2.0,)
-    """Requests a second, from low to high; infinite: a burst, all at once."""
+    rates: Sequence[float] = (0.0, 2.0, math.inf)
+    """Requests a second, from low to high. 0: each alone, sent when the last is answered; infinite: all at once."""
     requests: int = 64
     longest: int = 131072
     seed: int = 0
@@ -198,13 +199,15 @@ def load(url: str, plan: Plan, workload: str, rate: float, on_answer: Callable[[
     seed = f"{plan.seed} {load_name(rate)}"
     sent = serve_client.requests(WORKLOADS[workload], plan.requests, rate, seed, longest=plan.longest)
     begun = time.process_time()
-    answers, seconds = serve_client.drive(url, MODEL, sent, timeout_s=plan.answer_s, on_answer=on_answer)
+    answers, seconds = serve_client.drive(
+        url, MODEL, sent, alone=rate == 0, timeout_s=plan.answer_s, on_answer=on_answer
+    )
     busy = (time.process_time() - begun) / seconds
     return {**serve_client.summary(answers, seconds), "client_busy": round(busy, 2)}
 
 
 def load_name(rate: float) -> str:
-    return "burst" if math.isinf(rate) else f"{rate:g}/s"
+    return {0.0: "alone", math.inf: "burst"}.get(rate, f"{rate:g}/s")
 
 
 def write_model(folder: Path, plan: Plan, backend: str, layers: int) -> None:
@@ -239,7 +242,7 @@ def options(plan: Plan, backend: str) -> list[str]:
 
 
 def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
-    """Where a backend was measured with two numbers of layers, add to the deeper row what the model would take."""
+    """Where requests were alone on two depths of a model, add to the deeper row what the whole model would take."""
     for row in rows:
         twins = [
             other
@@ -247,6 +250,7 @@ def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
             if other["layers"] < row["layers"]
             and all(other[key] == row[key] for key in ("engine", "backend", "workload", "load"))
             and "ttft_ms" in other
+            and row["load"] == load_name(0)
         ]
         if not twins or "ttft_ms" not in row:
             continue

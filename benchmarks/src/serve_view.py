@@ -62,9 +62,9 @@ def table(record: dict[str, Any]) -> Table:
         "workload",
         "answered",
         "first token ms",
-        "p99",
+        "p90",
         "per token ms",
-        "p99",
+        "p90",
         "tokens/s in",
         "out",
     ):
@@ -74,7 +74,7 @@ def table(record: dict[str, Any]) -> Table:
         if "error" in row:
             found.add_row(server, "failed", style="red")
             continue
-        latency = [f"{row[key][point]:.1f}" for key in ("ttft_ms", "tpot_ms") for point in ("median", "p99")]
+        latency = [f"{row[key][point]:.1f}" for key in ("ttft_ms", "tpot_ms") for point in ("median", "p90")]
         rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
         found.add_row(server, f"{row['completed']}/{row['requests']}", *latency, *rates)
         if more := row.get("extrapolated"):

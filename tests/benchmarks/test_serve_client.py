@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +80,19 @@ def test_requests_leave_at_their_times_whatever_the_server_does(server: tuple[st
     assert (body["prompt"], body["max_tokens"], body["ignore_eos"]) == ([7, 8, 9], 3, True)
 
 
+def test_alone_waits_for_each_answer(server: tuple[str, type[Handler]]) -> None:
+    url, handler = server
+    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (3, 0.1, 3)), 3, 0.0, "0", longest=100)
+    serve_client.drive(url, "m", plan, timeout_s=30, alone=True)
+    gaps = [after - before for (before, _), (after, _) in itertools.pairwise(handler.seen)]
+    assert len(gaps) == 2
+    assert min(gaps) >= FIRST_S + GAP_S
+
+
+def test_a_burst_sends_all_at_once() -> None:
+    assert {request.at_s for request in serve_client.requests(WORKLOADS["chat"], 9, math.inf, "0", longest=9999)} == {0}
+
+
 def test_a_refusal_is_counted_and_named(server: tuple[str, type[Handler]]) -> None:
     url, handler = server
     handler.status = 503
@@ -127,13 +141,13 @@ def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
 
 def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     def row(layers: int, first: float, token: float) -> dict[str, Any]:
-        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "2/s", "layers": layers}
+        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "alone", "layers": layers}
         return {**about, "ttft_ms": {"median": first}, "tpot_ms": {"median": token}}
 
-    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}]
+    queued = [{**row(layers, 20.0 * layers, 4.0), "load": "2/s"} for layers in (2, 3)]
+    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}, *queued]
     serve.extrapolate(rows)
-    assert "extrapolated" not in rows[0]
-    assert "extrapolated" not in rows[2]
+    assert [i for i, found in enumerate(rows) if "extrapolated" in found] == [1]
     found = rows[1]["extrapolated"]
     assert (found["layers"], found["ttft_ms"], found["tpot_ms"]) == (61, 25 + 58 * 5, 5 + 58 * 1)
     assert "2 and 3 layers" in found["method"]
