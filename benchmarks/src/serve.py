@@ -105,8 +105,8 @@ def run(
     record: dict[str, Any] = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
     if output.exists():
         record = merged(records.read(output, "serve"), record)
-    for backend in plan.backends:
-        for layers in plan.layers:
+    with serving.stopping_on_sigterm():
+        for backend, layers in itertools.product(plan.backends, plan.layers):
             for row in serve(plan, backend, layers, on_state):
                 on_row(row)
                 record = merged(record, {**record, "rows": [row]})
