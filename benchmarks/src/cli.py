@@ -38,7 +38,7 @@ def _add_layer(commands: Any) -> None:
     parser = commands.add_parser("layer", help="one attention layer against the context: dense, in-tree and ours")
     parser.add_argument("--contexts", type=_sizes, help="tokens, e.g. 1k,32k,128k (default: 1k to 128k by doubling)")
     parser.add_argument("--batches", type=_sizes, help="sequences of a decode (default: 1,16,64)")
-    parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128)")
+    parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128,16)")
     _add_run_options(parser)
     parser.set_defaults(handler=_layer)
 

@@ -60,6 +60,7 @@ def show(record: dict[str, Any]) -> int:
     stdout.print(table(record))
     for row in record["crossovers"]:
         stdout.print(crossover_text(row), soft_wrap=True, markup=False)
+    stdout.print(f"{record['seconds']} s in all", soft_wrap=True)
     reasons = {f"missing: {row['side']} ({row['missing']})": None for row in record["rows"] if "missing" in row}
     for reason in reasons:
         stdout.print(reason, style="yellow", soft_wrap=True, markup=False)
