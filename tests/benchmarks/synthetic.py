@@ -36,8 +36,8 @@ def layer() -> dict[str, Any]:
             rows.append(layer_row(mode, batch, context, "dense", float(context), tokens))
             rows.append(layer_row(mode, batch, context, "ours", 1000.0, tokens))
     return {
-        "kind": "layer", **ABOUT, "method": "made up.", "ceilings": {}, "chunk": 512, "rows": rows, "not_run": [], "seconds": 7,
-        "crossovers": crossovers(rows),
+        "kind": "layer", **ABOUT, "method": "made up.", "ceilings": {}, "chunk": 512, "rows": rows, "not_run": [],
+        "crossovers": crossovers(rows), "seconds": 7,
     }  # fmt: skip
 
 
