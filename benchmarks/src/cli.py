@@ -99,7 +99,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_plot(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="draw records as PNG files beside them")
+    parser = commands.add_parser("plot", help="draw records as PNG files beside them, layers of several GPUs together")
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
     parser.set_defaults(handler=_plot)
 
@@ -184,9 +184,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _plot(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import plots
 
-    for path in arguments.records:
-        for picture in plots.draw(records.read(path, *plots.PICTURES), path):
-            stdout.print(str(picture), soft_wrap=True)
+    found = {path: records.read(path, *plots.PICTURES) for path in arguments.records}
+    written = [picture for path, record in found.items() for picture in plots.draw(record, path)]
+    if layers := {path: record for path, record in found.items() if record["kind"] == "layer"}:
+        written += plots.draw_layers(list(layers.values()), next(iter(layers)).with_suffix(".png"))
+    for picture in written:
+        stdout.print(str(picture), soft_wrap=True)
     return 0
 
 

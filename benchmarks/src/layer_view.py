@@ -55,6 +55,13 @@ def crossover_text(row: dict[str, Any]) -> str:
     return f"{name} is faster than dense {begin}, {row['gain_at_longest']:.2f} times at {row['longest']}"
 
 
+def crossover_cell(row: dict[str, Any]) -> str:
+    if row["context"] is None:
+        return f"not up to {row['longest']}"
+    begin = "always" if row["from_start"] else f"{row['context']:.0f}"
+    return f"{begin} ({row['gain_at_longest']:.2f} ×)"
+
+
 def show(record: dict[str, Any]) -> int:
     """Print the record; the exit status: 1 if some side was wrong."""
     stdout.print(table(record))
