@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +138,21 @@ def _precompile(arguments: argparse.Namespace) -> None:
 def _kernels(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import bench_kernels, harness
 
+    started = time.monotonic()
     if not arguments.list:
         _precompile(arguments)
-    return harness.handle(bench_kernels.cases, arguments, "kernels")
+    return harness.handle(bench_kernels.cases, arguments, "kernels", started)
 
 
 def _layer(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import layer, layer_view
 
+    started = time.monotonic()
     chosen = {name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
     whole = not chosen and arguments.seconds == math.inf
     output = arguments.output or records.default_path("layer", whole=whole)
     _precompile(arguments)
-    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds)
+    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds, started)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

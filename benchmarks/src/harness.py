@@ -122,9 +122,14 @@ def measure(case: Case, clock: Clock, ceiling: dict[str, Any]) -> dict[str, Any]
     return row
 
 
-def run(cases: Iterable[Case], output: Path, *, only: str = "", seconds: float = math.inf) -> dict[str, Any]:
-    """Measure the cases whose name contains every word of `only`; the record is on disk after every case."""
-    started = time.monotonic()
+def run(
+    cases: Iterable[Case], output: Path, *, only: str = "", seconds: float = math.inf, started: float | None = None
+) -> dict[str, Any]:
+    """Measure the cases whose name contains every word of `only`; the record is on disk after every case.
+
+    `started`: when the command did, if that was before, for the seconds that it took and may take.
+    """
+    started = time.monotonic() if started is None else started
     chosen = [case for case in cases if all(word in case.name for word in only.split())]
     peers.load()
     clock = new_clock()
@@ -231,10 +236,12 @@ def main(cases: Callable[[], list[Case]], name: str, argv: list[str] | None = No
     return handle(cases, parser.parse_args(argv), name)
 
 
-def handle(cases: Callable[[], list[Case]], arguments: argparse.Namespace, name: str) -> int:
+def handle(
+    cases: Callable[[], list[Case]], arguments: argparse.Namespace, name: str, started: float | None = None
+) -> int:
     if arguments.list:
         stdout.print("\n".join(case.name for case in cases()), markup=False)
         return 0
     whole = not arguments.only and arguments.seconds == math.inf
     output = arguments.output or records.default_path(name, whole=whole)
-    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds))
+    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds, started=started))

@@ -63,10 +63,11 @@ def run(
     output: Path,
     *,
     seconds: float = math.inf,
+    started: float | None = None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measure every step of the plan; the record is on disk after each."""
-    started = time.monotonic()
+    """Measure every step of the plan; the record is on disk after each. `started`: when the command did."""
+    started = time.monotonic() if started is None else started
     torch.manual_seed(0)
     peers.load()
     clock = new_clock()

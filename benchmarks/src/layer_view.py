@@ -13,7 +13,7 @@ from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import stdout
 
 
-def run(plan: layer.Plan, output: Path, seconds: float) -> int:
+def run(plan: layer.Plan, output: Path, seconds: float, started: float) -> int:
     with progress() as bar:
         task = bar.add_task("", total=len(plan.steps()) * len(SIDES))
 
@@ -21,7 +21,7 @@ def run(plan: layer.Plan, output: Path, seconds: float) -> int:
             bar.update(task, advance=1, description=line(row))
             bar.console.print(line(row), markup=False, soft_wrap=True)
 
-        record = layer.run(plan, output, seconds=seconds, on_row=on_row)
+        record = layer.run(plan, output, seconds=seconds, started=started, on_row=on_row)
     return show(record)
 
 
