@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import textwrap
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"dense": "#8c8c8c", "in-tree": "#e08214", "ours": "#2166ac"}
-LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin", "plugin": "dsv32-plugin"}
+LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin"}
 LINES = ("-", "--", ":", "-.")
 OPERATION_COLOURS = dict(
     zip(OPERATIONS, ("#cccccc", "#7fbf7b", "#b2abd2", "#fdb863", "#e66101", "#f4a14e", "#2166ac"), strict=True)
@@ -224,11 +225,13 @@ def cost(record: dict[str, Any]) -> Figure:
 
 
 def serve(record: dict[str, Any]) -> Figure:
-    """Latencies at the first load, throughput at the last one, of the deepest model that every backend served."""
+    """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
     rows = [row for row in record["rows"] if "ttft_ms" in row]
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
+    labels = {"plugin": LABELS["ours"], "in-tree": f"{rows[0]['engine']} alone", "dense": LABELS["dense"]}
     backends = [name for name in colours if any(row["backend"] == name for row in rows)]
-    layers = max(set.intersection(*({row["layers"] for row in rows if row["backend"] == name} for name in backends)))
+    loads_of = collections.Counter(row["layers"] for row in rows)
+    layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))
     rows = [row for row in rows if row["layers"] == layers]
     loads, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("load", "workload"))
     panels = (
@@ -241,12 +244,11 @@ def serve(record: dict[str, Any]) -> Figure:
         for i, backend in enumerate(backends):
             mine = {row["workload"]: value(row) for row in rows if (row["backend"], row["load"]) == (backend, load)}
             places = [workloads.index(name) + (i - (len(backends) - 1) / 2) * 0.25 for name in mine]
-            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=LABELS.get(backend, backend))
+            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=labels[backend])
         axis.set_xticks(range(len(workloads)), workloads)
         axis.set_title(f"{title}; {load}", fontsize=9)
         axis.grid(axis="x", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     _footer(figure, [record], f"{layers} layers. {record['method']}")
     return figure
 
