@@ -67,4 +67,8 @@ class SglangLayers:
         return RowParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
 
     def norm(self, size: int, eps: float) -> RMSNorm:
-        return RMSNorm(size, eps=eps)
+        norm = RMSNorm(size, eps=eps)
+        if torch.get_default_dtype() == torch.float32:
+            # SGLang's kernels of it take 16 bits only.
+            norm._forward_method = norm.forward_native
+        return norm
