@@ -71,3 +71,23 @@ def test_parts_make_a_whole() -> None:
 def test_gpus_are_not_mixed() -> None:
     with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
         engine_view.merge(record(), record(gpu="NVIDIA H200"))
+
+
+def test_rounds_become_a_row() -> None:
+    case = {"kind": "decode", "B": 1, "L": 2048, "distinct": 1}
+    rounds = [{"steps_ms": steps, "peak_gib": 1.0} for steps in ([9.0] * 10, [2.0] * 10, [3.0] * 11)]
+    row = engine_view.summarise(case, rounds)
+    assert (row["ms_per_step"], row["low"], row["high"]) == (3.0, 2.0, 3.0), "without the round that warms up"
+    assert row["rounds_ms"] == [2.0, 3.0]
+    case = {"kind": "prefill", "L": 1000, "seed": 0}
+    rounds = [{"prompts": 2, "seconds": s, "peak_gib": g} for s, g in ((9.0, 1.0), (1.0, 3.0), (4.0, 2.0), (2.0, 1.0))]
+    row = engine_view.summarise(case, rounds)
+    assert (row["tokens_per_s"], row["low"], row["high"], row["peak_gib"]) == (1000, 500, 2000, 3.0)
+
+
+def test_graphs_come_last_and_dense_skips_the_longest() -> None:
+    kinds = [case["kind"] for case in engine_view.cases("")]
+    assert kinds == sorted(kinds, key="graph".__eq__)
+    taken = {case["L"] for case in engine_view.cases("") if engine_view.takes("dense", case)}
+    assert taken == {2048, 32768}
+    assert all(engine_view.takes("plugin", case) for case in engine_view.cases(""))

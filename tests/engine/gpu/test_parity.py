@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import torch
-from client import Completion, random_prompt
+from client import random_prompt
+from judge import Judge
 from offline import OfflineEngine, offline_engine
-from oracle import assert_same_tokens, hf_greedy, hf_logprobs
-from rounding import MARGIN, Rounding, mean_error
+from oracle import assert_same_tokens, hf_greedy
+from rounding import MARGIN, Rounding
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.tiny import TinySpec
@@ -72,37 +72,6 @@ VARIANTS = {
 }
 
 
-class Judge:
-    """Hugging Face's log-probabilities of given tokens, in float32 and in rounded bfloat16, remembered."""
-
-    def __init__(self, model: Path, rounding: Rounding) -> None:
-        self.model, self.rounding = model, rounding
-        self._known: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
-
-    def ask(self, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
-        if tuple(tokens) not in self._known:
-            exact = hf_logprobs(self.model, tokens, device="cuda")
-            plain = hf_logprobs(self.model, tokens, device="cuda", dtype=torch.bfloat16, rounding=self.rounding)
-            self._known[tuple(tokens)] = (exact, plain)
-        return self._known[tuple(tokens)]
-
-    def errors_of_prompts(self, served: Sequence[Sequence[float]]) -> float:
-        return self._ratio([(logprobs, *self.ask(prompt)) for prompt, logprobs in zip(PROMPTS, served, strict=True)])
-
-    def errors_of_answers(self, answers: Sequence[Completion]) -> float:
-        rows = []
-        for prompt, answer in zip(PROMPTS, answers, strict=True):
-            exact, plain = self.ask([*prompt, *answer.tokens])
-            rows.append((answer.logprobs, exact[len(prompt) - 1 :], plain[len(prompt) - 1 :]))
-        return self._ratio(rows)
-
-    @staticmethod
-    def _ratio(rows: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> float:
-        """Mean error of what was served over the mean error of the bfloat16 run, over all tokens of all prompts."""
-        served, exact, plain = ([x for row in rows for x in row[i]] for i in range(3))
-        return mean_error(served, exact) / mean_error(plain, exact)
-
-
 def errors(engine: OfflineEngine, judge: Judge, *, drafts: bool) -> dict[str, float]:
     """Every way to the same answers: prefill alone and batched, decode alone and batched, from a cached prefix."""
     found = {"prefill batched": judge.errors_of_prompts(engine.prompt_logprobs(PROMPTS))}
@@ -123,7 +92,7 @@ def test_error_against_float32(checkpoint: Checkpoints, name: str) -> None:
     model = checkpoint(variant.spec)
     # 1024 tokens a step: longer prompts come in chunks, beside the decodes of others.
     with offline_engine(model, max_num_batched_tokens=1024, **variant.options) as engine:
-        found = errors(engine, Judge(model, variant.rounding), drafts=variant.spec.mtp)
+        found = errors(engine, Judge(model, PROMPTS, variant.rounding), drafts=variant.spec.mtp)
     if report := os.environ.get("DSV32_PARITY_REPORT"):
         with Path(report).open("a") as out:
             out.write(json.dumps({"variant": name, "margin": variant.margin, **found}) + "\n")
