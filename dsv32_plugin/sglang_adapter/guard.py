@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +12,13 @@ from transformers import PretrainedConfig
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
-from dsv32_plugin.sglang_adapter.compat import installed_version
+from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, installed_version
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
     from torch import nn
+
+    from dsv32_plugin.sglang_adapter.registration import Hook
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
@@ -87,6 +90,13 @@ def _check_speculation(server_args: ServerArgs) -> None:
             f"--speculative-algorithm: expected EAGLE, got {server_args.speculative_algorithm}; leave it out, or "
             f"{IN_TREE_HINT}"
         )
+    from dsv32_plugin.sglang_adapter.registration import draft_hooks
+
+    if missing := missing_hooks(draft_hooks()):
+        raise NotImplementedError(
+            f"--speculative-algorithm: sglang {installed_version()} has no place for the hook on {', '.join(missing)}; "
+            f"install sglang=={TESTED_VERSION}, or leave the option out"
+        )
     if server_args.speculative_draft_model_path != server_args.model_path:
         raise NotImplementedError(
             f"--speculative-draft-model-path: expected nothing, got {server_args.speculative_draft_model_path}; "
@@ -108,10 +118,19 @@ def check_draft_layer(config: DsaConfig) -> None:
         )
 
 
+def is_our_draft(model: nn.Module) -> bool:
+    """Whether a draft model is the one of our target model."""
+    return _path(model) == DRAFT_MODEL_PATH
+
+
+def _path(model: nn.Module) -> str:
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
 def check_model(model: nn.Module, *, is_draft: bool = False) -> None:
     """Raise RuntimeError unless SGLang has loaded our model."""
     expected = DRAFT_MODEL_PATH if is_draft else MODEL_PATH
-    found = f"{type(model).__module__}:{type(model).__qualname__}"
+    found = _path(model)
     if found != expected:
         raise RuntimeError(
             f"model: the attention backend {BACKEND_NAME} is for {expected}, but SGLang loaded {found}; "
@@ -119,16 +138,16 @@ def check_model(model: nn.Module, *, is_draft: bool = False) -> None:
         )
 
 
-def missing_hooks() -> list[str]:
-    """Targets of hooks of ours that SGLang has not applied; it only logs when it cannot."""
+def missing_hooks(wanted: Iterable[Hook]) -> list[str]:
+    """Targets of those that SGLang has not applied; it only logs when it cannot."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from dsv32_plugin.sglang_adapter.registration import hooks
-
-    return [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
+    return [hook.target for hook in wanted if hook.target not in HookRegistry._patched]
 
 
 def check_hooks() -> None:
     """Raise RuntimeError where a hook of ours is not in place."""
-    if missing := missing_hooks():
+    from dsv32_plugin.sglang_adapter.registration import hooks
+
+    if missing := missing_hooks(hooks()):
         raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")

@@ -6,6 +6,7 @@ docs/patches.md has the reason of every hook, what removes it and what happens w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +31,19 @@ def register() -> None:
     _register_model_and_backend()
     _register_parsers()
     _register_hooks(hooks())
+    # Without these, speculative decoding is refused, and all else works.
+    with suppress(compat.HookError):
+        _register_hooks(draft_hooks())
 
 
 def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import options, parsers, pool, rendering, speculation, streaming
+    from dsv32_plugin.sglang_adapter import options, parsers, pool, rendering, streaming
 
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
-    drafts = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
     everywhere = [
         Hook(
             "sglang.srt.server_args.ServerArgs._handle_model_specific_adjustments",
@@ -65,13 +68,6 @@ def hooks() -> list[Hook]:
             parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
         ),
         Hook(f"{chat}._generate_stream_content", streaming.generate_around, parameters=("self", "content", "index")),
-        Hook(f"{drafts}.create_decode_backend", speculation.create_decode_backend, parameters=("self",)),
-        Hook(f"{drafts}.create_draft_extend_backend", speculation.create_draft_extend_backend, parameters=("self",)),
-        Hook(
-            "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
-            speculation.capture_graphs,
-            parameters=("self",),
-        ),
     ]
     if not current_platform.is_out_of_tree():
         return everywhere
@@ -79,9 +75,8 @@ def hooks() -> list[Hook]:
 
 
 def _cpu_hooks() -> list[Hook]:
-    from dsv32_plugin.sglang_adapter import cpu, cpu_speculation
+    from dsv32_plugin.sglang_adapter import cpu
 
-    eagle, slots = "sglang.srt.speculative.eagle_utils", "sglang.srt.speculative.triton_ops.cache_locs"
     return [
         Hook("sglang.srt.utils.common.support_triton", cpu.support_triton_around, parameters=("backend",)),
         Hook(
@@ -102,6 +97,33 @@ def _cpu_hooks() -> list[Hook]:
             replaces=True,
             parameters=("self",),
         ),
+    ]
+
+
+def draft_hooks() -> list[Hook]:
+    """Every hook that speculative decoding needs in this process."""
+    from sglang.srt.platforms import current_platform
+
+    from dsv32_plugin.sglang_adapter import speculation
+
+    factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
+    everywhere = [
+        Hook(f"{factory}.create_decode_backend", speculation.create_decode_backend, parameters=("self",)),
+        Hook(f"{factory}.create_draft_extend_backend", speculation.create_draft_extend_backend, parameters=("self",)),
+        Hook(
+            "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
+            speculation.capture_graphs,
+            parameters=("self",),
+        ),
+    ]
+    return [*everywhere, *_cpu_draft_hooks()] if current_platform.is_out_of_tree() else everywhere
+
+
+def _cpu_draft_hooks() -> list[Hook]:
+    from dsv32_plugin.sglang_adapter import cpu_speculation
+
+    eagle, slots = "sglang.srt.speculative.eagle_utils", "sglang.srt.speculative.triton_ops.cache_locs"
+    return [
         Hook(f"{slots}.assign_draft_cache_locs_contiguous", cpu_speculation.AssignDraftCacheLocs, replaces=True),
         Hook(
             "sglang.srt.speculative.triton_ops.eagle.fill_bonus_tokens",
@@ -189,4 +211,5 @@ def _register_hooks(wanted: list[Hook]) -> None:
 
     for hook in wanted:
         compat.check_hook(hook.target, hook.parameters)
+    for hook in wanted:
         HookRegistry.register(hook.target, hook.code, HookType.REPLACE if hook.replaces else HookType.AROUND)

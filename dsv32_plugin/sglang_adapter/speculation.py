@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin.sglang_adapter import BACKEND_NAME
+from dsv32_plugin.sglang_adapter import guard
 
 if TYPE_CHECKING:
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
@@ -16,7 +16,7 @@ def create_decode_backend(original: Callable[[DraftBackendFactory], Any], factor
     """The draft model's own steps; there are none where one token is drafted, which comes with the last verdict."""
     from dsv32_plugin.sglang_adapter.backend import DraftSteps
 
-    if factory.server_args.attention_backend != BACKEND_NAME:
+    if not guard.is_our_draft(factory.draft_model_runner.model):
         return original(factory)
     if factory.speculative_num_steps <= 1:
         return None
@@ -25,11 +25,9 @@ def create_decode_backend(original: Callable[[DraftBackendFactory], Any], factor
 
 def create_draft_extend_backend(original: Callable[[DraftBackendFactory], Any], factory: DraftBackendFactory) -> Any:
     """The draft model over the tokens of a prefill, or of a verdict."""
-    from dsv32_plugin.sglang_adapter.backend import DsaBackend
-
-    if factory.server_args.attention_backend != BACKEND_NAME:
+    if not guard.is_our_draft(factory.draft_model_runner.model):
         return original(factory)
-    return DsaBackend(factory.draft_model_runner)
+    return factory.draft_model_runner.attn_backend
 
 
 def capture_graphs(original: Callable[[EagleDraftWorker], None], worker: EagleDraftWorker) -> None:
@@ -37,9 +35,6 @@ def capture_graphs(original: Callable[[EagleDraftWorker], None], worker: EagleDr
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
     from sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner import EAGLEDraftExtendCudaGraphRunner
 
-    from dsv32_plugin.sglang_adapter.backend import DsaBackend
-
     original(worker)
-    captures = not check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED)
-    if captures and isinstance(worker.draft_extend_attn_backend, DsaBackend):
+    if guard.is_our_draft(worker.draft_runner.model) and not check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
         worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
