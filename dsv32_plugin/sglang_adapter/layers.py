@@ -83,4 +83,8 @@ class SglangLayers:
         return SiluAndMul()
 
     def norm(self, size: int, eps: float) -> RMSNorm:
-        return RMSNorm(size, eps=eps)
+        norm = RMSNorm(size, eps=eps)
+        if torch.get_default_dtype() == torch.float32:
+            # SGLang's kernels of it take 16 bits only.
+            norm._forward_method = norm.forward_native
+        return norm

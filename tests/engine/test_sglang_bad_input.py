@@ -100,12 +100,51 @@ def test_a_bad_weight_is_named(
             id="backend",
         ),
         pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: the plugin supports None", id="lora"),
+        pytest.param(
+            {
+                "speculative_algorithm": "EAGLE",
+                "speculative_num_steps": 2,
+                "speculative_eagle_topk": 2,
+                "speculative_num_draft_tokens": 4,
+            },
+            "--speculative-eagle-topk: the plugin supports 1, got 2",
+            id="trees",
+        ),
+        pytest.param(
+            {
+                "speculative_algorithm": "EAGLE",
+                "speculative_num_steps": 8,
+                "speculative_eagle_topk": 1,
+                "speculative_num_draft_tokens": 9,
+            },
+            "--speculative-num-steps: expected 1 to 7, got 8",
+            id="many-drafts",
+        ),
+        pytest.param(
+            {"speculative_algorithm": "EAGLE", "speculative_use_rejection_sampling": True},
+            "--speculative-use-rejection-sampling: the plugin supports False",
+            id="rejection-sampling",
+        ),
     ],
 )
 def test_a_bad_option_is_named(build: Build, model: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match="--") as error:
         build(model, **options)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "STANDALONE"])
+def test_another_draft_model_is_refused(build: Build, model: Path, tmp_path: Path, algorithm: str) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    with pytest.raises(NotImplementedError, match="--speculative-") as error:
+        build(model, speculative_algorithm=algorithm, speculative_draft_model_path=str(other))
+    says = f"expected nothing, got {other}" if algorithm == "EAGLE" else "expected EAGLE, got STANDALONE"
+    assert says in str(error.value)
+
+
+def test_drafts_without_a_draft_layer_are_refused(build: Build, model: Path) -> None:
+    with pytest.raises(ValueError, match="config key num_nextn_predict_layers: expected 1 for --speculative-algorithm"):
+        build(model, speculative_algorithm="EAGLE")
 
 
 def test_another_model_behind_our_backend_is_refused() -> None:
