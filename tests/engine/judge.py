@@ -54,10 +54,10 @@ class Errors:
 class Judge:
     """Knows Hugging Face's float32 and bfloat16 answers for one checkpoint and one set of prompts."""
 
-    def __init__(self, model: Path, prompts: Sequence[Sequence[int]], rounding: Rounding, device: str) -> None:
+    def __init__(self, model: Path, prompts: Sequence[Sequence[int]], rounding: Rounding, device: str = "cuda") -> None:
         self.model, self.prompts, self.rounding, self.device = model, prompts, rounding, device
 
-    def of_prompts(self, served: Sequence[Sequence[float]]) -> Errors:
+    def errors_of_prompts(self, served: Sequence[Sequence[float]]) -> Errors:
         """Of the log-probabilities of every prompt's tokens but the first."""
         found = []
         for prompt, logprobs, (exact_nv, own_nv) in zip(self.prompts, served, self._both(self.prompts), strict=True):
@@ -65,7 +65,7 @@ class Judge:
             found.append(self._errors(logprobs, given_n, given_n, exact_nv, own_nv))
         return self._all(found)
 
-    def of_answers(self, answers: Sequence[Completion]) -> Errors:
+    def errors_of_answers(self, answers: Sequence[Completion]) -> Errors:
         sequences = [[*prompt, *answer.tokens] for prompt, answer in zip(self.prompts, answers, strict=True)]
         found = []
         for answer, (exact_nv, own_nv) in zip(answers, self._both(sequences, len(answers[0].tokens)), strict=True):

@@ -32,13 +32,13 @@ def judge(model: Path) -> Judge:
 
 @pytest.mark.parametrize("fault", Fault)
 def test_a_fault_exceeds_the_margin(model: Path, judge: Judge, fault: Fault) -> None:
-    assert judge.of_prompts([hf_logprobs(model, prompt, fault=fault) for prompt in PROMPTS]).ratio > MARGIN
+    assert judge.errors_of_prompts([hf_logprobs(model, prompt, fault=fault) for prompt in PROMPTS]).ratio > MARGIN
 
 
 def test_the_bfloat16_run_is_the_unit(model: Path, judge: Judge) -> None:
-    errors = judge.of_prompts([hf_logprobs(model, prompt, **BFLOAT16) for prompt in PROMPTS])
+    errors = judge.errors_of_prompts([hf_logprobs(model, prompt, **BFLOAT16) for prompt in PROMPTS])
     assert errors.ratio == pytest.approx(1)
     assert errors.spread == pytest.approx(0, abs=1e-6)
     next_bv = hf_distributions(model, [[*prompt, 0] for prompt in PROMPTS], 1, **BFLOAT16)[:, 0]
     answers = [Completion([int(best)], [float(logprob)], 0) for logprob, best in zip(*next_bv.max(-1), strict=True)]
-    assert judge.of_answers(answers).ratio == pytest.approx(1)
+    assert judge.errors_of_answers(answers).ratio == pytest.approx(1)

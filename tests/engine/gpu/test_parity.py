@@ -78,15 +78,15 @@ VARIANTS = {
 
 def errors(engine: OfflineEngine, judge: Judge, *, drafts: bool) -> dict[str, Errors]:
     """Every way to the same answers: prefill alone and batched, decode alone and batched, from a cached prefix."""
-    found = {"prefill batched": judge.of_prompts(engine.prompt_logprobs(PROMPTS))}
-    found["prefill alone"] = judge.of_prompts([engine.prompt_logprobs([prompt])[0] for prompt in PROMPTS])
+    found = {"prefill batched": judge.errors_of_prompts(engine.prompt_logprobs(PROMPTS))}
+    found["prefill alone"] = judge.errors_of_prompts([engine.prompt_logprobs([prompt])[0] for prompt in PROMPTS])
     engine.forget_prefixes()
-    found["decode batched"] = judge.of_answers(engine.generate(PROMPTS, STEPS))
+    found["decode batched"] = judge.errors_of_answers(engine.generate(PROMPTS, STEPS))
     again = [engine.generate([prompt], STEPS)[0] for prompt in PROMPTS]
     # With drafts vLLM computes the last page again.
     pages = [max(0, (len(prompt) - 1) // PAGE_SIZE - drafts) for prompt in PROMPTS]
     assert [answer.cached_tokens for answer in again] == [PAGE_SIZE * count for count in pages]
-    found["decode alone, prefix hit"] = judge.of_answers(again)
+    found["decode alone, prefix hit"] = judge.errors_of_answers(again)
     return found
 
 
@@ -96,7 +96,7 @@ def test_error_against_float32(checkpoint: Checkpoints, name: str) -> None:
     model = checkpoint(variant.spec)
     # 1024 tokens a step: longer prompts come in chunks, beside the decodes of others.
     with offline_engine(model, max_num_batched_tokens=1024, **variant.options) as engine:
-        found = errors(engine, Judge(model, PROMPTS, variant.rounding, "cuda"), drafts=variant.spec.mtp)
+        found = errors(engine, Judge(model, PROMPTS, variant.rounding), drafts=variant.spec.mtp)
     if report := os.environ.get("DSV32_PARITY_REPORT"):
         with Path(report).open("a") as out:
             for way, result in found.items():
