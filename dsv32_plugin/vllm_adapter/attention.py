@@ -10,7 +10,7 @@ from dsv32_plugin import attention
 from dsv32_plugin.attention import LayerCaches
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
+from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache, transferred
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 
 
@@ -35,7 +35,9 @@ class DsaAttention(attention.DsaAttention):
             # A run without caches, to measure memory: `warmup` runs the attention itself, once for all layers.
             return self.project_only(hidden_th)
         num_tokens = batch.slots_t.shape[0]
-        out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
+        caches = [self.latents] if self.indexer is None else [self.latents, self.indexer.k_cache]
+        with transferred(caches, batch):
+            out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
         if num_tokens == hidden_th.shape[0]:
             return out_th
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
