@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.batch import DsaBatch, aligned
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
+from dsv32_plugin.streams import SideStream
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""
@@ -74,13 +75,13 @@ class Indexer(nn.Module):
         """For an engine that keeps caches in the modules."""
 
     def query(
-        self, hidden_th: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
+        self, weights_ti: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index queries [T, I, D] and their head weights [T, I]."""
+        """Index queries [T, I, D] and their head weights [T, I], of what `weights_proj` gave."""
         q_tid = self.wq_b(q_a_tl)[0].unflatten(-1, (self.heads, self.dim))
         return kernels.index_query(
             q_tid,
-            self.weights_proj(hidden_th)[0],
+            weights_ti,
             positions_t,
             rope_table_pr,
             interleaved=self.interleaved,
@@ -126,18 +127,28 @@ class DsaAttention(nn.Module):
         caches: LayerCaches,
     ) -> torch.Tensor:
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
-        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
-        if selected_tk is not None and self.indexer is not None:
-            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+        indexer = self.indexer if selected_tk is not None else None
+        # Steps of decodes alone leave most of a GPU idle: there the selection and the queries' projections run at once.
+        aside = SideStream(hidden_th.device, enabled=indexer is not None and not batch.prefill_chunks)
+        if indexer is not None:
+            with aside.work():
+                weights_ti = indexer.weights_proj(hidden_th)[0]
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
+        if indexer is not None:
+            assert selected_tk is not None
             assert caches.index_keys is not None, "a layer that selects has index keys"
-            dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk, self.ranks)
+            with aside.work():
+                query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
+                dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks)
         q_nope_thd, q_rope_thr = self._queries(q_a_tl)
         q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
         if selected_tk is None and dsa.expands(batch, self.num_heads):
             values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
         else:
-            values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)
+            q_latent_thc = self.kv_up.absorb(q_nope_thd)
+            aside.join()
+            values_thv = self._attend_latents(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk)
         return self.o_proj(values_thv.flatten(1))[0]
 
     def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
@@ -148,12 +159,11 @@ class DsaAttention(nn.Module):
     def _attend_latents(
         self,
         batch: DsaBatch,
-        q_nope_thd: torch.Tensor,
+        q_latent_thc: torch.Tensor,
         q_rope_thr: torch.Tensor,
         latent_cache: torch.Tensor,
         selected_tk: torch.Tensor | None,
     ) -> torch.Tensor:
-        q_latent_thc = self.kv_up.absorb(q_nope_thd)
         return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
 
     def _attend_expanded(
@@ -163,8 +173,9 @@ class DsaAttention(nn.Module):
         values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
         if batch.decodes is not None:
             rows = batch.decodes.tokens
-            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
-            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], latent_cache, None)
+            decodes = replace(batch, seq_t=aligned(batch.seq_t[rows]), visible_t=aligned(batch.visible_t[rows]))
+            q_latent_thc = self.kv_up.absorb(q_nope_thd[rows])
+            values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr[rows], latent_cache, None)
         for chunk in batch.prefill_chunks:
             rows = chunk.tokens
             rows_sc = kernels.gather_latents(

@@ -13,7 +13,8 @@ pytest.importorskip("sglang")
 import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 
-from dsv32_plugin.sglang_adapter import cpu
+from dsv32_plugin import settings
+from dsv32_plugin.sglang_adapter import cpu, options
 from dsv32_plugin.sglang_adapter.backend import DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
@@ -70,8 +71,8 @@ def backend() -> Any:
     return made
 
 
-@pytest.mark.parametrize(("in_graph", "pages"), [(False, 3), (True, 4)], ids=["eager", "graph"])
-def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_a_decode_step(backend: Any, in_graph: bool) -> None:
     lengths = torch.tensor([16, 40, 1])
     step = SimpleNamespace(
         batch_size=3,
@@ -83,7 +84,7 @@ def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
     )
     (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
     batch = backend.forward_metadata
-    assert batch.block_table_bp.tolist() == [row + [0] * (pages - 3) for row in ([6, 0, 0], [7, 8, 9], [5, 0, 0])]
+    assert batch.block_table_bp.tolist() == [[6, 0, 0, 0], [7, 8, 9, 0], [5, 0, 0, 0]], "as wide as the longest context"
     assert batch.visible_t.tolist() == [16, 40, 1]
     assert batch.slots_t.tolist() == step.out_cache_loc.tolist()
     assert batch.max_visible == (64 if in_graph else 40)
@@ -92,24 +93,40 @@ def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
 
 
 def test_a_mixed_step(backend: Any) -> None:
-    """A decode among prefills is an extension by one token."""
+    """Decodes come after the prefills, as extensions by one token."""
     step = SimpleNamespace(
-        batch_size=2,
-        req_pool_indices=torch.tensor([3, 2]),
-        seq_lens=torch.tensor([40, 16]),
-        seq_lens_cpu=torch.tensor([40, 16]),
-        extend_num_tokens=9,
-        extend_seq_lens=torch.tensor([8, 1], dtype=torch.int32),
-        extend_seq_lens_cpu=[8, 1],
-        out_cache_loc=torch.arange(9),
+        batch_size=3,
+        req_pool_indices=torch.tensor([3, 2, 1]),
+        seq_lens=torch.tensor([40, 16, 1]),
+        seq_lens_cpu=torch.tensor([40, 16, 1]),
+        extend_num_tokens=10,
+        extend_seq_lens=torch.tensor([8, 1, 1], dtype=torch.int32),
+        extend_seq_lens_cpu=[8, 1, 1],
+        out_cache_loc=torch.arange(10),
         forward_mode=SimpleNamespace(is_decode=lambda: False, is_extend_without_speculative=lambda: True),
     )
     backend.init_forward_metadata(step)
     batch = backend.forward_metadata
-    assert batch.visible_t.tolist() == [*range(33, 41), 16]
-    assert batch.seq_t.tolist() == [0] * 8 + [1]
-    assert batch.decodes is None
-    assert sum(chunk.total_keys for chunk in batch.prefill_chunks) == 56
+    assert batch.visible_t.tolist() == [*range(33, 41), 16, 1]
+    assert batch.seq_t.tolist() == [0] * 8 + [1, 2]
+    assert batch.decodes is not None
+    assert batch.decodes.tokens == slice(8, 10)
+    assert batch.decodes.table_bp.tolist() == [[6, 0, 0, 0], [5, 0, 0, 0]]
+    assert batch.decodes.visible_bn.tolist() == [[16], [1]]
+    assert [chunk.tokens for chunk in batch.prefill_chunks] == [slice(0, 8)]
+
+
+@pytest.mark.parametrize(("enabled", "served"), [(True, True), (True, False), (False, True)])
+def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enabled: bool, served: bool) -> None:
+    monkeypatch.delenv("DSV32_BATCH_INVARIANT", raising=False)
+    monkeypatch.setattr(options, "serves", lambda args: served)
+    args: Any = SimpleNamespace(enable_deterministic_inference=enabled, attention_backend="dsv32")
+    seen = []
+    options.adjust_for_determinism(lambda args: seen.append(args.attention_backend), args)
+    assert seen == ["triton" if enabled and served else "dsv32"]
+    assert args.attention_backend == "dsv32"
+    assert settings.batch_invariant() is (enabled and served)
+    monkeypatch.delenv("DSV32_BATCH_INVARIANT", raising=False)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ SGLang asks it for metadata and CUDA graphs only: the computation is in `dsv32_p
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from dsv32_plugin import dsa, settings
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
-from dsv32_plugin.sglang_adapter import guard
+from dsv32_plugin.sglang_adapter import guard, warmup
 from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class DsaBackend(AttentionBackend):
         self.on_cpu = runner.device == "cpu"
         self.topk = runner.model.dsa_config.index_topk
         self.forward_metadata: DsaBatch | None = None
+        if not self.on_cpu:
+            warmup.run(runner, self.token_to_kv_pool)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Describe a step that runs without a graph, without waiting for the device."""
@@ -64,28 +67,30 @@ class DsaBackend(AttentionBackend):
         num_tokens = forward_batch.batch_size
         return uniform_decodes(
             slots_t=forward_batch.out_cache_loc[:num_tokens],
-            block_table_bp=self._block_table(forward_batch, max_visible),
+            block_table_bp=self._block_table(forward_batch),
             seq_t=torch.arange(num_tokens, dtype=torch.int32, device=forward_batch.seq_lens.device),
             visible_t=forward_batch.seq_lens.int(),
             max_visible=max_visible,
             queries=1,
-            longest=max_visible if self.on_cpu else self.max_context_len,
+            longest=self._longest(max_visible),
         )
 
     def _extend_batch(self, forward_batch: ForwardBatch) -> DsaBatch:
-        """Prefills, chunks of them, and, in SGLang's mixed batches, decodes as extensions by one token."""
-        seq_lens_cpu_b = forward_batch.seq_lens_cpu.int()
+        """Prefills or chunks of them, behind them, in SGLang's mixed batches, decodes: extensions by one token."""
         max_visible = self._max_visible(forward_batch)
+        extend_seq_lens = forward_batch.extend_seq_lens_cpu
+        num_decodes = sum(1 for _ in itertools.takewhile(lambda length: length == 1, reversed(extend_seq_lens)))
         return mixed_batch(
             slots_t=forward_batch.out_cache_loc[: forward_batch.extend_num_tokens],
-            block_table_bp=self._block_table(forward_batch, max_visible),
+            block_table_bp=self._block_table(forward_batch),
             seq_lens_b=forward_batch.seq_lens.int(),
             query_start_b1=_starts(forward_batch.extend_seq_lens),
-            seq_lens_cpu_b=seq_lens_cpu_b,
-            query_start_cpu_b1=_starts(torch.tensor(forward_batch.extend_seq_lens_cpu, dtype=torch.int32)),
+            seq_lens_cpu_b=forward_batch.seq_lens_cpu.int(),
+            query_start_cpu_b1=_starts(torch.tensor(extend_seq_lens, dtype=torch.int32)),
             max_visible=max_visible,
-            num_decodes=0,
-            longest=max_visible,  # of decodes, of which there are none
+            num_decodes=num_decodes,
+            decodes_last=True,
+            longest=self._longest(max_visible),
             max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
         )
 
@@ -93,9 +98,16 @@ class DsaBackend(AttentionBackend):
         """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
         return self.max_context_len if settings.batch_invariant() else int(forward_batch.seq_lens_cpu.max())
 
-    def _block_table(self, forward_batch: ForwardBatch, max_visible: int) -> torch.Tensor:
-        """[B, pages] int32: a sequence's tokens lie in whole pages, so every page's first slot names it."""
-        first_slots_bp = self.req_to_token_pool.req_to_token[:, : max_visible : self.page_size]
+    def _longest(self, max_visible: int) -> int:
+        """On a GPU decodes are given one bound for ever, so that their kernels come in few variants."""
+        return max_visible if self.on_cpu else self.max_context_len
+
+    def _block_table(self, forward_batch: ForwardBatch) -> torch.Tensor:
+        """[B, pages] int32, of one width for ever, which kernels are compiled for.
+
+        A sequence's tokens lie in whole pages, so every page's first slot names it.
+        """
+        first_slots_bp = self.req_to_token_pool.req_to_token[:, : self.max_context_len : self.page_size]
         return (first_slots_bp[forward_batch.req_pool_indices] // self.page_size).int()
 
 

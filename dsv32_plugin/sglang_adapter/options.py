@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -37,6 +38,23 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
     # backend, and needs a GPU to do it.
     with patch.object(model_config, "is_deepseek_dsa", lambda config: False):
         original(server_args)
+
+
+def adjust_for_determinism(original: Callable[[ServerArgs], None], server_args: ServerArgs) -> None:
+    """Goes around the method that puts `--enable-deterministic-inference` into effect.
+
+    For a DeepSeek it knows two backends that can do it, and refuses all others.
+    """
+    if not (server_args.enable_deterministic_inference and serves(server_args)):
+        original(server_args)
+        return
+    chosen, server_args.attention_backend = server_args.attention_backend, "triton"
+    try:
+        original(server_args)
+    finally:
+        server_args.attention_backend = chosen
+    # The processes that compute inherit the environment.
+    os.environ["DSV32_BATCH_INVARIANT"] = "1"
 
 
 def _is_cpu_default(server_args: ServerArgs) -> bool:

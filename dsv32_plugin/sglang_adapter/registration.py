@@ -46,6 +46,11 @@ def hooks() -> list[Hook]:
             options.adjust_for_model,
             parameters=("self",),
         ),
+        Hook(
+            "sglang.srt.server_args.ServerArgs._handle_deterministic_inference",
+            options.adjust_for_determinism,
+            parameters=("self",),
+        ),
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
         Hook(
             f"{chat}._encode_messages",

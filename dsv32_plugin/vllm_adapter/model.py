@@ -108,7 +108,12 @@ class DsaModel(nn.Module):
                 "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
             )
         self.vllm_config = vllm_config
-        self.is_warm = current_platform.is_cpu()
+        self.warm_up: warmup.WarmUp | None = None
+        if not current_platform.is_cpu():
+            # One layer that selects and, where there is one, a layer that shares a selection.
+            attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
+            kinds = {attention.indexer is None: attention for attention in attentions}
+            self.warm_up = warmup.WarmUp(list(kinds.values()), topk_indices_buffer, vllm_config)
         self.norm: nn.Module = PPMissingLayer()
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -131,22 +136,14 @@ class DsaModel(nn.Module):
             assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
-        if not self.is_warm and get_forward_context().attn_metadata is None:
-            self._warm_up(positions, hidden_th)
+        if self.warm_up is not None and get_forward_context().attn_metadata is None:
+            self.warm_up.finish(hidden_th)
+            self.warm_up = None
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
-
-    def _warm_up(self, positions_t: torch.Tensor, hidden_th: torch.Tensor) -> None:
-        """Once, in the run that vLLM measures memory with."""
-        self.is_warm = True
-        # One layer that selects and, where there is one, a layer that shares a selection.
-        attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
-        kinds = {attention.indexer is None: attention for attention in attentions}
-        assert isinstance(self.topk_indices_buffer, torch.Tensor)
-        warmup.run(list(kinds.values()), positions_t, hidden_th, self.topk_indices_buffer, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):

@@ -7,9 +7,11 @@ measured by is judged on its own choice, too, at every step of the engine's answ
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -49,6 +51,16 @@ class Errors:
             for length, group in ((length, list(group)) for length, group in groupby(rows, key=lambda row: row[0]))
         }
         return {"ratio": self.ratio, "spread": self.spread, "served, own by length": by_length}
+
+
+def assert_near(found: Mapping[str, Errors], margin: float, **what: str) -> None:
+    """Raise AssertionError if a ratio exceeds the margin. DSV32_PARITY_REPORT names a file to which all are added."""
+    if report := os.environ.get("DSV32_PARITY_REPORT"):
+        with Path(report).open("a") as out:
+            for way, errors in found.items():
+                out.write(json.dumps({**what, "way": way, "margin": margin, **errors.report()}) + "\n")
+    ratios = {way: errors.ratio for way, errors in found.items()}
+    assert max(ratios.values()) <= margin, ratios
 
 
 class Judge:

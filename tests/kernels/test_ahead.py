@@ -30,7 +30,7 @@ with launches.record():
     index_query(**query)
     index_query(**query)
 assert len(launches) == 1, len(launches)
-launches.compile(jobs=2)
+launches.compile(jobs=2).wait()
 loaded = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
 assert loaded, "the other process has written to the disk"
 launches.load()
@@ -53,7 +53,7 @@ with launches.record():
         )
 wanted = list(launches._wanted)
 assert len(wanted) == 2
-launches.compile(jobs=2)
+launches.compile(jobs=2).wait()
 launches.load()
 for kernel, key in wanted:
     assert key in kernel.device_caches[0][0], "Gluon's kernels, too"

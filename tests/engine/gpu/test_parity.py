@@ -6,8 +6,6 @@ than a factor that leaves room for chance.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from client import random_prompt
-from judge import Errors, Judge
+from judge import Errors, Judge, assert_near
 from offline import OfflineEngine, offline_engine
 from oracle import assert_same_tokens, hf_greedy
 from rounding import MARGIN, Rounding
@@ -97,12 +95,7 @@ def test_error_against_float32(checkpoint: Checkpoints, name: str) -> None:
     # 1024 tokens a step: longer prompts come in chunks, beside the decodes of others.
     with offline_engine(model, max_num_batched_tokens=1024, **variant.options) as engine:
         found = errors(engine, Judge(model, PROMPTS, variant.rounding), drafts=variant.spec.mtp)
-    if report := os.environ.get("DSV32_PARITY_REPORT"):
-        with Path(report).open("a") as out:
-            for way, result in found.items():
-                out.write(json.dumps({"variant": name, "way": way, "margin": variant.margin, **result.report()}) + "\n")
-    ratios = {way: result.ratio for way, result in found.items()}
-    assert max(ratios.values()) <= variant.margin, ratios
+    assert_near(found, variant.margin, engine="vllm", variant=name)
 
 
 @pytest.mark.parametrize("mtp", [False, True], ids=["plain", "mtp"])

@@ -1,0 +1,58 @@
+"""Before the server is ready, and before graphs are captured: compile every kernel of the attention."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.distributed import get_world_group
+
+from dsv32_plugin import warmup
+from dsv32_plugin.attention import DsaAttention
+from dsv32_plugin.kernels import ahead
+from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def run(runner: ModelRunner, pool: DsaTokenToKVPool, queries: int = 1) -> None:
+    """Run the attention of `runner.model` on made-up batches of every size that has kernels of its own.
+
+    Args:
+        queries: the most tokens of a decode, drafted ones included.
+    """
+    config = runner.model.dsa_config
+    most_decodes = runner.max_running_requests * queries
+    most = max(most_tokens(runner.server_args), most_decodes)
+    made_up = warmup.MadeUp(runner.model_config.context_len, config.index_topk, torch.device(runner.device))
+    hidden_th = torch.zeros(most, config.hidden_size, dtype=runner.dtype, device=runner.device)
+    slots_tk = torch.empty(most, config.index_topk, dtype=torch.int32, device=runner.device)
+    # One layer that selects and, where there is one, a layer that shares a selection.
+    attentions = [module for module in runner.model.modules() if isinstance(module, DsaAttention)]
+    kinds = {attention.indexer is not None: attention for attention in attentions}
+    group = get_world_group()
+    layers = [(attention, pool.layer_caches(attention.layer, selects)) for selects, attention in kinds.items()]
+    found = warmup.WarmUp(
+        layers,
+        lambda: made_up.batches(most, most_decodes, queries),
+        hidden_th,
+        slots_tk,
+        compiles=group.local_rank == 0,
+    )
+    found.load(group.barrier)
+    logger.info("dsv32: %s", found.run(layers, hidden_th, slots_tk))
+    ahead.report_late(logger)
+
+
+def most_tokens(server_args: ServerArgs) -> int:
+    """That a prefill has at most; without chunks one prompt may have more than `max_prefill_tokens`."""
+    chunk = server_args.chunked_prefill_size or 0
+    if chunk > 0:
+        return chunk
+    return max(server_args.max_prefill_tokens, server_args.get_model_config().context_len)
