@@ -121,17 +121,24 @@ def _exchange(keep, give, DISTANCE: gl.constexpr):
 
 @gluon.jit
 def _score(dots, weights, TOKENS: gl.constexpr):
-    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has those of token i * TOKENS // 4.
-
-    While one part of the columns is summed, the next is multiplied.
-    """
+    """[PAGE, 4]: the scores as `_join` deals them out; one part of the columns is summed while the next is multiplied."""
     ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
     if TOKENS == 1:
-        both = _partial(warpgroup_mma_wait(0, deps=(dots[0],)), weights[0], ROWS)
-        both = _exchange(both, both, 2)
+        first = _partial(warpgroup_mma_wait(0, deps=(dots[0],)), weights[0], ROWS)
+        score = _join(first, first, TOKENS)
     else:
         first = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], ROWS)
         second = _partial(warpgroup_mma_wait(0, deps=(dots[1],)), weights[1], ROWS)
+        score = _join(first, second, TOKENS)
+    return score
+
+
+@gluon.jit
+def _join(first, second, TOKENS: gl.constexpr):
+    """[PAGE, 4] sums over lanes; of four neighbouring lanes the i-th has those of token i * TOKENS // 4."""
+    if TOKENS == 1:
+        both = _exchange(first, first, 2)
+    else:
         LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
         upper = gl.arange(0, 4, layout=LANES)[None, :][None, :, :] >= 2
         both = _exchange(gl.where(upper, second, first), gl.where(upper, first, second), 2)
@@ -311,7 +318,7 @@ def ragged_kernel(
     out_ptr += first.to(gl.int64) * out_stride
 
     if low < high:
-        for stage in gl.static_range(STAGES - 1):
+        for stage in gl.static_range(STAGES):
             base = low + stage * PAGE
             _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
         q, weights = _load_queries(
@@ -333,12 +340,15 @@ def ragged_kernel(
             position = base + offs_k
             scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
             mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+            # While one half of the columns is summed, the other is multiplied.
             dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
-            # The buffer that the last step has read takes the keys that are next to be copied.
+            lower = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], 2)
+            dots_1 = warpgroup_mma_wait(0, deps=(dots[1],))
             gl.thread_barrier()
-            following = base + (STAGES - 1) * PAGE
-            _copy_keys(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, following < high)
-            score = _score(dots, weights, TOKENS) * scale[:, None]
+            following = base + STAGES * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
+            upper = _partial(dots_1, weights[1], 2)
+            score = _join(lower, upper, TOKENS) * scale[:, None]
             if FILL:
                 visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
                 score = gl.where(visible, score, float("-inf"))
@@ -373,6 +383,9 @@ H100, microseconds, the others that were tried with one version of the kernel in
     B=16 L=32K N=2      3 buffers, 4 programs   31.0    [2 programs 31.7]
     B=64 L=32K N=4      4 buffers, 2 programs   157     [3 buffers 156, 5 buffers 158, 6 buffers 159]
 """
+
+RAGGED_STAGES = 3
+"""H100, T=4096 L=32K: 1854 us; 4 buffers 1925, 5 buffers 1896."""
 
 RAGGED_CHUNK = 8192
 """Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
@@ -508,7 +521,7 @@ def launch_ragged(
     ragged_kernel[(grid,)](
         keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
         num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
-        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS,
+        FILL=fill, TOKENS=config.tokens, STAGES=RAGGED_STAGES, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -524,7 +537,7 @@ def aot_cases(target: Target) -> list[AotCase]:
     found = []
     for fill in (True, False):
         config = choose(4)
-        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
+        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": RAGGED_STAGES}
         name = "ragged" + ("" if fill else "-unfilled")
         found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
     paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
