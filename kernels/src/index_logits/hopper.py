@@ -41,22 +41,25 @@ HEADS = gl.constexpr(64)
 DIM = gl.constexpr(128)
 LINE = 128
 """Bytes of a row of the cache as the copies see it: a key is one, the scales of a page two."""
+LINE_BYTES = gl.constexpr(LINE)
+SCALE_SIZE = gl.constexpr(SCALE_BYTES)
 WARPS = 4
 
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
-SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
-VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 SCORES = gl.constexpr(
     gl.DistributedLinearLayout(
-        reg_bases=[[8, 0]],
-        lane_bases=[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]],
+        reg_bases=[],
+        lane_bases=[[8, 0], [0, 1], [1, 0], [2, 0], [4, 0]],
         warp_bases=[[16, 0], [32, 0]],
         block_bases=[],
-        shape=[64, 4],
+        shape=[64, 2],
     )
 )
 QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
-TILE_BYTES = gl.constexpr(64 * INDEX_BYTES)
+
+
+NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;")
+SECOND_NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;")
 
 
 @gluon.jit
@@ -82,74 +85,56 @@ def _load_queries(
 
 
 @gluon.jit
-def _multiply(k_shared, q_shared, PARTS: gl.constexpr, ACC: gl.constexpr):
-    """Start the products of the keys of a page by each part of the columns."""
+def _multiply(k_shared, q_shared, part: gl.constexpr, PARTS: gl.constexpr, acc):
+    """Start the product of the keys of a page by one part of the columns; `acc` lends its registers."""
     COLUMNS: gl.constexpr = q_shared.shape[0] // PARTS
-    dots = ()
-    for part in gl.static_range(PARTS):
-        nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
-        q_part = q_shared.slice(part * COLUMNS, COLUMNS, dim=0).permute((1, 0))
-        dots += (warpgroup_mma(k_shared, q_part, nothing, use_acc=False, is_async=True),)
-    return dots
+    q_part = q_shared.slice(part * COLUMNS, COLUMNS, dim=0).permute((1, 0))
+    return warpgroup_mma(k_shared, q_part, acc, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _partial(dots, weight, ROWS: gl.constexpr):
-    """[PAGE, ROWS tokens, 4]: sums of 2 * weight * relu(dots) over what each of four neighbouring lanes holds.
-
-    x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
-    """
-    terms = (dots + gl.abs(dots)) * weight[None, :]
-    PAIRS: gl.constexpr = dots.shape[1] // ROWS // 8
-    terms = terms.reshape(PAGE, ROWS, PAIRS, 4, 2).permute(0, 1, 3, 2, 4)
-    return gl.sum(terms.reshape(PAGE, ROWS, 4, 2 * PAIRS), 3)
+def _from_lane(x, SHUFFLE: gl.constexpr):
+    """What the lane at this distance holds."""
+    return gl.inline_asm_elementwise(SHUFFLE, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def _exchange(keep, give, DISTANCE: gl.constexpr):
-    """keep + what the lane at this distance gives."""
-    if DISTANCE == 1:
-        given = gl.inline_asm_elementwise(
-            "shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
-        )
-    else:
-        given = gl.inline_asm_elementwise(
-            "shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
-        )
-    return keep + given
+def _relu(x):
+    """2 relu(x), exactly; an addition has twice the rate of a maximum."""
+    return x + gl.abs(x)
 
 
 @gluon.jit
-def _score(dots, weights, TOKENS: gl.constexpr):
-    """[PAGE, 4]: the scores as `_join` deals them out; one part of the columns is summed while the next is multiplied."""
-    ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
-    if TOKENS == 1:
-        first = _partial(warpgroup_mma_wait(0, deps=(dots[0],)), weights[0], ROWS)
-        score = _join(first, first, TOKENS)
+def _score(relu, weight):
+    """[PAGE, 2]: sums of weight * relu over the heads of one token (in both columns), or of two."""
+    ROWS: gl.constexpr = relu.shape[1] // HEADS
+    # Each of four neighbouring lanes sums what it holds, two rows eight apart of each token.
+    terms = (relu * weight[None, :]).reshape(PAGE, ROWS, HEADS // 8, 4, 2).permute(0, 1, 3, 2, 4)
+    sums = gl.sum(terms.reshape(PAGE, ROWS, 4, HEADS // 4), 3)
+    above, below = gl.split(sums.reshape(PAGE // 16, 2, 8, ROWS, 4).permute(0, 2, 3, 4, 1))
+    odd = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(0, gl.SliceLayout(0, above.type.layout)))) % 2 != 0
+    odd = odd[None, :][None, :, :][None, :, :, :]
+    row = gl.where(odd, below, above) + _from_lane(gl.where(odd, above, below), NEXT)
+    if ROWS == 2:
+        first, second = gl.split(row.permute(0, 1, 3, 2))
+        upper = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))) >= 2
+        upper = upper[None, :][None, :, :]
+        score = gl.where(upper, second, first) + _from_lane(gl.where(upper, first, second), SECOND_NEXT)
     else:
-        first = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], ROWS)
-        second = _partial(warpgroup_mma_wait(0, deps=(dots[1],)), weights[1], ROWS)
-        score = _join(first, second, TOKENS)
-    return score
-
-
-@gluon.jit
-def _join(first, second, TOKENS: gl.constexpr):
-    """[PAGE, 4] sums over lanes; of four neighbouring lanes the i-th has those of token i * TOKENS // 4."""
-    if TOKENS == 1:
-        both = _exchange(first, first, 2)
-    else:
-        LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
-        upper = gl.arange(0, 4, layout=LANES)[None, :][None, :, :] >= 2
-        both = _exchange(gl.where(upper, second, first), gl.where(upper, first, second), 2)
-    if TOKENS == 4:
-        even, odd = gl.split(both.permute(0, 2, 1))
-        COLUMN: gl.constexpr = gl.SliceLayout(0, even.type.layout)
-        is_odd = gl.arange(0, 4, layout=COLUMN)[None, :] % 2 != 0
-        score = _exchange(gl.where(is_odd, odd, even), gl.where(is_odd, even, odd), 1)
-    else:
-        score = _exchange(both, both, 1).reshape(PAGE, 4)
+        row = row.reshape(PAGE // 16, 8, 4)
+        score = row + _from_lane(row, SECOND_NEXT)
+    # The lower bit of a lane of four is the higher row, the upper bit the second token.
+    score = score.reshape(PAGE // 16, 8, 2, 2).permute(0, 3, 1, 2).reshape(PAGE, 2)
     return gl.convert_layout(score, SCORES, assert_trivial=True)
+
+
+@gluon.jit
+def _write(out_ptr, relu, weight, scale, seen, mask, FILL: gl.constexpr = True):
+    """Store the scores [PAGE, 2] of one part of the columns, with FILL -inf where nothing is seen."""
+    score = _score(relu, weight) * scale[:, None]
+    if FILL:
+        score = gl.where(seen, score, float("-inf"))
+    gl.store(out_ptr, score, mask=mask)
 
 
 @gluon.jit
@@ -175,19 +160,23 @@ def _page(table_ptr, index, stop, num_pages, table_width):
 
 
 @gluon.jit
-def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, stage, needed):
-    """Start copying one page; an absent one is read from elsewhere and its scores are dropped."""
-    line = gl.maximum(page, 0) * page_lines
-    mbarrier.expect(full.index(stage), TILE_BYTES, pred=needed)
+def _copy(keys_desc, line, k_shared, full, stage, needed):
+    """Start copying PAGE keys from this line on."""
+    mbarrier.expect(full.index(stage), PAGE * DIM, pred=needed)
     tma.async_copy_global_to_shared(keys_desc, [line, 0], full.index(stage), k_shared.index(stage), pred=needed)
-    tma.async_copy_global_to_shared(
-        scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed
-    )
+
+
+@gluon.jit
+def _load_scale(scale_ptr, page, page_lines):
+    """The scales of a page, 0 of an absent one."""
+    offs_k = PAGE * DIM // SCALE_SIZE + gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
+    words = page.to(gl.int64) * page_lines * (LINE_BYTES // SCALE_SIZE)
+    return gl.load(scale_ptr + words + offs_k, mask=(page >= 0) & (offs_k >= 0), other=0.0)
 
 
 @gluon.jit(do_not_specialize=PAGED_SCALARS)
 def paged_kernel(
-    keys_desc, scales_desc, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
+    keys_desc, scale_ptr, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
     tokens, num_pages, max_visible, heads, chunk, table_width, splits, page_lines,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
@@ -197,12 +186,11 @@ def paged_kernel(
 
     Without FILL only of keys that one of the tokens sees.
     """
-    COLUMNS: gl.constexpr = TOKENS * HEADS
     PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // PARTS, 32])
+    ROWS: gl.constexpr = TOKENS // PARTS
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
-    s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
-    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [COLUMNS, DIM], KEYS_SHARED)
+    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
@@ -230,57 +218,95 @@ def paged_kernel(
     begin = pid // groups % splits * chunk
     stop = gl.minimum(begin + chunk, pages)
     ahead = ()
-    for stage in gl.static_range(STAGES - 1):
+    for stage in gl.static_range(STAGES):
         ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
     q, weights = _load_queries(
         q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
         w_stride_token, heads, TOKENS, PARTS, ACC,
     )  # fmt: skip
     offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-    lane = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
-    offs_t = lane * TOKENS // 4
-    mask_t = (offs_t < tokens) & (lane % (4 // TOKENS) == 0)
-    visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
+    offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
+    visible = ()
+    masks = ()
+    for part in gl.static_range(PARTS):
+        token = part * ROWS + offs_t
+        mask_t = (offs_t < ROWS) & (token < tokens)
+        visible += (gl.load(visible_ptr + token, mask=mask_t, other=0),)
+        masks += (mask_t[None, :],)
     out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
+    second_rows = out_rows + ROWS * out_stride_token
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
-    for stage in gl.static_range(STAGES - 1):
-        needed = begin + stage < stop_visible
-        _copy(keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage, needed)
+    for stage in gl.static_range(STAGES):
+        # An absent page is read from elsewhere and its scores are dropped.
+        line = gl.maximum(ahead[stage], 0) * page_lines
+        _copy(keys_desc, line, k_shared, full, stage, begin + stage < stop_visible)
     q_shared.store(q)
     fence_async_shared()
     gl.thread_barrier()
 
+    n = stop_visible - begin
     page = ahead[0]
-    following = _page(table_ptr, begin + STAGES - 1, stop, num_pages, table_width)
-    for index in range(begin, stop_visible):
-        i = index - begin
-        buffer = i % STAGES
-        present = page >= 0
-        page = _page(table_ptr, index + 1, stop, num_pages, table_width)
-        mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-        dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
-        # The buffer that the last step has read takes the page that is next to be copied.
-        gl.thread_barrier()
-        _copy(
-            keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, (i + STAGES - 1) % STAGES,
-            index + STAGES - 1 < stop_visible,
-        )  # fmt: skip
-        following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
-        scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
-        score = _score(dots, weights, TOKENS) * scale[:, None]
-        position = index * PAGE + offs_k
-        score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
-        gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
+    next_page = _page(table_ptr, begin + 1, stop, num_pages, table_width)
+    following = _page(table_ptr, begin + STAGES, stop, num_pages, table_width)
+    scale = _load_scale(scale_ptr, page, page_lines)
+    nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
+    if PARTS == 1:
+        for i in range(n):
+            buffer = i % STAGES
+            next_scale = _load_scale(scale_ptr, next_page, page_lines)
+            third_page = _page(table_ptr, begin + i + 2, stop, num_pages, table_width)
+            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+            dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
+            relu = _relu(warpgroup_mma_wait(0, deps=(dots,)))
+            # All have read the page: its buffer takes the page that is next to be copied.
+            gl.thread_barrier()
+            _copy(keys_desc, gl.maximum(following, 0) * page_lines, k_shared, full, buffer, i + STAGES < n)
+            following = _page(table_ptr, begin + i + STAGES + 1, stop, num_pages, table_width)
+            base = (begin + i) * PAGE
+            position = (base + offs_k)[:, None]
+            seen = (position < visible[0][None, :]) & (page >= 0)
+            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < max_visible))
+            page, next_page, scale = next_page, third_page, next_scale
+    else:
+        # While one part is multiplied, another is summed: the second of a page beside the first of the next page.
+        relu = nothing
+        last_page = page
+        last_scale = scale
+        mbarrier.wait(full.index(0), 0, pred=n > 0)
+        for i in range(n):
+            buffer = i % STAGES
+            next_scale = _load_scale(scale_ptr, next_page, page_lines)
+            third_page = _page(table_ptr, begin + i + 2, stop, num_pages, table_width)
+            base = (begin + i) * PAGE
+            dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
+            position = (base - PAGE + offs_k)[:, None]
+            seen = (position < visible[1][None, :]) & (last_page >= 0)
+            mask = masks[1] & (position < max_visible) & (i > 0)
+            _write(second_rows + (base - PAGE), relu, weights[1], last_scale, seen, mask)
+            second_dots = _multiply(k_shared.index(buffer), q_shared, 1, PARTS, nothing)
+            # All have read the last page: its buffer takes the page that is next to be copied.
+            gl.thread_barrier()
+            needed = (i > 0) & (i + STAGES - 1 < n)
+            _copy(keys_desc, gl.maximum(following, 0) * page_lines, k_shared, full, (i + STAGES - 1) % STAGES, needed)
+            following = _page(table_ptr, begin + i + STAGES, stop, num_pages, table_width)
+            relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
+            position = (base + offs_k)[:, None]
+            seen = (position < visible[0][None, :]) & (page >= 0)
+            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < max_visible))
+            after = gl.minimum(i + 1, n - 1)
+            mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
+            relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
+            last_page, last_scale = page, scale
+            page, next_page, scale = next_page, third_page, next_scale
+        if n > 0:
+            base = (begin + n - 1) * PAGE
+            position = (base + offs_k)[:, None]
+            seen = (position < visible[1][None, :]) & (last_page >= 0)
+            _write(second_rows + base, relu, weights[1], last_scale, seen, masks[1] & (position < max_visible))
 
     if FILL:
         filled = gl.maximum(begin, stop_visible) * PAGE
         _fill(out_ptr, out_stride_token, tokens, filled, gl.minimum(stop * PAGE, max_visible))
-
-
-@gluon.jit
-def _copy_keys(keys_desc, base, k_shared, full, stage, needed):
-    mbarrier.expect(full.index(stage), PAGE * DIM, pred=needed)
-    tma.async_copy_global_to_shared(keys_desc, [base, 0], full.index(stage), k_shared.index(stage), pred=needed)
 
 
 @gluon.jit(do_not_specialize=portable.RAGGED_SCALARS)
@@ -291,7 +317,8 @@ def ragged_kernel(
 ):  # fmt: skip
     """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
     PARTS: gl.constexpr = 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS // PARTS, 32])
+    ROWS: gl.constexpr = TOKENS // PARTS
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -320,39 +347,58 @@ def ragged_kernel(
     if low < high:
         for stage in gl.static_range(STAGES):
             base = low + stage * PAGE
-            _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
+            _copy(keys_desc, base, k_shared, full, stage, base < high)
         q, weights = _load_queries(
             q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, PARTS, ACC
         )
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-        offs_t = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
-        mask_t = offs_t < count
-        if FILL:
-            start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
-            end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
+        offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
         out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + offs_k[:, None]
         q_shared.store(q)
         fence_async_shared()
         gl.thread_barrier()
-        for base in range(low, high, PAGE):
-            i = (base - low) // PAGE
-            buffer = i % STAGES
-            position = base + offs_k
-            scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
-            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-            # While one half of the columns is summed, the other is multiplied.
-            dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
-            lower = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], 2)
-            dots_1 = warpgroup_mma_wait(0, deps=(dots[1],))
+        masks = ()
+        starts = ()
+        ends = ()
+        for part in gl.static_range(PARTS):
+            offs = part * ROWS + offs_t
+            masks += ((offs < count)[None, :],)
+            starts += (gl.load(start_ptr + first + offs, mask=offs < count, other=0)[None, :],)
+            ends += (gl.load(end_ptr + first + offs, mask=offs < count, other=0)[None, :],)
+        second_rows = out_rows + ROWS * out_stride
+        scale = gl.load(scale_ptr + low + offs_k, mask=low + offs_k < num_keys, other=0.0)
+        last_scale = scale
+        nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
+        relu = nothing
+        n = gl.cdiv(high - low, PAGE)
+        mbarrier.wait(full.index(0), 0)
+        # While one part is multiplied, another is summed: the second of some keys beside the first of the next ones.
+        for i in range(n):
+            base = low + i * PAGE
+            next_keys = base + PAGE + offs_k
+            next_scale = gl.load(scale_ptr + next_keys, mask=next_keys < num_keys, other=0.0)
+            dots = _multiply(k_shared.index(i % STAGES), q_shared, 0, PARTS, nothing)
+            position = (base - PAGE + offs_k)[:, None]
+            seen = (position >= starts[1]) & (position < ends[1])
+            mask = masks[1] & (position < stop) & (i > 0)
+            _write(second_rows + (base - PAGE), relu, weights[1], last_scale, seen, mask, FILL)
+            second_dots = _multiply(k_shared.index(i % STAGES), q_shared, 1, PARTS, nothing)
+            # All have read the last keys: their buffer takes those that are next to be copied.
             gl.thread_barrier()
-            following = base + STAGES * PAGE
-            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
-            upper = _partial(dots_1, weights[1], 2)
-            score = _join(lower, upper, TOKENS) * scale[:, None]
-            if FILL:
-                visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
-                score = gl.where(visible, score, float("-inf"))
-            gl.store(out_rows + base, score, mask=mask_t[None, :] & (position < stop)[:, None])
+            following = base + (STAGES - 1) * PAGE
+            _copy(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, (i > 0) & (following < high))
+            relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
+            position = (base + offs_k)[:, None]
+            seen = (position >= starts[0]) & (position < ends[0])
+            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < stop), FILL)
+            after = gl.minimum(i + 1, n - 1)
+            mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
+            relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
+            last_scale, scale = scale, next_scale
+        base = low + (n - 1) * PAGE
+        position = (base + offs_k)[:, None]
+        seen = (position >= starts[1]) & (position < ends[1])
+        _write(second_rows + base, relu, weights[1], last_scale, seen, masks[1] & (position < stop), FILL)
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
@@ -383,9 +429,6 @@ H100, microseconds, the others that were tried with one version of the kernel in
     B=16 L=32K N=2      3 buffers, 4 programs   31.0    [2 programs 31.7]
     B=64 L=32K N=4      4 buffers, 2 programs   157     [3 buffers 156, 5 buffers 158, 6 buffers 159]
 """
-
-RAGGED_STAGES = 3
-"""H100, T=4096 L=32K: 1854 us; 4 buffers 1925, 5 buffers 1896."""
 
 RAGGED_CHUNK = 8192
 """Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
@@ -451,10 +494,6 @@ def launch_paged(
     keys = TensorDescriptor(
         index_cache.view(torch.float8_e4m3fn), shape, [LINE, 1], [PAGE.value, DIM.value], KEYS_SHARED.value
     )
-    words = LINE // SCALE_BYTES
-    scales = TensorDescriptor(
-        index_cache.view(torch.float32), [shape[0], words], [words, 1], [2, words], SCALES_SHARED.value
-    )
     config = config or choose(tokens)
     groups = triton.cdiv(tokens, config.tokens)
     max_visible = out.shape[2]
@@ -462,7 +501,7 @@ def launch_paged(
         sequences * groups, triton.cdiv(max_visible, PAGE.value), config.programs * _multiprocessors(q_bnid.device)
     )
     paged_kernel[(sequences * groups * splits,)](
-        keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
+        keys, index_cache.view(torch.float32), q_bnid, weights_bni, block_table_bp, visible_bn, out,
         tokens, pages, max_visible, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
@@ -521,7 +560,7 @@ def launch_ragged(
     ragged_kernel[(grid,)](
         keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
         num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
-        FILL=fill, TOKENS=config.tokens, STAGES=RAGGED_STAGES, num_warps=WARPS,
+        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -537,11 +576,11 @@ def aot_cases(target: Target) -> list[AotCase]:
     found = []
     for fill in (True, False):
         config = choose(4)
-        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": RAGGED_STAGES}
+        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
         name = "ragged" + ("" if fill else "-unfilled")
         found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
     paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
-    paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
+    paged |= {"scale_ptr": "*fp32:16"}
     paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
     paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
     for config in CONFIGS.values():
