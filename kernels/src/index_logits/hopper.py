@@ -153,10 +153,10 @@ PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
 
 
 @gluon.jit
-def _page(table_ptr, index, stop, num_pages, table_width):
-    """Page number `index` of a sequence, -1 where it is not in the cache."""
-    page = gl.load(table_ptr + index, mask=(index < stop) & (index < table_width), other=-1)
-    return gl.where(page < num_pages, page, -1)
+def _line(table_ptr, index, stop, num_pages, table_width, page_lines):
+    """Line at which page `index` of a sequence begins, a negative one where it is not in the cache."""
+    page = gl.load(table_ptr + index, mask=index < gl.minimum(stop, table_width), other=-1)
+    return gl.where(page < num_pages, page, -1) * page_lines
 
 
 @gluon.jit
@@ -167,11 +167,10 @@ def _copy(keys_desc, line, k_shared, full, stage, needed):
 
 
 @gluon.jit
-def _load_scale(scale_ptr, page, page_lines):
-    """The scales of a page, 0 of an absent one."""
-    offs_k = PAGE * DIM // SCALE_SIZE + gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-    words = page.to(gl.int64) * page_lines * (LINE_BYTES // SCALE_SIZE)
-    return gl.load(scale_ptr + words + offs_k, mask=(page >= 0) & (offs_k >= 0), other=0.0)
+def _load_scale(scale_rows, line):
+    """The scales of the page that begins at a line."""
+    rows = scale_rows + (line.to(gl.int64) + PAGE) * (LINE_BYTES // SCALE_SIZE)
+    return gl.load(rows, mask=(line >= 0) & (gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES)) >= 0), other=0.0)
 
 
 @gluon.jit(do_not_specialize=PAGED_SCALARS)
@@ -219,90 +218,88 @@ def paged_kernel(
     stop = gl.minimum(begin + chunk, pages)
     ahead = ()
     for stage in gl.static_range(STAGES):
-        ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
+        ahead += (_line(table_ptr, begin + stage, stop, num_pages, table_width, page_lines),)
     q, weights = _load_queries(
         q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
         w_stride_token, heads, TOKENS, PARTS, ACC,
     )  # fmt: skip
     offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
     offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
-    visible = ()
-    masks = ()
+    # Of each token of a part: where what it sees ends, and where its row does.
+    seen = ()
+    ends = ()
     for part in gl.static_range(PARTS):
         token = part * ROWS + offs_t
         mask_t = (offs_t < ROWS) & (token < tokens)
-        visible += (gl.load(visible_ptr + token, mask=mask_t, other=0),)
-        masks += (mask_t[None, :],)
-    out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
-    second_rows = out_rows + ROWS * out_stride_token
+        seen += (gl.load(visible_ptr + token, mask=mask_t, other=0)[None, :],)
+        ends += (gl.where(mask_t, max_visible, 0)[None, :],)
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
     for stage in gl.static_range(STAGES):
         # An absent page is read from elsewhere and its scores are dropped.
-        line = gl.maximum(ahead[stage], 0) * page_lines
+        line = gl.maximum(ahead[stage], 0)
         _copy(keys_desc, line, k_shared, full, stage, begin + stage < stop_visible)
     q_shared.store(q)
     fence_async_shared()
     gl.thread_barrier()
 
     n = stop_visible - begin
-    page = ahead[0]
-    next_page = _page(table_ptr, begin + 1, stop, num_pages, table_width)
-    following = _page(table_ptr, begin + STAGES, stop, num_pages, table_width)
-    scale = _load_scale(scale_ptr, page, page_lines)
+    position = (begin * PAGE + offs_k)[:, None]
+    rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position
+    scale_rows = scale_ptr + offs_k
+    scale = _load_scale(scale_rows, ahead[0])
     nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
     if PARTS == 1:
         for i in range(n):
             buffer = i % STAGES
-            next_scale = _load_scale(scale_ptr, next_page, page_lines)
-            third_page = _page(table_ptr, begin + i + 2, stop, num_pages, table_width)
+            next_scale = _load_scale(scale_rows, ahead[1])
+            following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
             mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
             dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
             relu = _relu(warpgroup_mma_wait(0, deps=(dots,)))
             # All have read the page: its buffer takes the page that is next to be copied.
             gl.thread_barrier()
-            _copy(keys_desc, gl.maximum(following, 0) * page_lines, k_shared, full, buffer, i + STAGES < n)
-            following = _page(table_ptr, begin + i + STAGES + 1, stop, num_pages, table_width)
-            base = (begin + i) * PAGE
-            position = (base + offs_k)[:, None]
-            seen = (position < visible[0][None, :]) & (page >= 0)
-            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < max_visible))
-            page, next_page, scale = next_page, third_page, next_scale
+            _copy(keys_desc, gl.maximum(following, 0), k_shared, full, buffer, i + STAGES < n)
+            present = gl.where(ahead[0] >= 0, seen[0], 0)
+            _write(rows, relu, weights[0], scale, position < present, position < ends[0])
+            ahead = ahead[1:] + (following,)
+            scale = next_scale
+            position += PAGE
+            rows += PAGE
     else:
         # While one part is multiplied, another is summed: the second of a page beside the first of the next page.
         relu = nothing
-        last_page = page
+        last_line = ahead[0]
         last_scale = scale
+        second_rows = rows + (ROWS * out_stride_token - PAGE)
         mbarrier.wait(full.index(0), 0, pred=n > 0)
         for i in range(n):
             buffer = i % STAGES
-            next_scale = _load_scale(scale_ptr, next_page, page_lines)
-            third_page = _page(table_ptr, begin + i + 2, stop, num_pages, table_width)
-            base = (begin + i) * PAGE
+            next_scale = _load_scale(scale_rows, ahead[1])
+            following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
             dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
-            position = (base - PAGE + offs_k)[:, None]
-            seen = (position < visible[1][None, :]) & (last_page >= 0)
-            mask = masks[1] & (position < max_visible) & (i > 0)
-            _write(second_rows + (base - PAGE), relu, weights[1], last_scale, seen, mask)
+            present = gl.where(last_line >= 0, seen[1], 0)
+            last = position - PAGE
+            _write(second_rows, relu, weights[1], last_scale, last < present, (last < ends[1]) & (i > 0))
             second_dots = _multiply(k_shared.index(buffer), q_shared, 1, PARTS, nothing)
             # All have read the last page: its buffer takes the page that is next to be copied.
             gl.thread_barrier()
             needed = (i > 0) & (i + STAGES - 1 < n)
-            _copy(keys_desc, gl.maximum(following, 0) * page_lines, k_shared, full, (i + STAGES - 1) % STAGES, needed)
-            following = _page(table_ptr, begin + i + STAGES, stop, num_pages, table_width)
+            _copy(keys_desc, gl.maximum(ahead[STAGES - 1], 0), k_shared, full, (i + STAGES - 1) % STAGES, needed)
             relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
-            position = (base + offs_k)[:, None]
-            seen = (position < visible[0][None, :]) & (page >= 0)
-            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < max_visible))
+            present = gl.where(ahead[0] >= 0, seen[0], 0)
+            _write(rows, relu, weights[0], scale, position < present, position < ends[0])
             after = gl.minimum(i + 1, n - 1)
             mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
             relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
-            last_page, last_scale = page, scale
-            page, next_page, scale = next_page, third_page, next_scale
+            last_line, last_scale, scale = ahead[0], scale, next_scale
+            ahead = ahead[1:] + (following,)
+            position += PAGE
+            rows += PAGE
+            second_rows += PAGE
         if n > 0:
-            base = (begin + n - 1) * PAGE
-            position = (base + offs_k)[:, None]
-            seen = (position < visible[1][None, :]) & (last_page >= 0)
-            _write(second_rows + base, relu, weights[1], last_scale, seen, masks[1] & (position < max_visible))
+            present = gl.where(last_line >= 0, seen[1], 0)
+            last = position - PAGE
+            _write(second_rows, relu, weights[1], last_scale, last < present, last < ends[1])
 
     if FILL:
         filled = gl.maximum(begin, stop_visible) * PAGE
