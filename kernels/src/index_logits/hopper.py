@@ -350,52 +350,54 @@ def ragged_kernel(
         )
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
         offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
-        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + offs_k[:, None]
-        q_shared.store(q)
-        fence_async_shared()
-        gl.thread_barrier()
-        masks = ()
+        # Of each token of a part: where what it sees begins and ends, and where its row does.
         starts = ()
+        seen = ()
         ends = ()
         for part in gl.static_range(PARTS):
             offs = part * ROWS + offs_t
-            masks += ((offs < count)[None, :],)
             starts += (gl.load(start_ptr + first + offs, mask=offs < count, other=0)[None, :],)
-            ends += (gl.load(end_ptr + first + offs, mask=offs < count, other=0)[None, :],)
-        second_rows = out_rows + ROWS * out_stride
-        scale = gl.load(scale_ptr + low + offs_k, mask=low + offs_k < num_keys, other=0.0)
+            seen += (gl.load(end_ptr + first + offs, mask=offs < count, other=0)[None, :],)
+            ends += (gl.where(offs < count, stop, 0)[None, :],)
+        q_shared.store(q)
+        fence_async_shared()
+        gl.thread_barrier()
+
+        n = gl.cdiv(high - low, PAGE)
+        position = low + offs_k
+        scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
         last_scale = scale
+        rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + position[:, None]
+        second_rows = rows + (ROWS * out_stride - PAGE)
         nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
         relu = nothing
-        n = gl.cdiv(high - low, PAGE)
         mbarrier.wait(full.index(0), 0)
         # While one part is multiplied, another is summed: the second of some keys beside the first of the next ones.
         for i in range(n):
-            base = low + i * PAGE
-            next_keys = base + PAGE + offs_k
-            next_scale = gl.load(scale_ptr + next_keys, mask=next_keys < num_keys, other=0.0)
+            next_position = position + PAGE
+            next_scale = gl.load(scale_ptr + next_position, mask=next_position < num_keys, other=0.0)
             dots = _multiply(k_shared.index(i % STAGES), q_shared, 0, PARTS, nothing)
-            position = (base - PAGE + offs_k)[:, None]
-            seen = (position >= starts[1]) & (position < ends[1])
-            mask = masks[1] & (position < stop) & (i > 0)
-            _write(second_rows + (base - PAGE), relu, weights[1], last_scale, seen, mask, FILL)
+            last = position[:, None] - PAGE
+            visible = (last >= starts[1]) & (last < seen[1])
+            _write(second_rows, relu, weights[1], last_scale, visible, (last < ends[1]) & (i > 0), FILL)
             second_dots = _multiply(k_shared.index(i % STAGES), q_shared, 1, PARTS, nothing)
             # All have read the last keys: their buffer takes those that are next to be copied.
             gl.thread_barrier()
-            following = base + (STAGES - 1) * PAGE
+            following = low + (i + STAGES - 1) * PAGE
             _copy(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, (i > 0) & (following < high))
             relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
-            position = (base + offs_k)[:, None]
-            seen = (position >= starts[0]) & (position < ends[0])
-            _write(out_rows + base, relu, weights[0], scale, seen, masks[0] & (position < stop), FILL)
+            visible = (position[:, None] >= starts[0]) & (position[:, None] < seen[0])
+            _write(rows, relu, weights[0], scale, visible, position[:, None] < ends[0], FILL)
             after = gl.minimum(i + 1, n - 1)
             mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
             relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
             last_scale, scale = scale, next_scale
-        base = low + (n - 1) * PAGE
-        position = (base + offs_k)[:, None]
-        seen = (position >= starts[1]) & (position < ends[1])
-        _write(second_rows + base, relu, weights[1], last_scale, seen, masks[1] & (position < stop), FILL)
+            position = next_position
+            rows += PAGE
+            second_rows += PAGE
+        last = position[:, None] - PAGE
+        visible = (last >= starts[1]) & (last < seen[1])
+        _write(second_rows, relu, weights[1], last_scale, visible, last < ends[1], FILL)
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
