@@ -261,7 +261,7 @@ def paged_kernel(
             _copy(keys_desc, gl.maximum(following, 0), k_shared, full, buffer, i + STAGES < n)
             present = gl.where(ahead[0] >= 0, seen[0], 0)
             _write(rows, relu, weights[0], scale, position < present, position < ends[0])
-            ahead = ahead[1:] + (following,)
+            ahead = ahead[1:] + (following,)  # noqa: RUF005 - Triton has no star
             scale = next_scale
             position += PAGE
             rows += PAGE
@@ -292,7 +292,7 @@ def paged_kernel(
             mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
             relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
             last_line, last_scale, scale = ahead[0], scale, next_scale
-            ahead = ahead[1:] + (following,)
+            ahead = ahead[1:] + (following,)  # noqa: RUF005 - Triton has no star
             position += PAGE
             rows += PAGE
             second_rows += PAGE
