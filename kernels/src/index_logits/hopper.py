@@ -268,8 +268,8 @@ def paged_kernel(
     else:
         # While one part is multiplied, another is summed: the second of a page beside the first of the next page.
         relu = nothing
-        last_line = ahead[0]
-        last_scale = scale
+        last_line = ahead[STAGES - 1]
+        last_scale = gl.zeros([PAGE], gl.float32, layout=gl.SliceLayout(1, SCORES))
         second_rows = rows + (ROWS * out_stride_token - PAGE)
         mbarrier.wait(full.index(0), 0, pred=n > 0)
         for i in range(n):
@@ -366,7 +366,7 @@ def ragged_kernel(
         n = gl.cdiv(high - low, PAGE)
         position = low + offs_k
         scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
-        last_scale = scale
+        last_scale = gl.zeros([PAGE], gl.float32, layout=gl.SliceLayout(1, SCORES))
         rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + position[:, None]
         second_rows = rows + (ROWS * out_stride - PAGE)
         nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
