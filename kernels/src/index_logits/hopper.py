@@ -1,13 +1,20 @@
-"""Index logits of fp8 keys on NVIDIA sm90: keys come by TMA, and sums hide behind products.
+"""Index logits of fp8 keys on NVIDIA sm90: keys come by TMA, and four programs share a multiprocessor.
 
-A page of 64 keys is the rows of a wgmma, and the heads of up to four query tokens are its columns, so the keys are read
-once for all of them. The columns are multiplied in two parts: while the second is under way, the first is summed over
-its heads. Two programs or more share a multiprocessor, and what one of them cannot hide, the others do.
+A page of 64 keys is the rows of a wgmma, and the heads of up to two query tokens are its columns. While a warp issues
+products it cannot sum over heads, so the tensor cores and the other units are busy at once only if several programs do
+both at different moments. A program is therefore kept small enough for four, and more than two tokens of a sequence are
+several programs, which find each other's keys in the L2 cache.
 
-Measured on one H100 (medians, us, L2 flushed before each launch), in brackets the portable kernel in another run:
+Measured on one H100 (medians, us, L2 flushed before each launch), in brackets an earlier kernel in the same run, which
+held four tokens and summed over one half of the columns while the other was multiplied:
 
-    1 query token     B=1 L=128K 9.4 [10.8], B=16 L=32K 28.0 [33.0], B=64 L=32K 103 [110], B=128 L=8K 52.5 [57.9]
-    4 query tokens    B=1 L=128K 14.8 [20.7], B=16 L=32K 41.7 [59.1], B=64 L=32K 150 [177], B=128 L=8K 78.5 [98.2]
+    1 query token     B=1 L=128K 9.1 [9.3], B=16 L=32K 27.9 [27.9], B=64 L=32K 102 [103], B=128 L=8K 52.3 [52.5]
+    4 query tokens    B=1 L=128K 12.3 [14.6], B=16 L=32K 37.1 [41.8], B=64 L=32K 145 [154], B=128 L=8K 71.9 [78.8]
+    prefill           T=4096 L=32K 1844 [2272], without fill 1808 [2200]
+
+Other shapes that were tried with four tokens (B=16 L=32K, the prefill without fill): two programs, a product nearly
+always under way 38.9, 1953; eight warps that share the keys of four tokens 39.5, 2076; three programs of two products
+in turn 54.8, 2696.
 """
 
 # Triton's tuples grow in static loops; to mypy each length is a type of its own, and a constant is an int.
@@ -16,7 +23,6 @@ Measured on one H100 (medians, us, L2 flushed before each launch), in brackets t
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -41,11 +47,18 @@ HEADS = gl.constexpr(64)
 DIM = gl.constexpr(128)
 LINE = 128
 """Bytes of a row of the cache as the copies see it: a key is one, the scales of a page two."""
-LINE_BYTES = gl.constexpr(LINE)
-SCALE_SIZE = gl.constexpr(SCALE_BYTES)
-WARPS = 4
+
+MAX_TOKENS = 2
+"""Query tokens that share a read of the keys."""
+STAGES = 3
+"""Buffers for keys. Four instead, us: B=16 L=32K N=4 39.4 [38.8], prefill 1887 with five [1808]."""
+PROGRAMS = 4
+"""That a multiprocessor holds. One token, B=16 L=32K, us: 27.9, with six 30.8."""
+OPTIONS = {"num_warps": 4, "maxnreg": 65536 // (PROGRAMS * 4 * 32)}
 
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
+SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))
+VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 SCORES = gl.constexpr(
     gl.DistributedLinearLayout(
         reg_bases=[],
@@ -56,6 +69,7 @@ SCORES = gl.constexpr(
     )
 )
 QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
+PAGE_BYTES = gl.constexpr(64 * INDEX_BYTES)
 
 
 NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;")
@@ -64,32 +78,27 @@ SECOND_NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;")
 
 @gluon.jit
 def _load_queries(
-    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr,
-    PARTS: gl.constexpr, ACC: gl.constexpr,
-):  # fmt: skip
-    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`; half the weights of each part of the columns."""
+    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
+):
+    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half of each weight, 0 past them."""
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
-    COLUMNS: gl.constexpr = TOKENS * HEADS // PARTS
-    weights = ()
-    for part in gl.static_range(PARTS):
-        column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, ACC))
-        token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
-        head = column % HEADS
-        mask = (column // HEADS < count) & (head < heads)
-        weights += (0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0),)
-    return q, weights
+    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
+    token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
+    head = column % HEADS
+    mask = (column // HEADS < count) & (head < heads)
+    return q, 0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0)
 
 
 @gluon.jit
-def _multiply(k_shared, q_shared, part: gl.constexpr, PARTS: gl.constexpr, acc):
-    """Start the product of the keys of a page by one part of the columns; `acc` lends its registers."""
-    COLUMNS: gl.constexpr = q_shared.shape[0] // PARTS
-    q_part = q_shared.slice(part * COLUMNS, COLUMNS, dim=0).permute((1, 0))
-    return warpgroup_mma(k_shared, q_part, acc, use_acc=False, is_async=True)
+def _multiply(k_shared, q_shared, ACC: gl.constexpr):
+    """Start the product of 64 keys by the queries."""
+    COLUMNS: gl.constexpr = q_shared.shape[0]
+    nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
+    return warpgroup_mma(k_shared, q_shared.permute((1, 0)), nothing, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -99,42 +108,31 @@ def _from_lane(x, SHUFFLE: gl.constexpr):
 
 
 @gluon.jit
-def _relu(x):
-    """2 relu(x), exactly; an addition has twice the rate of a maximum."""
-    return x + gl.abs(x)
+def _score(dots, weights):
+    """[PAGE, 2]: sums of 2 * weight * relu(dots) over the heads of two tokens, or of one in both columns.
 
-
-@gluon.jit
-def _score(relu, weight):
-    """[PAGE, 2]: sums of weight * relu over the heads of one token (in both columns), or of two."""
-    ROWS: gl.constexpr = relu.shape[1] // HEADS
-    # Each of four neighbouring lanes sums what it holds, two rows eight apart of each token.
-    terms = (relu * weight[None, :]).reshape(PAGE, ROWS, HEADS // 8, 4, 2).permute(0, 1, 3, 2, 4)
-    sums = gl.sum(terms.reshape(PAGE, ROWS, 4, HEADS // 4), 3)
-    above, below = gl.split(sums.reshape(PAGE // 16, 2, 8, ROWS, 4).permute(0, 2, 3, 4, 1))
-    odd = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(0, gl.SliceLayout(0, above.type.layout)))) % 2 != 0
-    odd = odd[None, :][None, :, :][None, :, :, :]
-    row = gl.where(odd, below, above) + _from_lane(gl.where(odd, above, below), NEXT)
-    if ROWS == 2:
-        first, second = gl.split(row.permute(0, 1, 3, 2))
-        upper = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))) >= 2
-        upper = upper[None, :][None, :, :]
+    x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
+    """
+    TOKENS: gl.constexpr = dots.shape[1] // HEADS
+    terms = (dots + gl.abs(dots)) * weights[None, :]
+    # Each of four neighbouring lanes sums what it holds: for two keys eight apart, of every token.
+    terms = terms.reshape(PAGE, TOKENS, HEADS // 8, 4, 2).permute(0, 1, 3, 2, 4)
+    sums = gl.sum(terms.reshape(PAGE, TOKENS, 4, HEADS // 4), 3)
+    # Then they exchange halves: the lower bit of a lane becomes the key, the upper bit the token.
+    near, far = gl.split(sums.reshape(PAGE // 16, 2, 8, TOKENS, 4).permute(0, 2, 3, 4, 1))
+    LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, gl.SliceLayout(0, near.type.layout)))
+    odd = (gl.arange(0, 4, layout=LANES) % 2 != 0)[None, :][None, :, :][None, :, :, :]
+    sums = gl.where(odd, far, near) + _from_lane(gl.where(odd, near, far), NEXT)
+    if TOKENS == 2:
+        first, second = gl.split(sums.permute(0, 1, 3, 2))
+        UPPER: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
+        upper = (gl.arange(0, 4, layout=UPPER) >= 2)[None, :][None, :, :]
         score = gl.where(upper, second, first) + _from_lane(gl.where(upper, first, second), SECOND_NEXT)
     else:
-        row = row.reshape(PAGE // 16, 8, 4)
-        score = row + _from_lane(row, SECOND_NEXT)
-    # The lower bit of a lane of four is the higher row, the upper bit the second token.
+        both = sums.reshape(PAGE // 16, 8, 4)
+        score = both + _from_lane(both, SECOND_NEXT)
     score = score.reshape(PAGE // 16, 8, 2, 2).permute(0, 3, 1, 2).reshape(PAGE, 2)
     return gl.convert_layout(score, SCORES, assert_trivial=True)
-
-
-@gluon.jit
-def _write(out_ptr, relu, weight, scale, seen, mask, FILL: gl.constexpr = True):
-    """Store the scores [PAGE, 2] of one part of the columns, with FILL -inf where nothing is seen."""
-    score = _score(relu, weight) * scale[:, None]
-    if FILL:
-        score = gl.where(seen, score, float("-inf"))
-    gl.store(out_ptr, score, mask=mask)
 
 
 @gluon.jit
@@ -154,28 +152,25 @@ PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
 
 @gluon.jit
 def _line(table_ptr, index, stop, num_pages, table_width, page_lines):
-    """Line at which page `index` of a sequence begins, a negative one where it is not in the cache."""
+    """Line of the cache at which page `index` of a sequence begins, a negative one where it is not in the cache."""
     page = gl.load(table_ptr + index, mask=index < gl.minimum(stop, table_width), other=-1)
     return gl.where(page < num_pages, page, -1) * page_lines
 
 
 @gluon.jit
-def _copy(keys_desc, line, k_shared, full, stage, needed):
-    """Start copying PAGE keys from this line on."""
-    mbarrier.expect(full.index(stage), PAGE * DIM, pred=needed)
+def _copy_page(keys_desc, scales_desc, line, k_shared, s_shared, full, stage, needed):
+    """Start copying one page; an absent one is read from elsewhere and its scores are dropped."""
+    line = gl.maximum(line, 0)
+    mbarrier.expect(full.index(stage), PAGE_BYTES, pred=needed)
     tma.async_copy_global_to_shared(keys_desc, [line, 0], full.index(stage), k_shared.index(stage), pred=needed)
-
-
-@gluon.jit
-def _load_scale(scale_rows, line):
-    """The scales of the page that begins at a line."""
-    rows = scale_rows + (line.to(gl.int64) + PAGE) * (LINE_BYTES // SCALE_SIZE)
-    return gl.load(rows, mask=(line >= 0) & (gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES)) >= 0), other=0.0)
+    tma.async_copy_global_to_shared(
+        scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed
+    )
 
 
 @gluon.jit(do_not_specialize=PAGED_SCALARS)
 def paged_kernel(
-    keys_desc, scale_ptr, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
+    keys_desc, scales_desc, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
     tokens, num_pages, max_visible, heads, chunk, table_width, splits, page_lines,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
@@ -185,10 +180,9 @@ def paged_kernel(
 
     Without FILL only of keys that one of the tokens sees.
     """
-    PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
-    ROWS: gl.constexpr = TOKENS // PARTS
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS * HEADS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
+    s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -199,6 +193,7 @@ def paged_kernel(
 
     groups = gl.cdiv(tokens, TOKENS)
     pid = gl.program_id(0)
+    # The groups of a sequence's tokens run side by side: what one reads, the other finds in the cache.
     first_token = pid % groups * TOKENS
     seq = (pid // groups // splits).to(gl.int64)
     tokens = gl.minimum(tokens - first_token, TOKENS)
@@ -216,94 +211,55 @@ def paged_kernel(
     chunk = gl.maximum(gl.cdiv(pages, splits), chunk)
     begin = pid // groups % splits * chunk
     stop = gl.minimum(begin + chunk, pages)
-    ahead = ()
-    for stage in gl.static_range(STAGES):
-        ahead += (_line(table_ptr, begin + stage, stop, num_pages, table_width, page_lines),)
+    lines = ()
+    for stage in gl.static_range(STAGES - 1):
+        lines += (_line(table_ptr, begin + stage, stop, num_pages, table_width, page_lines),)
     q, weights = _load_queries(
         q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
-        w_stride_token, heads, TOKENS, PARTS, ACC,
+        w_stride_token, heads, TOKENS, ACC,
     )  # fmt: skip
     offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
     offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
-    # Of each token of a part: where what it sees ends, and where its row does.
-    seen = ()
-    ends = ()
-    for part in gl.static_range(PARTS):
-        token = part * ROWS + offs_t
-        mask_t = (offs_t < ROWS) & (token < tokens)
-        seen += (gl.load(visible_ptr + token, mask=mask_t, other=0)[None, :],)
-        ends += (gl.where(mask_t, max_visible, 0)[None, :],)
+    mask_t = offs_t < tokens
+    visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
+    ends_t = gl.where(mask_t, max_visible, 0)
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
-    for stage in gl.static_range(STAGES):
-        # An absent page is read from elsewhere and its scores are dropped.
-        line = gl.maximum(ahead[stage], 0)
-        _copy(keys_desc, line, k_shared, full, stage, begin + stage < stop_visible)
+    n = stop_visible - begin
+    for stage in gl.static_range(STAGES - 1):
+        _copy_page(keys_desc, scales_desc, lines[stage], k_shared, s_shared, full, stage, stage < n)
     q_shared.store(q)
     fence_async_shared()
     gl.thread_barrier()
 
-    n = stop_visible - begin
     position = (begin * PAGE + offs_k)[:, None]
-    rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position
-    scale_rows = scale_ptr + offs_k
-    scale = _load_scale(scale_rows, ahead[0])
-    nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
-    if PARTS == 1:
-        for i in range(n):
-            buffer = i % STAGES
-            next_scale = _load_scale(scale_rows, ahead[1])
-            following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
-            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-            dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
-            relu = _relu(warpgroup_mma_wait(0, deps=(dots,)))
-            # All have read the page: its buffer takes the page that is next to be copied.
-            gl.thread_barrier()
-            _copy(keys_desc, gl.maximum(following, 0), k_shared, full, buffer, i + STAGES < n)
-            present = gl.where(ahead[0] >= 0, seen[0], 0)
-            _write(rows, relu, weights[0], scale, position < present, position < ends[0])
-            ahead = ahead[1:] + (following,)  # noqa: RUF005 - Triton has no star
-            scale = next_scale
-            position += PAGE
-            rows += PAGE
-    else:
-        # While one part is multiplied, another is summed: the second of a page beside the first of the next page.
-        relu = nothing
-        last_line = ahead[STAGES - 1]
-        last_scale = gl.zeros([PAGE], gl.float32, layout=gl.SliceLayout(1, SCORES))
-        second_rows = rows + (ROWS * out_stride_token - PAGE)
-        mbarrier.wait(full.index(0), 0, pred=n > 0)
-        for i in range(n):
-            buffer = i % STAGES
-            next_scale = _load_scale(scale_rows, ahead[1])
-            following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
-            dots = _multiply(k_shared.index(buffer), q_shared, 0, PARTS, nothing)
-            present = gl.where(last_line >= 0, seen[1], 0)
-            last = position - PAGE
-            _write(second_rows, relu, weights[1], last_scale, last < present, (last < ends[1]) & (i > 0))
-            second_dots = _multiply(k_shared.index(buffer), q_shared, 1, PARTS, nothing)
-            # All have read the last page: its buffer takes the page that is next to be copied.
-            gl.thread_barrier()
-            needed = (i > 0) & (i + STAGES - 1 < n)
-            _copy(keys_desc, gl.maximum(ahead[STAGES - 1], 0), k_shared, full, (i + STAGES - 1) % STAGES, needed)
-            relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
-            present = gl.where(ahead[0] >= 0, seen[0], 0)
-            _write(rows, relu, weights[0], scale, position < present, position < ends[0])
-            after = gl.minimum(i + 1, n - 1)
-            mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
-            relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
-            last_line, last_scale, scale = ahead[0], scale, next_scale
-            ahead = ahead[1:] + (following,)  # noqa: RUF005 - Triton has no star
-            position += PAGE
-            rows += PAGE
-            second_rows += PAGE
-        if n > 0:
-            present = gl.where(last_line >= 0, seen[1], 0)
-            last = position - PAGE
-            _write(second_rows, relu, weights[1], last_scale, last < present, last < ends[1])
+    out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position
+    following = _line(table_ptr, begin + STAGES - 1, stop, num_pages, table_width, page_lines)
+    for i in range(n):
+        buffer = i % STAGES
+        mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+        dots = _multiply(k_shared.index(buffer), q_shared, ACC)
+        # The buffer that the last step has read takes the page that is next to be copied.
+        gl.thread_barrier()
+        next_buffer = (i + STAGES - 1) % STAGES
+        _copy_page(keys_desc, scales_desc, following, k_shared, s_shared, full, next_buffer, i + STAGES - 1 < n)
+        line, lines = lines[0], lines[1:] + (following,)  # noqa: RUF005 - Triton has no star
+        following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
+        scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
+        score = _score(warpgroup_mma_wait(0, deps=(dots,)), weights) * scale[:, None]
+        seen = position < gl.where(line >= 0, visible_t, 0)[None, :]
+        gl.store(out_rows, gl.where(seen, score, float("-inf")), mask=position < ends_t[None, :])
+        position += PAGE
+        out_rows += PAGE
 
     if FILL:
         filled = gl.maximum(begin, stop_visible) * PAGE
         _fill(out_ptr, out_stride_token, tokens, filled, gl.minimum(stop * PAGE, max_visible))
+
+
+@gluon.jit
+def _copy_keys(keys_desc, base, k_shared, full, stage, needed):
+    mbarrier.expect(full.index(stage), PAGE * DIM, pred=needed)
+    tma.async_copy_global_to_shared(keys_desc, [base, 0], full.index(stage), k_shared.index(stage), pred=needed)
 
 
 @gluon.jit(do_not_specialize=portable.RAGGED_SCALARS)
@@ -313,9 +269,7 @@ def ragged_kernel(
     FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
-    PARTS: gl.constexpr = 2
-    ROWS: gl.constexpr = TOKENS // PARTS
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS * HEADS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -344,90 +298,45 @@ def ragged_kernel(
     if low < high:
         for stage in gl.static_range(STAGES):
             base = low + stage * PAGE
-            _copy(keys_desc, base, k_shared, full, stage, base < high)
+            _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
         q, weights = _load_queries(
-            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, PARTS, ACC
+            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
         )
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
         offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
-        # Of each token of a part: where what it sees begins and ends, and where its row does.
-        starts = ()
-        seen = ()
-        ends = ()
-        for part in gl.static_range(PARTS):
-            offs = part * ROWS + offs_t
-            starts += (gl.load(start_ptr + first + offs, mask=offs < count, other=0)[None, :],)
-            seen += (gl.load(end_ptr + first + offs, mask=offs < count, other=0)[None, :],)
-            ends += (gl.where(offs < count, stop, 0)[None, :],)
+        mask_t = offs_t < count
+        start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)[None, :]
+        end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)[None, :]
+        stop_t = gl.where(mask_t, stop, 0)[None, :]
         q_shared.store(q)
         fence_async_shared()
         gl.thread_barrier()
 
-        n = gl.cdiv(high - low, PAGE)
-        position = low + offs_k
-        scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
-        last_scale = gl.zeros([PAGE], gl.float32, layout=gl.SliceLayout(1, SCORES))
-        rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + position[:, None]
-        second_rows = rows + (ROWS * out_stride - PAGE)
-        nothing = gl.zeros([PAGE, ROWS * HEADS], gl.float32, layout=ACC)
-        relu = nothing
-        mbarrier.wait(full.index(0), 0)
-        # While one part is multiplied, another is summed: the second of some keys beside the first of the next ones.
-        for i in range(n):
-            next_position = position + PAGE
-            next_scale = gl.load(scale_ptr + next_position, mask=next_position < num_keys, other=0.0)
-            dots = _multiply(k_shared.index(i % STAGES), q_shared, 0, PARTS, nothing)
-            last = position[:, None] - PAGE
-            visible = (last >= starts[1]) & (last < seen[1])
-            _write(second_rows, relu, weights[1], last_scale, visible, (last < ends[1]) & (i > 0), FILL)
-            second_dots = _multiply(k_shared.index(i % STAGES), q_shared, 1, PARTS, nothing)
-            # All have read the last keys: their buffer takes those that are next to be copied.
+        key = low + offs_k
+        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + key[:, None]
+        scale = gl.load(scale_ptr + key, mask=key < num_keys, other=0.0)
+        for i in range(gl.cdiv(high - low, PAGE)):
+            buffer = i % STAGES
+            mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
+            dots = _multiply(k_shared.index(buffer), q_shared, ACC)
+            next_scale = gl.load(scale_ptr + key + PAGE, mask=key + PAGE < num_keys, other=0.0)
+            done = warpgroup_mma_wait(0, deps=(dots,))
+            # All have read the keys: their buffer takes those that are next to be copied.
             gl.thread_barrier()
-            following = low + (i + STAGES - 1) * PAGE
-            _copy(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, (i > 0) & (following < high))
-            relu = _relu(warpgroup_mma_wait(1, deps=(dots,)))
-            visible = (position[:, None] >= starts[0]) & (position[:, None] < seen[0])
-            _write(rows, relu, weights[0], scale, visible, position[:, None] < ends[0], FILL)
-            after = gl.minimum(i + 1, n - 1)
-            mbarrier.wait(full.index(after % STAGES), (after // STAGES) & 1)
-            relu = _relu(warpgroup_mma_wait(0, deps=(second_dots,)))
-            last_scale, scale = scale, next_scale
-            position = next_position
-            rows += PAGE
-            second_rows += PAGE
-        last = position[:, None] - PAGE
-        visible = (last >= starts[1]) & (last < seen[1])
-        _write(second_rows, relu, weights[1], last_scale, visible, last < ends[1], FILL)
+            following = low + (i + STAGES) * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
+            score = _score(done, weights) * scale[:, None]
+            if FILL:
+                score = gl.where((key[:, None] >= start_t) & (key[:, None] < end_t), score, float("-inf"))
+            gl.store(out_rows, score, mask=key[:, None] < stop_t)
+            scale = next_scale
+            key += PAGE
+            out_rows += PAGE
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
         _fill(out_ptr, out_stride, count, low + gl.cdiv(gl.maximum(high - low, 0), PAGE) * PAGE, stop)
 
-
-class Config(NamedTuple):
-    """How one launch runs: `tokens` share a read of the keys, which have `stages` buffers.
-
-    `programs` is how many of them a multiprocessor holds.
-    """
-
-    tokens: int
-    stages: int
-    programs: int = 2
-
-
-def choose(tokens: int) -> Config:
-    """The configuration for tokens that see the same keys."""
-    return CONFIGS[min(3, tokens)]
-
-
-CONFIGS = {1: Config(1, 3, 4), 2: Config(2, 3, 4), 3: Config(4, 4, 2)}
-"""Tokens, from 3 on any number -> configuration.
-
-H100, microseconds, the others that were tried with one version of the kernel in brackets:
-    B=1 L=128K N=1      3 buffers, 4 programs   9.6     [5 buffers 10.0, 6 programs 9.9, 12 buffers and 2 programs 11.1]
-    B=16 L=32K N=2      3 buffers, 4 programs   31.0    [2 programs 31.7]
-    B=64 L=32K N=4      4 buffers, 2 programs   157     [3 buffers 156, 5 buffers 158, 6 buffers 159]
-"""
 
 RAGGED_CHUNK = 8192
 """Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
@@ -473,7 +382,6 @@ def launch_paged(
     out: torch.Tensor,
     *,
     fill: bool,
-    config: Config | None = None,
 ) -> None:
     """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths."""
     sequences, tokens, heads, index_dim = q_bnid.shape
@@ -491,18 +399,22 @@ def launch_paged(
     keys = TensorDescriptor(
         index_cache.view(torch.float8_e4m3fn), shape, [LINE, 1], [PAGE.value, DIM.value], KEYS_SHARED.value
     )
-    config = config or choose(tokens)
-    groups = triton.cdiv(tokens, config.tokens)
+    words = LINE // SCALE_BYTES
+    scales = TensorDescriptor(
+        index_cache.view(torch.float32), [shape[0], words], [words, 1], [2, words], SCALES_SHARED.value
+    )
+    shared = min(tokens, MAX_TOKENS)
+    groups = triton.cdiv(tokens, shared)
     max_visible = out.shape[2]
     splits = choose_splits(
-        sequences * groups, triton.cdiv(max_visible, PAGE.value), config.programs * _multiprocessors(q_bnid.device)
+        sequences * groups, triton.cdiv(max_visible, PAGE.value), PROGRAMS * _multiprocessors(q_bnid.device)
     )
     paged_kernel[(sequences * groups * splits,)](
-        keys, index_cache.view(torch.float32), q_bnid, weights_bni, block_table_bp, visible_bn, out,
+        keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
         tokens, pages, max_visible, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
-        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,
+        FILL=fill, TOKENS=shared, STAGES=STAGES, **OPTIONS, launch_pdl=True,
     )  # fmt: skip
 
 
@@ -535,8 +447,6 @@ def launch_ragged(
     out: torch.Tensor,
     *,
     fill: bool,
-    chunk: int = RAGGED_CHUNK,
-    config: Config | None = None,
 ) -> None:
     """Without `fill` what lies outside a token's range is left as it is, or holds any score."""
     num_tokens, heads, index_dim = q_tid.shape
@@ -550,12 +460,11 @@ def launch_ragged(
     keys = TensorDescriptor(
         k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value
     )
-    config = config or choose(4)
-    grid = triton.cdiv(num_tokens, config.tokens) * triton.cdiv(num_keys, chunk)
+    grid = triton.cdiv(num_tokens, MAX_TOKENS) * triton.cdiv(num_keys, RAGGED_CHUNK)
     ragged_kernel[(grid,)](
         keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
-        num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
-        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS,
+        num_tokens, num_keys, heads, RAGGED_CHUNK, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
+        FILL=fill, TOKENS=MAX_TOKENS, STAGES=STAGES, **OPTIONS,
     )  # fmt: skip
 
 
@@ -568,19 +477,18 @@ def aot_cases(target: Target) -> list[AotCase]:
     common |= dict.fromkeys(["q_stride_token", "q_stride_head"], "i32:16")
     ragged = common | dict.fromkeys(["start_ptr", "end_ptr"], "*i32:16") | dict.fromkeys(portable.RAGGED_SCALARS, "i32")
     ragged |= {"scale_ptr": "*fp32:16", "w_stride": "i32:16"}
-    found = []
-    for fill in (True, False):
-        config = choose(4)
-        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
-        name = "ragged" + ("" if fill else "-unfilled")
-        found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
     paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
-    paged |= {"scale_ptr": "*fp32:16"}
+    paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
     paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
     paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
-    for config in CONFIGS.values():
-        for fill in (True, False):
-            constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
-            name = f"paged-tokens{config.tokens}" + ("" if fill else "-unfilled")
-            found.append(AotCase(name, paged_kernel, paged, constexprs, WARPS, options={"launch_pdl": True}))
+    num_warps, registers = OPTIONS["num_warps"], {"maxnreg": OPTIONS["maxnreg"]}
+    found = []
+    for fill in (True, False):
+        of = "" if fill else "-unfilled"
+        constexprs = {"FILL": fill, "TOKENS": MAX_TOKENS, "STAGES": STAGES}
+        found.append(AotCase(f"ragged{of}", ragged_kernel, ragged, constexprs, num_warps, options=registers))
+        for tokens in range(1, MAX_TOKENS + 1):
+            name, constexprs = f"paged-tokens{tokens}{of}", {"FILL": fill, "TOKENS": tokens, "STAGES": STAGES}
+            options = {**registers, "launch_pdl": True}
+            found.append(AotCase(name, paged_kernel, paged, constexprs, num_warps, options=options))
     return found
