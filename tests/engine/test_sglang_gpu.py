@@ -159,18 +159,27 @@ def test_needle_in_long_contexts(tmp_path: Path, cache: str) -> None:
 
 @pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
 def test_an_answer_does_not_depend_on_its_company(checkpoint: Checkpoints, tmp_path: Path, cache: str) -> None:
-    """Bit for bit, with `--enable-deterministic-inference`."""
-    options = (*BFLOAT16, "--kv-cache-dtype", cache, "--enable-deterministic-inference", "--disable-radix-cache")
+    """Bit for bit, with `--enable-deterministic-inference`, also from a cached prefix."""
+    options = (*BFLOAT16, "--kv-cache-dtype", cache, "--enable-deterministic-inference")
     with serve(checkpoint(TinySpec()), tmp_path / "server.log", *options) as url:
         alone = [generate(url, prompt, STEPS) for prompt in PROMPTS]
         for seed in range(4):
+            forget_prefixes(url)
             order = random.Random(seed).sample(range(len(PROMPTS)), len(PROMPTS))
             strangers = [random_prompt(length, seed=100 + seed) for length in (3, 90, 700)]
             batch = [*strangers, *(PROMPTS[i] for i in order)]
             answers = client.complete_together(url, batch, STEPS, generate)[len(strangers) :]
             for i, answer in zip(order, answers, strict=True):
-                assert answer.tokens == alone[i].tokens, f"prompt of {LENGTHS[i]} tokens, batch {seed}"
-                assert answer.logprobs == alone[i].logprobs, f"prompt of {LENGTHS[i]} tokens, batch {seed}"
+                assert_identical(answer, alone[i], f"prompt of {LENGTHS[i]} tokens, batch {seed}")
+        hits = client.complete_together(url, PROMPTS, STEPS, generate)
+    assert all(answer.cached_tokens for answer in hits[-3:])
+    for length, answer, first in zip(LENGTHS, hits, alone, strict=True):
+        assert_identical(answer, first, f"prompt of {length} tokens, cached prefix")
+
+
+def assert_identical(answer: client.Completion, expected: client.Completion, what: str) -> None:
+    assert answer.tokens == expected.tokens, what
+    assert answer.logprobs == expected.logprobs, what
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs 2 GPUs")
