@@ -139,8 +139,7 @@ def test_float32_tokens_equal_hugging_face(checkpoint: Checkpoints, tmp_path: Pa
     float32 = ("--dtype", "float32", "--chunked-prefill-size", "128")
     with serve(model, tmp_path / "server.log", *float32, *options, env=NO_TF32) as url:
         answers = client.complete_together(url, prompts, STEPS, generate)
-    for prompt, answer, truth in zip(prompts, answers, hf_greedy(model, prompts, STEPS), strict=True):
-        print(len(prompt), answer.tokens, truth.tokens)
+    for answer, truth in zip(answers, hf_greedy(model, prompts, STEPS), strict=True):
         assert_same_tokens(answer.tokens, truth, tie=FLOAT32_TIE)
 
 
@@ -194,8 +193,7 @@ def test_two_ranks_answer_as_one_does(checkpoint: Checkpoints, tmp_path: Path) -
     float32 = ("--dtype", "float32", "--chunked-prefill-size", "128", "--tp-size", "2")
     with serve(model, tmp_path / "server.log", *float32, env=NO_TF32) as url:
         answers = client.complete_together(url, prompts, STEPS, generate)
-    for prompt, answer, truth in zip(prompts, answers, hf_greedy(model, prompts, STEPS), strict=True):
-        print(len(prompt), answer.tokens, truth.tokens)
+    for answer, truth in zip(answers, hf_greedy(model, prompts, STEPS), strict=True):
         assert_same_tokens(answer.tokens, truth, tie=FLOAT32_TIE)
 
 
