@@ -37,8 +37,14 @@ class Layers(Protocol):
     def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
         """The outputs cut over the ranks."""
 
-    def row(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
-        """The inputs cut over the ranks, the results added up."""
+    def gate_up(self, inputs: int, width: int, prefix: str) -> nn.Module:
+        """Two matrices of the same width over one input as one product, each one's outputs cut over the ranks."""
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> nn.Module:
+        """The inputs cut over the ranks, the results added up unless told not to."""
+
+    def silu_and_mul(self) -> nn.Module:
+        """silu(first half) * second half."""
 
     def norm(self, size: int, eps: float) -> nn.Module:
         """RMSNorm."""

@@ -141,9 +141,14 @@ class MadeUp:
         """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""
         short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
+        # What is gathered of many long sequences is longer than any: with prefix hits few tokens are enough for that.
+        together = [*_powers(MAX_GATHERED_KEYS // self.max_len + 1)]
         for tokens in (*_powers(most), most):
             for length in lengths:
                 yield self.prefill(tokens, length, tokens // length)
+            for num_seqs in together:
+                if 1 < num_seqs <= tokens:
+                    yield self.prefill(tokens, self.max_len, num_seqs)
             for n in range(1, queries + 1):
                 if n <= tokens <= most_decodes:
                     for length in {*_powers(short), short, self.max_len}:
