@@ -25,6 +25,7 @@ from judge import Errors, Judge, assert_near
 from oracle import assert_same_tokens, hf_greedy
 from rounding import MARGIN, Rounding
 
+from dsv32_plugin.benchmarks import serve as bench
 from dsv32_plugin.serving import SglangServer
 from dsv32_plugin.tiny import TinySpec
 
@@ -179,6 +180,19 @@ def test_an_answer_does_not_depend_on_its_company(checkpoint: Checkpoints, tmp_p
 def assert_identical(answer: client.Completion, expected: client.Completion, what: str) -> None:
     assert answer.tokens == expected.tokens, what
     assert answer.logprobs == expected.logprobs, what
+
+
+@pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
+def test_real_sizes(tmp_path: Path, cache: str) -> None:
+    """DeepSeek-V3.2's, with 2 layers and dummy weights: every kernel is ready, and every probability finite."""
+    bench.write_model(tmp_path / "model", bench.Plan(engine="sglang", experts=16), "plugin", layers=2)
+    prompts = [random_prompt(length, seed=length) for length in (1, 700, 2048, 3000, 9000)]
+    options = ("--load-format", "dummy", "--context-length", "16384", "--chunked-prefill-size", "4096")
+    with serve(tmp_path / "model", tmp_path / "server.log", *BFLOAT16, "--kv-cache-dtype", cache, *options) as url:
+        answers = client.complete_together(url, prompts, STEPS, generate)
+    for answer in answers:
+        assert len(answer.logprobs) == STEPS
+        assert all(map(math.isfinite, answer.logprobs))
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs 2 GPUs")
