@@ -28,7 +28,7 @@ from dsv32_plugin.training.tokenizer import decode, encode
 
 pytestmark = pytest.mark.engine
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 600
 TOPK = 64
 OPTIONS = [
     "--chunked-prefill-size", "512",
