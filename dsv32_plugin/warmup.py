@@ -41,33 +41,43 @@ class WarmUp:
             compiles: whether this process is the one of its machine that compiles; the others find its results on the
                 disk.
         """
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         self._launches, self._batches = Launches(), batches
         with self._launches.record():
             _run_all(layers, batches, hidden_th, slots_tk)
         self._found = time.perf_counter()
-        self._found_s = self._found - started
         self._compilation = self._launches.compile() if compiles else None
 
     def load(self, barrier: Callable[[], None]) -> None:
         """Wait until all is compiled, in all processes, and load it."""
-        begun = time.perf_counter()
+        self._begun = time.perf_counter()
         if self._compilation is not None:
             self._compilation.wait()
         barrier()
-        compiled = time.perf_counter()
-        count = len(self._launches)
+        self._compiled = time.perf_counter()
+        self._count = len(self._launches)
         self._launches.load()
-        self._summary = (
-            f"{count} kernels: found in {self._found_s:.1f} s, compiled for {begun - self._found:.1f} s beside other "
-            f"work and for {compiled - begun:.1f} s alone, loaded in {time.perf_counter() - compiled:.1f} s"
-        )
 
     def run(self, layers: Layers, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> str:
         """Launch what was loaded; returns what to log. The arguments are as before."""
-        started = time.perf_counter()
+        loaded = time.perf_counter()
         _run_all(layers, self._batches, hidden_th, slots_tk)
-        return f"{self._summary}, run in {time.perf_counter() - started:.1f} s"
+        return summary(
+            self._count,
+            found_s=self._found - self._started,
+            beside_s=self._begun - self._found,
+            alone_s=self._compiled - self._begun,
+            loaded_s=loaded - self._compiled,
+            run_s=time.perf_counter() - loaded,
+        )
+
+
+def summary(count: int, *, found_s: float, beside_s: float, alone_s: float, loaded_s: float, run_s: float) -> str:
+    """What is logged of a start; all but the time beside other work prolongs it."""
+    return (
+        f"{count} kernels: found in {found_s:.1f} s, compiled for {beside_s:.1f} s beside other work and for "
+        f"{alone_s:.1f} s alone, loaded in {loaded_s:.1f} s, run in {run_s:.1f} s"
+    )
 
 
 def _run_all(
@@ -131,9 +141,14 @@ class MadeUp:
         """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""
         short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
+        # What is gathered of many long sequences is longer than any: with prefix hits few tokens are enough for that.
+        together = [*_powers(MAX_GATHERED_KEYS // self.max_len + 1)]
         for tokens in (*_powers(most), most):
             for length in lengths:
                 yield self.prefill(tokens, length, tokens // length)
+            for num_seqs in together:
+                if 1 < num_seqs <= tokens:
+                    yield self.prefill(tokens, self.max_len, num_seqs)
             for n in range(1, queries + 1):
                 if n <= tokens <= most_decodes:
                     for length in {*_powers(short), short, self.max_len}:

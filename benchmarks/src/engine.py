@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,19 @@ CACHE_VARIABLES = (
     "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
 )  # fmt: skip
 """Where engines keep what they compile: under --caches, so that a run knows whether it began cold."""
+OWN_START = re.compile(
+    r"dsv32: (\d+) kernels: found in ([\d.]+) s, .* and for ([\d.]+) s alone, loaded in ([\d.]+) s, run in ([\d.]+) s"
+)
+"""What the plugin says of its part of a start."""
+
+
+def own_start(line: str) -> dict[str, float] | None:
+    """Seconds that a start takes for the plugin's kernels, if this line of the log says it."""
+    found = OWN_START.search(line)
+    if found is None:
+        return None
+    count, *seconds = found.groups()
+    return {"kernels": int(count), "own_s": round(sum(map(float, seconds)), 1)}
 
 
 def write_config(run: Run, experts: int, out: Path) -> None:
@@ -156,6 +170,7 @@ class Worker:
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
         self.run = run
         self.tail: deque[str] = deque(maxlen=15)
+        self.own_start: dict[str, float] | None = None
         self._folder = tempfile.TemporaryDirectory()
         caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
         self.state = "warm" if caches.exists() else "cold"
@@ -182,6 +197,7 @@ class Worker:
                     self._results.put(json.loads(text[len(MARK) :]))
                 else:
                     self.tail.append(text.rstrip())
+                    self.own_start = self.own_start or own_start(text)
         self._results.put(None)
 
     def result(self) -> dict[str, Any] | None:
@@ -241,8 +257,10 @@ def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], fo
     if found is None:
         entry["failed"] = list(worker.tail)
         print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
-    elif not args.start_together:
-        entry.setdefault("startup", {})[worker.state] = found
+    else:
+        # Beside the others' starts only what the plugin says of its own part is worth keeping.
+        times = {} if args.start_together else found
+        entry.setdefault("startup", {})[worker.state] = times | (worker.own_start or {})
     print(f"{worker.run.name}: {found}", flush=True)
     save(record, args.output)
 

@@ -156,13 +156,15 @@ def _peak(entry: dict[str, Any]) -> float | None:
     return max((row.get("peak_gib", 0.0) for row in entry.get("rows", {}).values()), default=None)
 
 
-def _startup(state: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda entry: entry.get("startup", {}).get(state, {}).get("first_token_s")
+def _startup(state: str, figure: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda entry: entry.get("startup", {}).get(state, {}).get(figure)
 
 
 OF_THE_ENGINE: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
-    ("start to first token, nothing compiled before", "s", _startup("cold")),
-    ("start to first token, again", "s", _startup("warm")),
+    ("start to first token, nothing compiled before", "s", _startup("cold", "first_token_s")),
+    ("start to first token, again", "s", _startup("warm", "first_token_s")),
+    ("of a start, the plugin's kernels, nothing compiled before", "s", _startup("cold", "own_s")),
+    ("of a start, the plugin's kernels, again", "s", _startup("warm", "own_s")),
     ("most memory held by torch", "GiB", _peak),
 )
 HEADINGS = ("heads", "cache", "case", "unit", *SIDES, "plugin over in-tree")

@@ -11,20 +11,20 @@ from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorO
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin import __version__
-from dsv32_plugin.attention import DsaAttention
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURE, DRAFT_MODEL_PATH, guard, weights
+from dsv32_plugin.sglang_adapter.attention import DsaAttention
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
-from dsv32_plugin.sglang_adapter.moe import Mlp, Moe
+from dsv32_plugin.sglang_adapter.moe import Moe
 from dsv32_plugin.sglang_adapter.options import longest_sequence
 from dsv32_plugin.sglang_adapter.pool import announce_index_keys
 from dsv32_plugin.weights import layer_of
@@ -32,8 +32,8 @@ from dsv32_plugin.weights import layer_of
 logger = logging.getLogger(__name__)
 
 
-class DsaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
+class DsaDecoderLayer(DecoderLayer):
+    """Layer `layer` of the checkpoint."""
 
     def __init__(
         self,
@@ -43,35 +43,14 @@ class DsaDecoderLayer(nn.Module):
         rope_table_pr: torch.Tensor,
         prefix: str,
     ) -> None:
-        super().__init__()
         layers = SglangLayers(quant_config)
-        self.selects = config.selects(layer)
-        self.self_attn = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
-        self.mlp: nn.Module
+        attention = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
+        mlp: nn.Module
         if config.is_moe(layer):
-            self.mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
+            mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
         else:
-            self.mlp = Mlp(config.hidden_size, config.intermediate_size, quant_config, f"{prefix}.mlp")
-        self.input_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        positions_t: torch.Tensor,
-        hidden_th: torch.Tensor,
-        residual_th: torch.Tensor | None,
-        slots_tk: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual_th is None:
-            residual_th = hidden_th
-            hidden_th = self.input_layernorm(hidden_th)
-        else:
-            hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
-        backend = get_attn_backend()
-        caches = backend.token_to_kv_pool.layer_caches(self.self_attn.layer, self.selects)
-        hidden_th = self.self_attn.attend(backend.forward_metadata, positions_t, hidden_th, slots_tk, caches)
-        hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
-        return self.mlp(hidden_th), residual_th
+            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp")
+        super().__init__(config, layers, attention, mlp)
 
 
 def rope_table_of(config: DsaConfig) -> torch.Tensor:

@@ -6,8 +6,6 @@ was ready.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ import httpx
 import needle
 import torch
 from client import generate, random_prompt
-from judge import Judge
+from judge import Errors, Judge, assert_near
 from oracle import assert_same_tokens, hf_greedy
 from rounding import MARGIN, Rounding
 
@@ -103,7 +101,7 @@ VARIANTS = {
 }
 
 
-def errors(url: str, judge: Judge) -> dict[str, float]:
+def errors(url: str, judge: Judge) -> dict[str, Errors]:
     """Every way to the same answers: prefill alone and batched, decode alone and batched, from a cached prefix."""
     alone = [client.input_logprobs(url, prompt) for prompt in PROMPTS]
     found = {"prefill alone": judge.errors_of_prompts(alone)}
@@ -122,10 +120,7 @@ def test_error_against_float32(checkpoint: Checkpoints, tmp_path: Path, name: st
     model = checkpoint(variant.spec)
     with serve(model, tmp_path / "server.log", *variant.options) as url:
         found = errors(url, Judge(model, PROMPTS, variant.rounding))
-    if report := os.environ.get("DSV32_PARITY_REPORT"):
-        with Path(report).open("a") as out:
-            out.write(json.dumps({"variant": name, "margin": variant.margin, **found}) + "\n")
-    assert max(found.values()) <= variant.margin, found
+    assert_near(found, variant.margin, engine="sglang", variant=name)
 
 
 @pytest.mark.parametrize("options", [(), ("--disable-cuda-graph",)], ids=["graphs", "eager"])
