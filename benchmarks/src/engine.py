@@ -330,12 +330,12 @@ def main() -> int:
     parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
     parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
-    parser.add_argument("--experts", type=int, default=32, help="routed experts, the same on every side (V3.2 has 256)")
+    parser.add_argument("--experts", type=int, default=16, help="routed experts, the same on every side (V3.2 has 256)")
     parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
     parser.add_argument(
         "--head-start", type=float, default=0.0, help="then, seconds that the first side begins before the others"
     )
-    parser.add_argument("--cache-gib", type=float, default=5.0, help="size of the KV cache")
+    parser.add_argument("--cache-gib", type=float, default=4.0, help="size of the KV cache")
     parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
     parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
