@@ -19,7 +19,7 @@ LENGTHS = (2048, 32768, 131072)
 BATCHES = (1, 16, 64)
 LONGEST_DENSE = 32768
 """Longer prompts take the dense side longer than all the others' cases together."""
-MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 4}
+MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 2}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 PREFILL, DECODE, GRAPH = "prefill", "decode", "graph"
 ROUNDS = {PREFILL: 4, DECODE: 4, GRAPH: 1}
