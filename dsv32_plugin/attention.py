@@ -37,8 +37,14 @@ class Layers(Protocol):
     def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
         """The outputs cut over the ranks."""
 
-    def row(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
-        """The inputs cut over the ranks, the results added up."""
+    def gate_up(self, inputs: int, width: int, prefix: str) -> nn.Module:
+        """Two matrices of the same width over one input as one product, each one's outputs cut over the ranks."""
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> nn.Module:
+        """The inputs cut over the ranks, the results added up unless told not to."""
+
+    def silu_and_mul(self) -> nn.Module:
+        """silu(first half) * second half."""
 
     def norm(self, size: int, eps: float) -> nn.Module:
         """RMSNorm."""
@@ -129,7 +135,7 @@ class DsaAttention(nn.Module):
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
         indexer = self.indexer if selected_tk is not None else None
-        # Steps of decodes alone leave most of a GPU idle: there the selection and the queries' projections run at once.
+        # In steps of decodes alone many launches leave most of a GPU idle: there some run at once.
         aside = SideStream(hidden_th.device, enabled=indexer is not None and not batch.prefill_chunks)
         if indexer is not None:
             with aside.work():
@@ -138,13 +144,15 @@ class DsaAttention(nn.Module):
         if indexer is not None:
             assert selected_tk is not None
             assert caches.index_keys is not None, "a layer that selects has index keys"
+            aside.join()
+            query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
             with aside.work():
-                query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
                 dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks)
-        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
-        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+        q_thd = self._queries(q_a_tl)
+        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
+        kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr, out=q_rope_thr)
         if selected_tk is None and dsa.expands(batch, self.num_heads):
-            values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
+            values_thv = self._attend_expanded(batch, q_thd, caches.latents)
         else:
             q_latent_thc = self.kv_up.absorb(q_nope_thd)
             aside.join()
@@ -153,7 +161,7 @@ class DsaAttention(nn.Module):
 
     def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
         """Every matrix product of `attend`, and no attention: for a run without caches."""
-        q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+        q_nope_thd = self._queries(self._projected(hidden_th)[0])[..., : self.nope]
         return self.o_proj(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))[0]
 
     def _attend_latents(
@@ -166,24 +174,22 @@ class DsaAttention(nn.Module):
     ) -> torch.Tensor:
         return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
 
-    def _attend_expanded(
-        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, latent_cache: torch.Tensor
-    ) -> torch.Tensor:
+    def _attend_expanded(self, batch: DsaBatch, q_thd: torch.Tensor, latent_cache: torch.Tensor) -> torch.Tensor:
         """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
-        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        values_thv = q_thd.new_empty(*q_thd.shape[:2], self.kv_up.value_dim)
         if batch.decodes is not None:
             rows = batch.decodes.tokens
             decodes = replace(batch, seq_t=aligned(batch.seq_t[rows]), visible_t=aligned(batch.visible_t[rows]))
-            q_latent_thc = self.kv_up.absorb(q_nope_thd[rows])
-            values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr[rows], latent_cache, None)
+            q_nope_thd, q_rope_thr = q_thd[rows].split([self.nope, self.rope], dim=-1)
+            q_latent_thc = self.kv_up.absorb(q_nope_thd)
+            values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr, latent_cache, None)
         for chunk in batch.prefill_chunks:
             rows = chunk.tokens
             rows_sc = kernels.gather_latents(
-                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_nope_thd.dtype
+                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_thd.dtype
             )
             k_shd, v_shv = self.kv_up.expand(rows_sc)
-            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
-            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+            kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
         return values_thv
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -191,11 +197,9 @@ class DsaAttention(nn.Module):
         q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
-    def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
-        q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
-        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        return q_nope_thd, q_rope_thr
+    def _queries(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        """Queries [T, H, nope + R], whose rope part is not yet rotated."""
+        return self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
 
     def _write_caches(
         self,

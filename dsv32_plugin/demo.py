@@ -10,10 +10,8 @@ import argparse
 import json
 import os
 import re
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +113,7 @@ def run(
     stdout.print(f"checkpoint  {model}", soft_wrap=True, markup=False)
     stdout.print(f"server      {' '.join(server.command)}", soft_wrap=True, markup=False)
     try:
-        with _stopping_on_sigterm(), server:
+        with serving.stopping_on_sigterm(), server:
             ready_s = _wait(server, chosen.command)
             stdout.print(f"ready       {ready_s:.1f} s")
             wrong = _conversations(f"{server.url}/v1", max_tokens)
@@ -273,20 +271,6 @@ def _texts(delta: Any) -> Iterator[tuple[str, str]]:
 def _printable(text: str) -> str:
     """A model may say anything, terminal control sequences included."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-@contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM leave the block like Ctrl-C does, so that the server is stopped."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def add_command(subparsers: Any) -> None:

@@ -12,7 +12,8 @@ import torch
 class SideStream:
     """Work beside the current stream's; on a device without streams, or where not `enabled`, in its place.
 
-    Graphs capture both streams. What a block allocates is for blocks alone: only what existed before is shared.
+    Graphs capture both streams. A tensor that one stream made and the other reads has to live until the next `join`;
+    one made in a block, until the next block.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
@@ -40,5 +41,8 @@ class SideStream:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for the whole process, whose memory is kept apart from the main stream's."""
-    return torch.cuda.Stream(device)
+    """One for the whole process, whose memory is kept apart from the main stream's.
+
+    It goes first where both wait for room: what runs aside is short, and what comes after the join waits for it.
+    """
+    return torch.cuda.Stream(device, priority=-1)

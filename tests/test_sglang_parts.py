@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -12,10 +15,11 @@ pytest.importorskip("sglang")
 
 import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import cpu, options
-from dsv32_plugin.sglang_adapter.backend import DsaBackend
+from dsv32_plugin.sglang_adapter import cpu, options, pool
+from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
 
@@ -63,7 +67,7 @@ def test_too_few_pages_take_none() -> None:
 def backend() -> Any:
     """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
     made: Any = object.__new__(DsaBackend)
-    made.page_size, made.max_context_len, made.topk, made.on_cpu = PAGE, 64, 8, True
+    made.page_size, made.max_context_len, made.topk, made.on_cpu, made.drafted = PAGE, 64, 8, True, 3
     req_to_token = torch.zeros(4, 70, dtype=torch.int32)
     for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
         req_to_token[row, :length] = first * PAGE + torch.arange(length)
@@ -80,7 +84,7 @@ def test_a_decode_step(backend: Any, in_graph: bool) -> None:
         seq_lens=lengths,
         seq_lens_cpu=None if in_graph else lengths,
         out_cache_loc=torch.tensor([6 * PAGE + 15, 9 * PAGE + 7, 5 * PAGE]),
-        forward_mode=SimpleNamespace(is_decode=lambda: True),
+        forward_mode=ForwardMode.DECODE,
     )
     (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
     batch = backend.forward_metadata
@@ -103,7 +107,7 @@ def test_a_mixed_step(backend: Any) -> None:
         extend_seq_lens=torch.tensor([8, 1, 1], dtype=torch.int32),
         extend_seq_lens_cpu=[8, 1, 1],
         out_cache_loc=torch.arange(10),
-        forward_mode=SimpleNamespace(is_decode=lambda: False, is_extend_without_speculative=lambda: True),
+        forward_mode=ForwardMode.MIXED,
     )
     backend.init_forward_metadata(step)
     batch = backend.forward_metadata
@@ -118,15 +122,63 @@ def test_a_mixed_step(backend: Any) -> None:
 
 @pytest.mark.parametrize(("enabled", "served"), [(True, True), (True, False), (False, True)])
 def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enabled: bool, served: bool) -> None:
-    monkeypatch.delenv("DSV32_BATCH_INVARIANT", raising=False)
     monkeypatch.setattr(options, "serves", lambda args: served)
     args: Any = SimpleNamespace(enable_deterministic_inference=enabled, attention_backend="dsv32")
     seen = []
-    options.adjust_for_determinism(lambda args: seen.append(args.attention_backend), args)
+    with patch.dict(os.environ):
+        options.adjust_for_determinism(lambda args: seen.append(args.attention_backend), args)
+        assert settings.batch_invariant() is (enabled and served)
     assert seen == ["triton" if enabled and served else "dsv32"]
     assert args.attention_backend == "dsv32"
-    assert settings.batch_invariant() is (enabled and served)
-    monkeypatch.delenv("DSV32_BATCH_INVARIANT", raising=False)
+
+
+def eagle_step(mode: ForwardMode, lengths: list[int], tokens: int) -> Any:
+    """Requests 2 and 3, with `tokens` new ones in all."""
+    return SimpleNamespace(
+        batch_size=2,
+        req_pool_indices=torch.tensor([2, 3]),
+        seq_lens=torch.tensor(lengths),
+        seq_lens_cpu=torch.tensor(lengths),
+        out_cache_loc=torch.arange(tokens),
+        forward_mode=mode,
+    )
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    ("mode", "lengths"),
+    # SGLang's lengths are those before a verdict, and those after what the draft model reads of it.
+    [(ForwardMode.TARGET_VERIFY, [10, 37]), (ForwardMode.DRAFT_EXTEND_V2, [13, 40])],
+    ids=["verify", "draft-extend"],
+)
+def test_a_verdict(backend: Any, mode: ForwardMode, lengths: list[int], in_graph: bool) -> None:
+    """The three tokens of a sequence share one read of its keys."""
+    step = eagle_step(mode, lengths, tokens=6)
+    (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
+    batch = backend.forward_metadata
+    assert batch.visible_t.tolist() == [11, 12, 13, 38, 39, 40]
+    assert batch.seq_t.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.decodes.visible_bn.shape == (2, 3)
+    assert batch.block_table_bp[:, :3].tolist() == [[6, 0, 0], [7, 8, 9]]
+    assert batch.max_visible == (64 if in_graph else 40)
+
+
+def test_padding_shorter_than_its_tokens_sees_nothing(backend: Any) -> None:
+    backend.init_forward_metadata_in_graph(eagle_step(ForwardMode.DRAFT_EXTEND_V2, [1, 2], tokens=6))
+    assert backend.forward_metadata.visible_t.tolist() == [0, 0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_the_draft_models_own_steps(backend: Any, in_graph: bool) -> None:
+    """Slots come for all steps at once, sequence after sequence, those of the last step unused."""
+    steps: Any = object.__new__(DraftSteps)
+    steps.num_drafts, steps.attn_backends = 3, [backend, copy.copy(backend)]
+    step = eagle_step(ForwardMode.DECODE, [10, 37], tokens=6)
+    (steps.init_forward_metadata_in_graph if in_graph else steps.init_forward_metadata)(step)
+    batches = [made.forward_metadata for made in steps.attn_backends]
+    assert [batch.slots_t.tolist() for batch in batches] == [[0, 3], [1, 4]]
+    assert [batch.visible_t.tolist() for batch in batches] == [[11, 38], [12, 39]]
+    assert [batch.max_visible for batch in batches] == ([64, 64] if in_graph else [38, 39])
 
 
 @pytest.fixture
@@ -153,6 +205,16 @@ def test_a_packed_matrix_holds_its_parts_in_order(packed: Any, rows: int) -> Non
 def test_a_part_of_another_size_is_refused(packed: Any) -> None:
     with pytest.raises(ValueError, match=r"expected \(128, 3\)"):
         packed.load_part(torch.nn.Parameter(torch.zeros(576, 3)), torch.zeros(127, 3), 1)
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)
+def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, needed: int) -> None:
+    """As its pool configurator reckons: this many elements of the class's type, 128 values and a scale of 4 bytes."""
+    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    pool.announce_index_keys(dtype)
+    elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
+    reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
+    assert needed <= reckoned <= 1.05 * needed
 
 
 def test_the_last_slot_of_a_sequence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _add_layer(commands: Any) -> None:
     parser = commands.add_parser("layer", help="one attention layer against the context: dense, in-tree and ours")
     parser.add_argument("--contexts", type=_sizes, help="tokens, e.g. 1k,32k,128k (default: 1k to 128k by doubling)")
     parser.add_argument("--batches", type=_sizes, help="sequences of a decode (default: 1,16,64)")
-    parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128)")
+    parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128,16)")
     _add_run_options(parser)
     parser.set_defaults(handler=_layer)
 
@@ -48,7 +49,8 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--backend", type=_names, metavar="NAMES", help="of plugin,in-tree,dense (default: plugin)")
     parser.add_argument("--workload", type=_names, metavar="NAMES", help="of chat,document,agent (default: chat)")
-    parser.add_argument("--rate", type=float, help="requests a second (default: 2)")
+    rate_help = "requests a second, alone (one after the other) or burst (all at once); the default is alone,2,burst"
+    parser.add_argument("--rate", type=_rates, metavar="RATES", help=rate_help)
     parser.add_argument("--requests", type=int, help="of each workload (default: 64)")
     parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
     parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
@@ -60,6 +62,15 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_serve)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """ValueError, which argparse reports, for what is no number."""
+    named = {"alone": 0.0, "burst": math.inf}
+    rates = tuple(named[part] if part in named else float(part) for part in text.split(","))
+    if not all(rate >= 0 for rate in rates):
+        raise ValueError("a rate below 0")
+    return rates
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -89,7 +100,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_plot(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="draw records as PNG files beside them")
+    parser = commands.add_parser("plot", help="draw records as PNG files beside them, layers of several GPUs together")
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
     parser.set_defaults(handler=_plot)
 
@@ -127,19 +138,21 @@ def _precompile(arguments: argparse.Namespace) -> None:
 def _kernels(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import bench_kernels, harness
 
+    started = time.monotonic()
     if not arguments.list:
         _precompile(arguments)
-    return harness.handle(bench_kernels.cases, arguments, "kernels")
+    return harness.handle(bench_kernels.cases, arguments, "kernels", started)
 
 
 def _layer(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import layer, layer_view
 
+    started = time.monotonic()
     chosen = {name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
     whole = not chosen and arguments.seconds == math.inf
     output = arguments.output or records.default_path("layer", whole=whole)
     _precompile(arguments)
-    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds)
+    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds, started)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -174,9 +187,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _plot(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import plots
 
-    for path in arguments.records:
-        for picture in plots.draw(records.read(path, *plots.PICTURES), path):
-            stdout.print(str(picture), soft_wrap=True)
+    found = {path: records.read(path, *plots.PICTURES) for path in arguments.records}
+    written = [picture for path, record in found.items() for picture in plots.draw(record, path)]
+    if layers := {path: record for path, record in found.items() if record["kind"] == "layer"}:
+        written += plots.draw_layers(list(layers.values()), next(iter(layers)).with_suffix(".png"))
+    for picture in written:
+        stdout.print(str(picture), soft_wrap=True)
     return 0
 
 

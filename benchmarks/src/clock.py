@@ -17,6 +17,8 @@ ROUNDS = 15
 ROUND_US = 3000.0
 """One timing covers about this long, so that the clock's resolution does not matter."""
 FLUSH_BYTES = 128 << 20
+FLUSHES = 20
+"""So many together tell what one takes."""
 
 Launch = Callable[[], Any]
 
@@ -49,8 +51,7 @@ class GpuClock:
         self._pool = torch.cuda.graph_pool_handle()
         self._flush_buffer = torch.ones(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
         self._flush_result = torch.empty((), dtype=torch.float32, device="cuda")
-        self._flushes = self._capture([self._flush] * 20)
-        self._flush_us = statistics.median(self._replay_us(self._flushes) for _ in range(9)) / 20
+        self._flushes = self._capture([self._flush] * FLUSHES)
 
     def _flush(self) -> None:
         # Reading leaves clean lines: the measured kernel pays no write-back that is not its own.
@@ -83,22 +84,26 @@ class GpuClock:
         end.synchronize()
         return start.elapsed_time(end) * 1e3
 
+    def _flush_us(self) -> float:
+        return self._replay_us(self._flushes) / FLUSHES
+
     def time(self, variants: dict[str, Launch], *, cold: bool = True) -> dict[str, Timing]:
-        """Flushes are captured between the launches and their time is taken off."""
+        """Flushes are captured between the launches; what they take in the same rounds is taken off."""
+        flush_us = self._flush_us() if cold else 0.0
         graphs = {}
         for name, launch in variants.items():
             once_us = self._replay_us(self._capture([launch]))
-            repeats = max(1, round(ROUND_US / (once_us + (self._flush_us if cold else 0.0))))
-            launches: list[Launch] = []
-            for _ in range(repeats):
-                launches += [self._flush, launch] if cold else [launch]
-            graphs[name] = (self._capture(launches), repeats)
+            repeats = max(1, round(ROUND_US / (once_us + flush_us)))
+            graphs[name] = (self._capture([self._flush, launch] * repeats if cold else [launch] * repeats), repeats)
+        flushes: list[float] = []
         samples: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(ROUNDS):
+            if cold:
+                flushes.append(self._flush_us())
             for name, (graph, repeats) in graphs.items():
-                us = self._replay_us(graph) / repeats
-                samples[name].append(us - self._flush_us if cold else us)
-        return {name: timing(values) for name, values in samples.items()}
+                samples[name].append(self._replay_us(graph) / repeats)
+        flush_us = statistics.median(flushes) if cold else 0.0
+        return {name: timing([us - flush_us for us in values]) for name, values in samples.items()}
 
 
 class CpuClock:
@@ -129,8 +134,11 @@ def timing(values: list[float]) -> Timing:
     return Timing(round(statistics.median(ordered), 2), round(low, 2), round(high, 2))
 
 
-def ceilings(clock: Clock) -> dict[str, float]:
-    """What this device reaches in the largest simple cases: bytes copied (read and written) and matrix products."""
+def ceilings(clock: Clock) -> dict[str, Any]:
+    """What this device reaches in the largest simple cases: bytes copied (read and written) and matrix products.
+
+    A device without an fp8 product has "fp8_missing", the reason, in the place of "fp8_flops_per_us".
+    """
     size, copied = (8192, 1 << 30) if DEVICE == "cuda" else (256, 1 << 20)
     source = torch.ones(copied, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
@@ -138,21 +146,14 @@ def ceilings(clock: Clock) -> dict[str, float]:
     b = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
     c = torch.empty_like(a)
     variants: dict[str, Launch] = {"copy": lambda: target.copy_(source), "bf16": lambda: torch.mm(a, b, out=c)}
-    a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
     one = torch.ones((), device=DEVICE)
-
-    def product() -> torch.Tensor:
-        return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
-
+    missing = {}
     try:
-        product()
-        variants["fp8"] = product
-    except (RuntimeError, ValueError, NotImplementedError):
-        pass  # a device without an fp8 product computes fp8 work in bfloat16
+        a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
+        torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
+        variants["fp8"] = lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        missing["fp8_missing"] = str(error).partition("\n")[0]
     us = {name: result.median_us for name, result in clock.time(variants, cold=False).items()}
-    flops = 2 * size**3
-    return {
-        "bytes_per_us": 2 * copied / us["copy"],
-        "bf16_flops_per_us": flops / us["bf16"],
-        "fp8_flops_per_us": flops / us.get("fp8", us["bf16"]),
-    }
+    products = {f"{name}_flops_per_us": 2 * size**3 / us[name] for name in ("bf16", "fp8") if name in us}
+    return {"bytes_per_us": 2 * copied / us["copy"], **products, **missing}

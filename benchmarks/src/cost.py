@@ -92,14 +92,13 @@ def table(record: dict[str, Any]) -> Table:
     found = Table(title=f"US$ a million tokens on {record['gpu']}", title_justify="left", header_style="bold")
     for heading in ("step", "side", *(f"{context >> 10}K" for context in contexts)):
         found.add_column(heading, no_wrap=True, min_width=5)
-    for cells in cells_of(record):
+    for cells in cells_of(record, contexts):
         found.add_row(*cells)
     return found
 
 
-def cells_of(record: dict[str, Any]) -> list[list[str]]:
+def cells_of(record: dict[str, Any], contexts: list[int]) -> list[list[str]]:
     """A line a step and side: the dollars at each context."""
-    contexts = sorted({row["L"] for row in record["rows"]})
     usd = {(row["mode"], row["side"], row["L"]): f"{row['usd_per_million']:.3f}" for row in record["rows"]}
     return [
         [mode, side, *(usd.get((mode, side, context), "") for context in contexts)]

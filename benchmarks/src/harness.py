@@ -67,14 +67,26 @@ def shape_text(shape: dict[str, int | str]) -> str:
     return " ".join(f"{name}={value}" for name, value in shape.items())
 
 
-def floor_us(work: Work, ceiling: dict[str, float]) -> tuple[float, str]:
+def floor_us(work: Work, ceiling: dict[str, Any]) -> tuple[float, str]:
     """The time below which no implementation can go here, and what sets it."""
     by_bytes = work.bytes / ceiling["bytes_per_us"]
-    by_flops = work.flops / ceiling[f"{work.dtype}_flops_per_us"]
+    # A device without an fp8 product computes fp8 work in bfloat16; `ceilings_text` says so.
+    dtype = "bf16" if work.dtype == "fp8" and "fp8_missing" in ceiling else work.dtype
+    by_flops = work.flops / ceiling[f"{dtype}_flops_per_us"]
     return (round(by_bytes, 2), "bytes") if by_bytes >= by_flops else (round(by_flops, 2), "arithmetic")
 
 
-def measure(case: Case, clock: Clock, ceiling: dict[str, float]) -> dict[str, Any]:
+def ceilings_text(ceiling: dict[str, Any]) -> str:
+    """What the floors of a record come from."""
+    bf16 = f"{ceiling['bf16_flops_per_us'] / 1e6:.3g} TFLOP/s in bfloat16"
+    if "fp8_missing" in ceiling:
+        fp8 = f"no fp8 product ({ceiling['fp8_missing']}), so that fp8 work has bfloat16's floor"
+    else:
+        fp8 = f"{ceiling['fp8_flops_per_us'] / 1e6:.3g} in fp8"
+    return f"Ceilings of this run: {ceiling['bytes_per_us'] / 1e6:.3g} TB/s copied, {bf16}, {fp8}."
+
+
+def measure(case: Case, clock: Clock, ceiling: dict[str, Any]) -> dict[str, Any]:
     """One result row. An error stands in the row instead of a speed."""
     row: dict[str, Any] = {"operation": case.operation, "shape": case.shape, "must": case.must, "aim": case.aim}
     try:
@@ -110,9 +122,14 @@ def measure(case: Case, clock: Clock, ceiling: dict[str, float]) -> dict[str, An
     return row
 
 
-def run(cases: Iterable[Case], output: Path, *, only: str = "", seconds: float = math.inf) -> dict[str, Any]:
-    """Measure the cases whose name contains every word of `only`; the record is on disk after every case."""
-    started = time.monotonic()
+def run(
+    cases: Iterable[Case], output: Path, *, only: str = "", seconds: float = math.inf, started: float | None = None
+) -> dict[str, Any]:
+    """Measure the cases whose name contains every word of `only`; the record is on disk after every case.
+
+    `started`: when the command did, if that was before, for the seconds that it took and may take.
+    """
+    started = time.monotonic() if started is None else started
     chosen = [case for case in cases if all(word in case.name for word in only.split())]
     peers.load()
     clock = new_clock()
@@ -196,6 +213,7 @@ def missing(record: dict[str, Any]) -> dict[str, str]:
 def show(record: dict[str, Any]) -> int:
     """Print the record; the exit status: 1 if some result was wrong."""
     stdout.print(table(record))
+    stdout.print(f"{ceilings_text(record['ceilings'])} {record['seconds']} s in all.", soft_wrap=True, markup=False)
     for peer, reason in missing(record).items():
         stdout.print(f"missing: {peer} ({reason})", style="yellow", markup=False, soft_wrap=True)
     if record["not_run"]:
@@ -218,10 +236,12 @@ def main(cases: Callable[[], list[Case]], name: str, argv: list[str] | None = No
     return handle(cases, parser.parse_args(argv), name)
 
 
-def handle(cases: Callable[[], list[Case]], arguments: argparse.Namespace, name: str) -> int:
+def handle(
+    cases: Callable[[], list[Case]], arguments: argparse.Namespace, name: str, started: float | None = None
+) -> int:
     if arguments.list:
         stdout.print("\n".join(case.name for case in cases()), markup=False)
         return 0
     whole = not arguments.only and arguments.seconds == math.inf
     output = arguments.output or records.default_path(name, whole=whole)
-    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds))
+    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds, started=started))

@@ -35,7 +35,8 @@ class Plan:
 
     contexts: Sequence[int] = tuple(1 << n for n in range(10, 18))
     batches: Sequence[int] = (1, 16, 64)
-    heads: Sequence[int] = (128,)
+    heads: Sequence[int] = (128, 16)
+    """All of the model, and those of one of 8 tensor parallel ranks."""
     chunk: int = 4096
     """Tokens of a prefill step; the whole prompt where the context is shorter."""
     hidden: int = 7168
@@ -62,25 +63,27 @@ def run(
     output: Path,
     *,
     seconds: float = math.inf,
+    started: float | None = None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Measure every step of the plan; the record is on disk after each."""
-    deadline = time.monotonic() + seconds
+    """Measure every step of the plan; the record is on disk after each. `started`: when the command did."""
+    started = time.monotonic() if started is None else started
     torch.manual_seed(0)
     peers.load()
     clock = new_clock()
     record: dict[str, Any] = {
         **records.provenance("layer"), "method": METHOD, "ceilings": ceilings(clock), "chunk": plan.chunk, "rows": [],
-        "not_run": [], "crossovers": [],
+        "not_run": [], "crossovers": [], "seconds": 0,
     }  # fmt: skip
     for step in plan.steps():
-        if time.monotonic() > deadline:
+        if time.monotonic() - started > seconds:
             record["not_run"].append(describe(step))
             continue
         for row in measure(step, clock):
             record["rows"].append(row)
             on_row(row)
         record["crossovers"] = crossovers(record["rows"])
+        record["seconds"] = round(time.monotonic() - started)
         records.write(record, output)
     records.write(record, output)
     return record

@@ -13,7 +13,7 @@ from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import stdout
 
 
-def run(plan: layer.Plan, output: Path, seconds: float) -> int:
+def run(plan: layer.Plan, output: Path, seconds: float, started: float) -> int:
     with progress() as bar:
         task = bar.add_task("", total=len(plan.steps()) * len(SIDES))
 
@@ -21,7 +21,7 @@ def run(plan: layer.Plan, output: Path, seconds: float) -> int:
             bar.update(task, advance=1, description=line(row))
             bar.console.print(line(row), markup=False, soft_wrap=True)
 
-        record = layer.run(plan, output, seconds=seconds, on_row=on_row)
+        record = layer.run(plan, output, seconds=seconds, started=started, on_row=on_row)
     return show(record)
 
 
@@ -55,11 +55,19 @@ def crossover_text(row: dict[str, Any]) -> str:
     return f"{name} is faster than dense {begin}, {row['gain_at_longest']:.2f} times at {row['longest']}"
 
 
+def crossover_cell(row: dict[str, Any]) -> str:
+    if row["context"] is None:
+        return f"not up to {row['longest']}"
+    begin = "always" if row["from_start"] else f"{row['context']:.0f}"
+    return f"{begin} ({row['gain_at_longest']:.2f} ×)"
+
+
 def show(record: dict[str, Any]) -> int:
     """Print the record; the exit status: 1 if some side was wrong."""
     stdout.print(table(record))
     for row in record["crossovers"]:
         stdout.print(crossover_text(row), soft_wrap=True, markup=False)
+    stdout.print(f"{record['seconds']} s in all", soft_wrap=True)
     reasons = {f"missing: {row['side']} ({row['missing']})": None for row in record["rows"] if "missing" in row}
     for reason in reasons:
         stdout.print(reason, style="yellow", soft_wrap=True, markup=False)

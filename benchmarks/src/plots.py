@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, crossovers, curves
+from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves
+from dsv32_plugin.benchmarks.records import model_of
 from dsv32_plugin.console import CommandError
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"dense": "#8c8c8c", "in-tree": "#e08214", "ours": "#2166ac"}
 LABELS = {"dense": "dense MLA", "in-tree": "vLLM's sparse attention", "ours": "dsv32-plugin"}
+LINES = ("-", "--", ":", "-.")
 OPERATION_COLOURS = dict(
     zip(OPERATIONS, ("#cccccc", "#7fbf7b", "#b2abd2", "#fdb863", "#e66101", "#f4a14e", "#2166ac"), strict=True)
 )
@@ -26,23 +31,34 @@ STYLE = {
 
 
 def draw(record: dict[str, Any], path: Path) -> list[Path]:
-    """Every picture of the record at `path`, as PNG files beside it.
+    """Every picture of the record at `path` alone, as PNG files beside it.
 
     Raises:
         CommandError: matplotlib is missing.
     """
+    written = paths(record, path)
+    for picture, make in zip(written, PICTURES[record["kind"]].values(), strict=False):
+        _save(functools.partial(make, record), picture)
+    return written
+
+
+def draw_layers(records: Sequence[dict[str, Any]], picture: Path) -> list[Path]:
+    """The times of the layers that were measured on several GPUs, in one picture."""
+    measured = [record for record in records if paths(record, picture)]
+    if measured:
+        _save(functools.partial(layers, measured), picture)
+    return [picture] if measured else []
+
+
+def _save(make: Callable[[], Figure], picture: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
         raise CommandError("the plots need matplotlib; pip install 'dsv32-plugin[bench]'") from error
     matplotlib.use("Agg")
-    written = []
     with matplotlib.rc_context(STYLE):
-        for picture, make in zip(paths(record, path), PICTURES[record["kind"]].values(), strict=False):
-            # No version of the library inside: the same record gives the same file.
-            make(record).savefig(picture, metadata={"Software": None})
-            written.append(picture)
-    return written
+        # No version of the library inside: the same record gives the same file.
+        make().savefig(picture, metadata={"Software": None})
 
 
 def paths(record: dict[str, Any], path: Path) -> list[Path]:
@@ -60,97 +76,108 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, list(axes.flat)
 
 
-def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """`count` panels, two a row."""
-    columns = min(count, 2)
-    rows = -(-count // columns)
-    figure, axes = _figure(rows, columns, width * columns, height * rows)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes
+def _panels(keys: Iterable[Key], width: float, height: float) -> tuple[Figure, dict[Key, Axes]]:
+    """A panel for each curve of a layer: a row for each number of heads, prefill first."""
+    keys = list(keys)
+    rows = sorted({heads for _, _, heads in keys}, reverse=True)
+    columns = sorted({(mode != "prefill", mode, batch) for mode, batch, _ in keys})
+    figure, axes = _figure(len(rows), len(columns), width * len(columns), height * len(rows))
+    found = {}
+    for axis, (heads, (_, mode, batch)) in zip(axes, itertools.product(rows, columns), strict=True):
+        found[mode, batch, heads] = axis
+        axis.set_title(f"{mode}, {heads} heads" if mode == "prefill" else f"decode, batch {batch}, {heads} heads")
+        axis.set_visible((mode, batch, heads) in keys)
+    return figure, found
 
 
-def _footer(figure: Figure, record: dict[str, Any], text: str) -> None:
-    warning = f"\n{record['meaningless']}" if "meaningless" in record else ""
-    figure.supxlabel(
-        f"{textwrap.fill(text, 120)}\n{record['gpu']}, commit {record['commit']}{warning}", fontsize=7, color="#555555"
-    )
+def _footer(figure: Figure, records: Sequence[dict[str, Any]], text: str) -> None:
+    where = ["; ".join(f"{record['gpu']}, commit {record['commit']}" for record in records)]
+    warnings = dict.fromkeys(record["meaningless"] for record in records if "meaningless" in record)
+    # As wide as the picture, at about 14 characters an inch.
+    wide = int(14 * figure.get_figwidth())
+    lines = [*textwrap.wrap(text, wide), *where, *warnings]
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color="#555555")
 
 
 def _context_axis(axes: Axes, contexts: list[int]) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(contexts, [f"{n >> 10}K" if n >= 1024 else str(n) for n in contexts])
+    labelled = contexts[::-1][::2]
+    axes.set_xticks(labelled, [f"{n >> 10}K" if n >= 1024 else str(n) for n in labelled])
     axes.minorticks_off()
     axes.set_xlabel("context, tokens")
 
 
 def _time_axis(axes: Axes, values: list[float]) -> None:
+    """Logarithmic, but from 0 where the times are close to each other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    steps = (1, 2, 5) if max(values) > 20 * min(values) else (1, 1.5, 2, 3, 5, 7)
-    axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
+    if max(values) < 3 * min(values):
+        axes.set_ylim(0, 1.1 * max(values))
+    else:
+        axes.set_yscale("log")
+        steps = (1, 2, 5) if max(values) > 20 * min(values) else (1, 1.5, 2, 3, 5, 7)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=steps))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("µs a layer")
+    axes.set_ylabel("ms a layer")
 
 
-def layer(record: dict[str, Any]) -> Figure:
-    """Time against context, a panel for each mode and batch; the cross-over with dense is marked."""
-    panels = curves(record["rows"])
-    figure, axes = _grid(len(panels), 4.0, 2.8)
-    crossing = {(row["mode"], row["B"], row["H"], row["side"]): row for row in crossovers(record["rows"])}
-    for axis, (key, sides) in zip(axes, panels.items(), strict=False):
-        contexts = sorted({n for measured in sides.values() for n in measured})
-        for side in (name for name in SIDES if name in sides):
-            points = sorted(sides[side].items())
-            x, total = [n for n, _ in points], [row["total"] for _, row in points]
-            axis.plot(x, [t["median_us"] for t in total], "o-", ms=3, color=COLOURS[side], label=LABELS[side])
-            low, high = [t["low_us"] for t in total], [t["high_us"] for t in total]
-            axis.fill_between(x, low, high, color=COLOURS[side], alpha=0.2, lw=0)
-            found = crossing.get((*key, side))
-            if found and found["context"] and not found["from_start"]:
-                axis.axvline(found["context"], color=COLOURS[side], ls=":", lw=1)
-        mode, batch, heads = key
-        axis.set_title(f"{mode}, {heads} heads" if mode == "prefill" else f"decode, batch {batch}, {heads} heads")
-        _time_axis(axis, [row["total"]["median_us"] for measured in sides.values() for row in measured.values()])
-        _context_axis(axis, contexts)
-    axes[0].legend(frameon=False, fontsize=8)
-    _footer(figure, record, "One attention layer with its projections; dotted: from here on faster than dense")
+def layers(records: Sequence[dict[str, Any]]) -> Figure:
+    """Time against context, a panel for each mode, batch and number of heads; a line style for each GPU."""
+    panels = [curves(record["rows"]) for record in records]
+    figure, axes = _panels(dict.fromkeys(key for found in panels for key in found), 3.0, 2.6)
+    for key, axis in axes.items():
+        mine = [found.get(key, {}) for found in panels]
+        values = [
+            row["total"]["median_us"] / 1e3 for sides in mine for points in sides.values() for row in points.values()
+        ]
+        if not values:
+            continue
+        for sides, style in zip(mine, LINES, strict=False):
+            for side in (name for name in SIDES if name in sides):
+                x, rows = zip(*sorted(sides[side].items()), strict=True)
+                y = [row["total"]["median_us"] / 1e3 for row in rows]
+                axis.plot(x, y, style, marker="o", ms=2.5, lw=1.4, color=COLOURS[side])
+        _time_axis(axis, values)
+        _context_axis(axis, sorted({n for sides in mine for points in sides.values() for n in points}))
+    from matplotlib.lines import Line2D
+
+    shown = [side for side in SIDES if any(side in sides for found in panels for sides in found.values())]
+    handles = [Line2D([], [], color=COLOURS[side], marker="o", ms=2.5, label=LABELS[side]) for side in shown]
+    gpus = [model_of(record["gpu"]) for record in records]
+    handles += [Line2D([], [], color="black", ls=style, label=gpu) for gpu, style in zip(gpus, LINES, strict=False)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    _footer(figure, records, "One attention layer with its projections, cold L2 cache, under a CUDA graph")
     return figure
 
 
 def layer_operations(record: dict[str, Any]) -> Figure:
-    """Where the time goes: stacked by operation at three contexts, for the prefill and the largest decode."""
+    """Where the time goes: stacked by operation at three contexts."""
     panels = curves(record["rows"])
-    heads = max((key[2] for key in panels), default=0)
-    keys = [key for key in panels if key[0] == "prefill" and key[2] == heads]
-    keys += sorted((key for key in panels if key[0] == "decode" and key[2] == heads), key=lambda key: key[1])
-    figure, axes = _grid(len(keys), 4.0, 3.0)
+    figure, axes = _panels(panels, 3.4, 2.9)
     used: dict[str, None] = {}
-    for axis, key in zip(axes, keys, strict=False):
-        contexts = sorted({n for measured in panels[key].values() for n in measured})
+    for key, sides in panels.items():
+        contexts = sorted({n for measured in sides.values() for n in measured})
         shown = sorted({contexts[0], contexts[len(contexts) // 2], contexts[-1]})
         place, ticks = 0.0, []
         for context in shown:
-            for side in (name for name in SIDES if context in panels[key].get(name, {})):
+            for side in (name for name in SIDES if context in sides.get(name, {})):
                 bottom = 0.0
-                for operation, us in panels[key][side][context]["operations"].items():
-                    axis.bar(place, us / 1e3, 0.85, bottom=bottom, color=OPERATION_COLOURS[operation])
+                for operation, us in sides[side][context]["operations"].items():
+                    axes[key].bar(place, us / 1e3, 0.85, bottom=bottom, color=OPERATION_COLOURS[operation])
                     bottom += us / 1e3
                     used[operation] = None
                 ticks.append((place, f"{side} {context >> 10}K"))
                 place += 1
             place += 0.6
-        axis.set_xticks([at for at, _ in ticks], [text for _, text in ticks], rotation=90, fontsize=7)
-        axis.set_title(f"prefill, {heads} heads" if key[0] == "prefill" else f"decode, batch {key[1]}, {heads} heads")
-        axis.set_ylabel("ms a layer")
-        axis.grid(axis="x", visible=False)
+        axes[key].set_xticks([at for at, _ in ticks], [text for _, text in ticks], rotation=90, fontsize=7)
+        axes[key].set_ylabel("ms a layer")
+        axes[key].grid(axis="x", visible=False)
     from matplotlib.patches import Patch
 
     handles = [Patch(color=OPERATION_COLOURS[name], label=name) for name in OPERATIONS if name in used]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    _footer(figure, record, "An operation's time is what it adds to the chain of those before it")
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _footer(figure, [record], "An operation's time is what it adds to the chain of those before it")
     return figure
 
 
@@ -173,7 +200,7 @@ def kernels(record: dict[str, Any]) -> Figure:
     axis.margins(x=0.3, y=0.01)
     axis.set_xlabel("speed over the best peer (cold L2; above 1 ours is faster)")
     axis.grid(axis="y", visible=False)
-    _footer(figure, record, "Medians of interleaved rounds under CUDA graphs, every result proven right first")
+    _footer(figure, [record], "Medians of interleaved rounds under CUDA graphs, every result proven right first")
     return figure
 
 
@@ -193,39 +220,42 @@ def cost(record: dict[str, Any]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.set_title(mode)
     axes[0].legend(frameon=False, fontsize=8)
-    _footer(figure, record, record["method"])
+    _footer(figure, [record], record["method"])
     return figure
 
 
 def serve(record: dict[str, Any]) -> Figure:
-    """Throughput, time to the first token and time per token of each workload, by backend."""
+    """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
     rows = [row for row in record["rows"] if "ttft_ms" in row]
-    panels = (
-        ("output tokens a second", lambda row: row["output_tokens_per_s"]),
-        ("first token, ms (median)", lambda row: row["ttft_ms"]["median"]),
-        ("per token, ms (median)", lambda row: row["tpot_ms"]["median"]),
-    )
-    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.2)
-    workloads = list(dict.fromkeys(row["workload"] for row in rows))
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
+    labels = {"plugin": LABELS["ours"], "in-tree": f"{rows[0]['engine']} alone", "dense": LABELS["dense"]}
     backends = [name for name in colours if any(row["backend"] == name for row in rows)]
-    for axis, (title, value) in zip(axes, panels, strict=True):
+    loads_of = collections.Counter(row["layers"] for row in rows)
+    layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))
+    rows = [row for row in rows if row["layers"] == layers]
+    loads, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("load", "workload"))
+    panels = (
+        ("first token, ms (median)", loads[0], lambda row: row["ttft_ms"]["median"]),
+        ("per token, ms (median)", loads[0], lambda row: row["tpot_ms"]["median"]),
+        ("tokens a second, in and out", loads[-1], lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"]),
+    )
+    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.4)
+    for axis, (title, load, value) in zip(axes, panels, strict=True):
         for i, backend in enumerate(backends):
-            mine = {row["workload"]: value(row) for row in rows if row["backend"] == backend}
+            mine = {row["workload"]: value(row) for row in rows if (row["backend"], row["load"]) == (backend, load)}
             places = [workloads.index(name) + (i - (len(backends) - 1) / 2) * 0.25 for name in mine]
-            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=backend)
+            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=labels[backend])
         axis.set_xticks(range(len(workloads)), workloads)
-        axis.set_title(title)
+        axis.set_title(f"{title}; {load}", fontsize=9)
         axis.grid(axis="x", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
-    _footer(figure, record, record["method"])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    _footer(figure, [record], f"{layers} layers. {record['method']}")
     return figure
 
 
 PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "kernels": {"": kernels},
-    "layer": {"": layer, "-operations": layer_operations},
+    "layer": {"-operations": layer_operations},
     "cost": {"": cost},
     "serve": {"": serve},
 }

@@ -33,9 +33,13 @@ def default_path(kind: str, *, whole: bool = True) -> Path:
     results = CHECKOUT / "benchmarks" / "results"
     if not (whole and torch.cuda.is_available() and results.is_dir()):
         return Path(os.environ.get("OUT", "bench-results")) / f"{kind}.json"
-    name = torch.cuda.get_device_name()
-    model = re.search(r"[A-Za-z]*\d+[A-Za-z]*", name)
-    return results / (model.group() if model else name).lower() / f"{kind}.json"
+    return results / model_of(torch.cuda.get_device_name()).lower() / f"{kind}.json"
+
+
+def model_of(gpu: str) -> str:
+    """`H100` of `NVIDIA H100 80GB HBM3`."""
+    model = re.search(r"[A-Za-z]*\d+[A-Za-z]*", gpu)
+    return model.group() if model else gpu
 
 
 def provenance(kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,46 +63,80 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
         path = results / file
         return lambda: render(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
 
-    def each(kind: str, render: Callable[[Record, str], str], *, picture: bool = True) -> Callable[[], str]:
-        def sections() -> Iterator[str]:
-            for path in sorted(results.glob(f"*/{kind}*.json")):
-                record = records.read(path, kind)
-                yield f"{source(record)}\n"
-                if picture:
-                    yield from (f"{link}\n" for link in pictures(path, record, folder))
-                yield render(record, path.stem) + "\n"
+    def each(kind: str, render: Callable[[Record], str]) -> Callable[[], str]:
+        """A section for each GPU."""
 
-        return lambda: "\n".join(sections()).rstrip() or NOT_MEASURED
+        def sections() -> str:
+            found = load(results, kind)
+            return "\n\n".join(f"{source(record)}\n\n{render(record)}" for record in found.values())
+
+        return lambda: sections() or NOT_MEASURED
+
+    def together(kind: str, render: Callable[[list[Record]], str], pictures: Callable[[], str]) -> Callable[[], str]:
+        """The GPUs side by side, with the pictures before the tables."""
+
+        def section() -> str:
+            found = list(load(results, kind).values())
+            sources = "\\\n".join(source(record) for record in found)
+            return "\n\n".join((sources, pictures(), render(found))) if found else NOT_MEASURED
+
+        return section
+
+    def beside(kind: str) -> Callable[[], str]:
+        """The pictures of the records of a kind, in the columns of a table."""
+
+        def table() -> str:
+            found = {path: record for path, record in load(results, kind).items() if plots.paths(record, path)}
+            headings = [records.model_of(record["gpu"]) for record in found.values()]
+            links = [link(picture, folder) for path, record in found.items() for picture in plots.paths(record, path)]
+            return markdown(headings, [links]) if len(links) > 1 else "".join(links)
+
+        return table
+
+    def of_layers() -> str:
+        found = load(results, "layer")
+        alone = [picture for path, record in found.items() for picture in plots.paths(record, path)]
+        return "\n\n".join(link(picture, folder) for picture in (results / LAYERS, *alone))
 
     return {
         "compile matrix": single("compile_matrix.json", compile_matrix.markdown),
         "recall": single("recall.json", recall.markdown),
         "engine speed": single("engine.json", engine_view.markdown),
-        "speed": each("kernels", kernels_table, picture=False),
-        "kernels": each("kernels", kernels_summary),
-        "layer": each("layer", layer_table),
-        "cost": each("cost", cost_table),
+        "speed": each("kernels", kernels_table),
+        "kernels": together("kernels", kernels_summary, beside("kernels")),
+        "layer": together("layer", layer_tables, of_layers),
+        "cost": together("cost", cost_table, beside("cost")),
         "serve": each("serve", serve_table),
-        "headline": lambda: headline(results) or NOT_MEASURED,
+        "headline": lambda: headline(list(load(results, "layer").values()), link(results / LAYERS, folder)),
     }
 
 
+LAYERS = "layer.png"
+"""The picture of every GPU's layers, in the folder of the results."""
+
+
+def load(results: Path, kind: str) -> dict[Path, Record]:
+    return {path: records.read(path, kind) for path in sorted(results.glob(f"*/{kind}*.json"))}
+
+
 def draw_all(results: Path) -> list[Path]:
-    """The pictures of every record, beside it."""
-    return [picture for path in sorted(results.glob("*/*.json")) for picture in plots.draw(records.read(path), path)]
+    """The pictures of every record, beside it, and that of all layers."""
+    found = [picture for path in sorted(results.glob("*/*.json")) for picture in plots.draw(records.read(path), path)]
+    return found + plots.draw_layers(list(load(results, "layer").values()), results / LAYERS)
 
 
-def pictures(path: Path, record: Record, folder: Path) -> Iterator[str]:
-    for picture in plots.paths(record, path):
-        place = Path(os.path.relpath(picture, folder)).as_posix()
-        yield f"![{picture.stem} on {record['gpu']}]({place})"
+def link(picture: Path, folder: Path) -> str:
+    place = Path(os.path.relpath(picture, folder)).as_posix()
+    text = "one attention layer against the context" if picture.name == LAYERS else picture.stem
+    return f"![{text}]({place})"
 
 
 def source(record: Record) -> str:
     """Where a record comes from, in one line."""
     command = f", `{record['command']}`" if "command" in record else ""
+    seconds = f", {record['seconds']} s" if "seconds" in record else ""
     warning = f" **{record['meaningless']}**" if "meaningless" in record else ""
-    return f"{record['gpu']}, commit {record['commit']}, {record['date']}{command}.{warning}"
+    return f"{record['gpu']}, commit {record['commit']}, {record['date']}{command}{seconds}.{warning}"
 
 
 def markdown(headings: list[str], rows: list[list[str]]) -> str:
@@ -110,86 +144,147 @@ def markdown(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def kernels_table(record: Record, name: str) -> str:
+def kernels_table(record: Record) -> str:
     found = markdown(list(harness.HEADINGS), [harness.cells(row) for row in record["rows"]])
     if record["not_run"]:
         found += "\n\nNot run: " + ", ".join(record["not_run"])
-    return found + missing(harness.missing(record))
+    return f"{harness.ceilings_text(record['ceilings'])}\n\n{found}" + missing(harness.missing(record))
 
 
-def kernels_summary(record: Record, name: str) -> str:
-    """A line an operation: how its cases compare with the best peer of each."""
-    speed: dict[str, list[float]] = {}
-    wrong: dict[str, int] = {}
-    for row in record["rows"]:
-        wrong[row["operation"]] = wrong.get(row["operation"], 0) + ("error" in row)
-        if "speedup" in row:
-            speed.setdefault(row["operation"], []).append(row["speedup"])
+def kernels_summary(found: list[Record]) -> str:
+    """A line an operation: how its cases compare with the best peer of each, on each GPU."""
     rows = []
-    for operation in wrong:
-        values = speed.get(operation, [])
-        mean = f"{math.exp(sum(map(math.log, values)) / len(values)):.2f}" if values else ""
-        limits = f"{min(values):.2f} to {max(values):.2f}" if values else ""
-        rows.append([operation, str(len(values)), mean, limits, str(wrong[operation] or "")])
-    table = markdown(["operation", "cases with a peer", "speed over the best (mean)", "range", "wrong"], rows)
-    return table + missing(harness.missing(record))
+    for operation in dict.fromkeys(row["operation"] for record in found for row in record["rows"]):
+        line = [operation]
+        for record in found:
+            mine = [row for row in record["rows"] if row["operation"] == operation]
+            speed = [row["speedup"] for row in mine if "speedup" in row]
+            mean = math.exp(sum(map(math.log, speed)) / len(speed)) if speed else math.nan
+            wrong = sum("error" in row for row in mine)
+            line.append(str(len(speed)) + (f", {wrong} wrong" if wrong else ""))
+            line += [f"{mean:.2f}", f"{min(speed):.2f} to {max(speed):.2f}"] if speed else ["", ""]
+        rows.append(line)
+    gpus = [records.model_of(record["gpu"]) for record in found]
+    columns = ("cases with a peer", "speed over the best (mean)", "range")
+    table = markdown(["operation", *(f"{gpu}: {column}" for gpu in gpus for column in columns)], rows)
+    return table + "".join(missing(harness.missing(record), gpu) for record, gpu in zip(found, gpus, strict=True))
 
 
-def missing(reasons: dict[str, str]) -> str:
-    return "".join(f"\n\nMissing: {peer} ({reason})." for peer, reason in reasons.items())
+def missing(reasons: dict[str, str], where: str = "") -> str:
+    return "".join(f"\n\nMissing{where and f' on {where}'}: {peer} ({reason})." for peer, reason in reasons.items())
 
 
-def layer_table(record: Record, name: str) -> str:
-    rows = []
-    for (mode, batch, heads), sides in curves(record["rows"]).items():
-        for context in sorted({n for measured in sides.values() for n in measured}):
-            us = {side: sides.get(side, {}).get(context, {}).get("total", {}).get("median_us") for side in SIDES}
-            times = [f"{us[side]:.1f}" if us[side] else "" for side in SIDES]
-            gains = [f"{us[peer] / us['ours']:.2f}" if us[peer] and us["ours"] else "" for peer in ("dense", "in-tree")]
-            rows.append([mode, str(batch), str(heads), str(context), *times, *gains])
-    headings = ["step", "sequences", "heads", "context", *(f"{side} µs" for side in SIDES)]
-    table = markdown([*headings, "over dense", "over in-tree"], rows)
-    crossing = "\n".join(f"- {layer_view.crossover_text(row)}" for row in record["crossovers"])
-    reasons = {f"{row['side']}": row["missing"] for row in record["rows"] if "missing" in row}
+def layer_tables(found: list[Record]) -> str:
+    """The times of each GPU side by side, a table for each number of heads, and where sparse passes dense."""
+    measured = [curves(record["rows"]) for record in found]
+    gpus = [records.model_of(record["gpu"]) for record in found]
+    keys = list(dict.fromkeys(key for panels in measured for key in panels))
+    methods = dict.fromkeys(record["method"] for record in found)
     whose = dict.fromkeys(
-        f"{row['side']} {row['mode']}: {row['kernels']}" for row in record["rows"] if "kernels" in row
+        f"{row['side']} {row['mode']}: {row['kernels']}"
+        for record in found
+        for row in record["rows"]
+        if "kernels" in row
     )
-    return f"{record['method']} Kernels: {'; '.join(whose)}.\n\n{table}\n\n{crossing}{missing(reasons)}"
+    parts = [f"{' '.join(methods)} Kernels: {'; '.join(whose)}."]
+    columns = (*(f"{side} µs" for side in SIDES), "over dense", "over in-tree")
+    headings = ["step", "sequences", "context", *(f"{gpu}: {column}" for gpu in gpus for column in columns)]
+    for heads in sorted({key[2] for key in keys}, reverse=True):
+        rows = []
+        for mode, batch, _ in (key for key in keys if key[2] == heads):
+            sides = [panels.get((mode, batch, heads), {}) for panels in measured]
+            for context in sorted({n for each in sides for points in each.values() for n in points}):
+                cells = [cell for each in sides for cell in layer_cells(each, context)]
+                rows.append([mode, str(batch), str(context), *cells])
+        parts += [f"{heads} heads:", markdown(headings, rows)]
+    parts += ["Faster than dense from this context on, and how much at the longest:", crossing_table(found, gpus)]
+    for record, gpu in zip(found, gpus, strict=True):
+        reasons = {row["side"]: row["missing"] for row in record["rows"] if "missing" in row}
+        parts[-1] += missing(reasons, gpu)
+    return "\n\n".join(parts)
 
 
-def cost_table(record: Record, name: str) -> str:
-    contexts = sorted({row["L"] for row in record["rows"]})
-    table = markdown(["step", "side", *(f"{context >> 10}K" for context in contexts)], cost.cells_of(record))
-    return f"US dollars a million tokens: {record['method']}.\n\n{table}"
+def layer_cells(sides: dict[str, dict[int, Record]], context: int) -> list[str]:
+    us = {side: sides.get(side, {}).get(context, {}).get("total", {}).get("median_us") for side in SIDES}
+    times = [f"{us[side]:.1f}" if us[side] else "" for side in SIDES]
+    gains = [f"{us[peer] / us['ours']:.2f}" if us[peer] and us["ours"] else "" for peer in ("dense", "in-tree")]
+    return times + gains
 
 
-def serve_table(record: Record, name: str) -> str:
+def crossing_table(found: list[Record], gpus: list[str]) -> str:
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for record, gpu in zip(found, gpus, strict=True):
+        for row in record["crossovers"]:
+            line = rows.setdefault((row["mode"], str(row["B"]), str(row["H"])), {})
+            line[f"{gpu}: {row['side']}"] = layer_view.crossover_cell(row)
+    headings = list(dict.fromkeys(heading for line in rows.values() for heading in line))
+    table = [[*key, *(line.get(heading, "") for heading in headings)] for key, line in rows.items()]
+    return markdown(["step", "sequences", "heads", *headings], table)
+
+
+def cost_table(found: list[Record]) -> str:
+    contexts = sorted({row["L"] for record in found for row in record["rows"]})
+    rows = [[records.model_of(record["gpu"]), *cells] for record in found for cells in cost.cells_of(record, contexts)]
+    table = markdown(["GPU", "step", "side", *(f"{context >> 10}K" for context in contexts)], rows)
+    return f"US dollars a million tokens: {'; '.join(dict.fromkeys(record['method'] for record in found))}.\n\n{table}"
+
+
+def serve_table(record: Record) -> str:
     rows = []
     for row in record["rows"]:
-        start = [row["engine"], row["backend"], row["workload"], f"{row['rate']:g}"]
+        start = [row["engine"], row["backend"], str(row["layers"]), row["workload"], row["load"]]
         if "error" in row:
-            rows.append([*start, row["error"], "", "", "", ""])
+            rows.append([*start, "failed", "", "", "", ""])
             continue
-        latencies = [f"{row[key]['median']:.1f} ({row[key]['p99']:.1f})" for key in ("ttft_ms", "tpot_ms")]
+        latencies = [f"{row[key]['median']:.1f} ({row[key]['p90']:.1f})" for key in ("ttft_ms", "tpot_ms")]
         rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
         rows.append([*start, f"{row['completed']} of {row['requests']}", *latencies, *rates])
-    headings = ["engine", "backend", "workload", "requests/s", "answered", "first token ms (p99)", "per token ms (p99)"]
-    return f"{record['method']}\n\n" + markdown([*headings, "input tokens/s", "output tokens/s"], rows)
+    headings = ["engine", "backend", "layers", "workload", "load", "answered", "first token ms (p90)"]
+    measured = markdown([*headings, "per token ms (p90)", "input tokens/s", "output tokens/s"], rows)
+    busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
+    return f"{record['method']} The client used at most {busy:.0%} of a core.\n\n{measured}{serve_extended(record)}"
 
 
-def headline(results: Path) -> str:
-    """The longest context of every layer record: one line a mode and batch."""
-    rows = []
-    for path in sorted(results.glob("*/layer.json")):
-        record = records.read(path, "layer")
-        for (mode, batch, heads), sides in curves(record["rows"]).items():
-            shared = [n for n in sides.get("ours", {}) if n in sides.get("dense", {})]
-            if not shared:
+def serve_extended(record: Record) -> str:
+    """What two depths say about the whole model, apart from what was measured."""
+    deeper = [row for row in record["rows"] if "extrapolated" in row]
+    rows = [
+        [row["engine"], row["backend"], row["workload"], row["load"]]
+        + [f"{row['extrapolated'][key]:.1f}" for key in ("ttft_ms", "tpot_ms")]
+        for row in deeper
+    ]
+    if not rows:
+        return ""
+    methods = dict.fromkeys(row["extrapolated"]["method"] for row in deeper)
+    layers = deeper[0]["extrapolated"]["layers"]
+    headings = ["engine", "backend", "workload", "load", "first token ms", "per token ms"]
+    return f"\n\nExtended to {layers} layers, not measured: {'; '.join(methods)}.\n\n{markdown(headings, rows)}"
+
+
+def headline(found: list[Record], picture: str) -> str:
+    """The longest context of every layer record: a line a mode, batch and number of heads, the GPUs side by side."""
+    lines: dict[tuple[str, int], dict[str, str]] = {}
+    gpus = [records.model_of(record["gpu"]) for record in found]
+    columns = ("ours µs", "over dense MLA (ahead from)", "over vLLM's sparse")
+    for record, gpu in zip(found, gpus, strict=True):
+        ahead = {(row["mode"], row["B"], row["H"]): row for row in record["crossovers"] if row["side"] == "ours"}
+        for key, sides in curves(record["rows"]).items():
+            if key not in ahead:
                 continue
-            context = max(shared)
-            us = {side: rows_of[context]["total"]["median_us"] for side, rows_of in sides.items() if context in rows_of}
+            mode, batch, heads = key
+            longest, begin = ahead[key]["longest"], ahead[key]["context"]
+            _, _, us, over_dense, over_in_tree = layer_cells(sides, longest)
             step = f"{mode}, {heads} heads" + ("" if mode == "prefill" else f", batch {batch}")
-            gains = [f"{us[peer] / us['ours']:.2f} ×" if peer in us else "" for peer in ("dense", "in-tree")]
-            rows.append([record["gpu"], step, f"{context >> 10}K", f"{us['ours']:.0f}", *gains])
-    headings = ["GPU", "one attention layer", "context", "ours µs", "over dense MLA", "over vLLM's sparse"]
-    return markdown(headings, rows) if rows else ""
+            dense = f"{over_dense} × ({'never' if begin is None else f'{begin / 1024:.1f}K'})"
+            values = (f"{float(us):.0f}", dense, over_in_tree and f"{over_in_tree} ×")
+            line = lines.setdefault((step, longest), {})
+            line |= {f"{gpu}: {column}": value for column, value in zip(columns, values, strict=True)}
+    if not lines:
+        return NOT_MEASURED
+    headings = list(dict.fromkeys(heading for line in lines.values() for heading in line))
+    rows = [
+        [step, f"{context >> 10}K", *(line.get(heading, "") for heading in headings)]
+        for (step, context), line in lines.items()
+    ]
+    commits = "; ".join(f"{record['gpu']}: commit {record['commit']}" for record in found)
+    return f"{markdown(['one attention layer', 'context', *headings], rows)}\n\n{commits}.\n\n{picture}"

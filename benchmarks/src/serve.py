@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from typing import Any
 
 from dsv32_plugin import demo, doctor, serving, tiny
 from dsv32_plugin.benchmarks import records, serve_client
-from dsv32_plugin.benchmarks.serve_client import WORKLOADS, Workload
+from dsv32_plugin.benchmarks.serve_client import WORKLOADS
 from dsv32_plugin.console import CommandError
 
 SERVERS: dict[str, type[serving.Server]] = {"vllm": serving.VllmServer, "sglang": serving.SglangServer}
@@ -29,7 +31,16 @@ FULL_LAYERS = 61
 MODEL = "bench"
 PROOF = re.compile(r"dsv32: serving .*")
 """The line of the server's log that only our model writes."""
-WARM_UP = Workload("warm-up", (64, 0.1, 96), (8, 0.1, 12))
+WARM_UPS = 8
+"""Requests of each workload, all at once, before the first is measured: engines compile kernels when they meet them."""
+ENVIRONMENT = {
+    **demo.ENVIRONMENT,
+    # vLLM would compile FlashInfer's sampler at the first start, for minutes; greedy answers do not use it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # Nor every DeepGEMM kernel there is: those that the load needs are compiled while it warms up.
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
+}
+"""The same for every server."""
 
 REAL = tiny.TinySpec(
     hidden_size=7168, num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=128, q_lora_rank=1536,
@@ -39,13 +50,17 @@ REAL = tiny.TinySpec(
 """DeepSeek-V3.2 in bfloat16, with one dense layer instead of three."""
 
 METHOD = (
-    "Open loop: Poisson arrivals from one client, prompts of random token ids, answers of fixed length; every backend "
-    "gets the same requests. {model}."
+    "One client. Requests come alone, each sent when the last is answered; in an open loop with Poisson arrivals, "
+    "whether or not the server keeps up; or in a burst, all at once. Prompts of random token ids, answers of fixed "
+    "length; every backend gets the same requests, after a warm-up with others. {model}."
 )
-DUMMY = "DeepSeek-V3.2's sizes with few layers and dummy bfloat16 weights"
+DUMMY = (
+    "DeepSeek-V3.2's sizes with few layers, {heads} heads on one GPU, {experts} of 256 experts, dummy bfloat16 weights"
+)
 EXTRAPOLATION = (
-    "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers "
-    "at the same load: layers add up, the rest of a step does not depend on them, and the queue is as long as here"
+    "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers, "
+    "of requests that were alone, so that nothing queued: each further layer takes as long as those between. It is a "
+    "model of {full} such layers on one GPU, not of a served DeepSeek-V3.2"
 )
 
 
@@ -59,7 +74,8 @@ class Plan:
     layers: Sequence[int] = (2,)
     experts: int = 256
     heads: int = 128
-    rate: float = 2.0
+    rates: Sequence[float] = (0.0, 2.0, math.inf)
+    """Requests a second, from low to high. 0: each alone, sent when the last is answered; infinite: all at once."""
     requests: int = 64
     longest: int = 131072
     seed: int = 0
@@ -75,21 +91,41 @@ def run(
     plan: Plan, output: Path, *, on_state: Callable[[str], None] = lambda text: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Start, load and stop each server in turn; the record is on disk after each workload.
+    """Start, load and stop each server in turn; the record is on disk after each row.
+
+    A record of the same commit, versions, GPU and method that is at `output` is added to, so that servers can be
+    measured one by one; what is measured again replaces what it had.
 
     Raises:
         CommandError: the engine or a part of it is missing, or the plugin would not serve.
     """
     check(plan)
-    method = METHOD.format(model=f"Checkpoint {plan.checkpoint.name}" if plan.checkpoint else DUMMY)
+    dummy = DUMMY.format(heads=plan.heads, experts=plan.experts)
+    method = METHOD.format(model=f"Checkpoint {plan.checkpoint.name}" if plan.checkpoint else dummy)
     record: dict[str, Any] = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
-    for backend in plan.backends:
-        for layers in plan.layers:
+    if output.exists():
+        record = merged(records.read(output, "serve"), record)
+    with serving.stopping_on_sigterm():
+        for backend, layers in itertools.product(plan.backends, plan.layers):
             for row in serve(plan, backend, layers, on_state):
-                record["rows"].append(row)
                 on_row(row)
-                extrapolate(record["rows"])
+                record = merged(record, {**record, "rows": [row]})
                 records.write(record, output)
+    return record
+
+
+IDENTITY = ("engine", "backend", "layers", "workload", "load")
+"""What tells one row of a record from another."""
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both records as one where they are of one kind, else the new one."""
+    if any(old[key] != new[key] for key in ("gpu", "cuda", "versions", "commit", "method", "seed")):
+        return new
+    rows = {tuple(row[key] for key in IDENTITY): row for row in (*old["rows"], *new["rows"])}
+    commands = dict.fromkeys((*old["command"].split("; "), *new["command"].split("; ")))
+    record = {**new, "command": "; ".join(commands), "rows": list(rows.values())}
+    extrapolate(record["rows"])
     return record
 
 
@@ -113,9 +149,10 @@ def check(plan: Plan) -> None:
             raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
 
 
-def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The rows of one server: one a workload."""
-    about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers, "rate": plan.rate}
+def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of one server: one a workload and rate, as they are measured."""
+    about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers}
+    loads = [(workload, rate) for workload in plan.workloads for rate in plan.rates]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv32-bench-")))
         model = plan.checkpoint or folder / "model"
@@ -123,10 +160,9 @@ def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]
             write_model(model, plan, backend, layers)
         else:
             about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-        # vLLM would compile FlashInfer's sampler at the first start, for minutes; greedy answers do not use it.
-        switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0"}
         server = SERVERS[plan.engine](
-            model, options(plan, backend), log_path=folder / "server.log", env={**demo.ENVIRONMENT, **switch}
+            model, options(plan, backend), log_path=folder / "server.log", env={**ENVIRONMENT, **switch}
         )
         name = f"{plan.engine} {backend}, {layers} layers"
         about["server"] = " ".join(server.command[2:])
@@ -138,26 +174,40 @@ def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]
             if (proof is not None) != (backend == "plugin"):
                 raise serving.ServerError(f"another backend serves than {backend}\n{server.log_tail()}")
             about["served_by"] = proof.group() if proof else f"{plan.engine}'s own code"
-            rows = []
-            load(server.url, plan, WARM_UP, 4, lambda: None)
             for workload in plan.workloads:
+                on_state(f"{name}: {workload}, warming up")
+                warm_up = replace(plan, seed=plan.seed + 1, requests=min(WARM_UPS, plan.requests))
+                load(server.url, warm_up, workload, math.inf, lambda: None)
+            while loads:
+                workload, rate = loads[0]
                 state = functools.partial(_say, on_state, f"{name}: {workload}", plan.requests, itertools.count(1))
-                figures = load(server.url, plan, WORKLOADS[workload], plan.requests, state)
+                figures = load(server.url, plan, workload, rate, state)
                 server.check_running()
-                rows.append({**about, "workload": workload, **figures})
-            return rows
+                yield {**about, "workload": workload, "load": load_name(rate), **figures}
+                loads.pop(0)
         except serving.ServerError as error:
-            return [{**about, "workload": workload, "error": str(error)[-2000:]} for workload in plan.workloads]
+            for workload, rate in loads:
+                yield {**about, "workload": workload, "load": load_name(rate), "error": str(error)[-2000:]}
 
 
 def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
     on_state(f"{label}, {next(numbers)} of {total}")
 
 
-def load(url: str, plan: Plan, workload: Workload, count: int, on_answer: Callable[[], None]) -> dict[str, Any]:
-    sent = serve_client.requests(workload, count, plan.rate, plan.seed, longest=plan.longest)
-    answers, seconds = serve_client.drive(url, MODEL, sent, timeout_s=plan.answer_s, on_answer=on_answer)
-    return serve_client.summary(answers, seconds)
+def load(url: str, plan: Plan, workload: str, rate: float, on_answer: Callable[[], None]) -> dict[str, Any]:
+    # Another seed for each rate: prompts that the server has seen would come from its prefix cache.
+    seed = f"{plan.seed} {load_name(rate)}"
+    sent = serve_client.requests(WORKLOADS[workload], plan.requests, rate, seed, longest=plan.longest)
+    begun = time.process_time()
+    answers, seconds = serve_client.drive(
+        url, MODEL, sent, alone=rate == 0, timeout_s=plan.answer_s, on_answer=on_answer
+    )
+    busy = (time.process_time() - begun) / seconds
+    return {**serve_client.summary(answers, seconds), "client_busy": round(busy, 2)}
+
+
+def load_name(rate: float) -> str:
+    return {0.0: "alone", math.inf: "burst"}.get(rate, f"{rate:g}/s")
 
 
 def write_model(folder: Path, plan: Plan, backend: str, layers: int) -> None:
@@ -177,7 +227,10 @@ def options(plan: Plan, backend: str) -> list[str]:
     on_gpu = torch.cuda.is_available()
     if plan.engine == "sglang":
         common = ["--served-model-name", MODEL, "--context-length", str(plan.longest)]
-        common += [] if on_gpu else ["--dtype", "float32", "--skip-server-warmup"]
+        if not on_gpu:
+            common += ["--dtype", "float32", "--skip-server-warmup"]
+        elif backend != "dense":
+            common += ["--kv-cache-dtype", "fp8_e4m3"]
     else:
         common = ["--served-model-name", MODEL, "--max-model-len", str(plan.longest), "--max-num-seqs", "256"]
         if not on_gpu:
@@ -189,14 +242,15 @@ def options(plan: Plan, backend: str) -> list[str]:
 
 
 def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
-    """Where a backend was measured with two numbers of layers, add to the deeper row what the model would take."""
+    """Where requests were alone on two depths of a model, add to the deeper row what the whole model would take."""
     for row in rows:
         twins = [
             other
             for other in rows
             if other["layers"] < row["layers"]
-            and all(other[key] == row[key] for key in ("engine", "backend", "workload", "rate"))
+            and all(other[key] == row[key] for key in ("engine", "backend", "workload", "load"))
             and "ttft_ms" in other
+            and row["load"] == load_name(0)
         ]
         if not twins or "ttft_ms" not in row:
             continue

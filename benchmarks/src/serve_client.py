@@ -1,4 +1,4 @@
-"""An open-loop client: requests leave at their appointed times, whether or not the server keeps up.
+"""An open-loop client: requests leave at their appointed times, whether or not the server keeps up; or each alone.
 
 A closed loop waits for answers and so hides a slow server; here a queue that grows shows in the time to the first
 token. One process reads every stream, which is enough for some thousand tokens a second.
@@ -63,12 +63,13 @@ class Answer:
     error: str = ""
 
 
-def requests(workload: Workload, count: int, rate: float, seed: int, *, longest: int) -> list[Request]:
+def requests(workload: Workload, count: int, rate: float, seed: str, *, longest: int) -> list[Request]:
     """`count` requests with exponential gaps of mean 1/`rate` seconds (a Poisson process); the same for every server.
 
-    Where the longest prompt and answer together would pass `longest` tokens, all lengths shrink in proportion.
+    A rate of 0 or infinity has no gaps. Prompts of different workloads or seeds share nothing. Where the longest prompt
+    and answer together would pass `longest` tokens, all lengths shrink in proportion.
     """
-    rng = random.Random(seed)
+    rng = random.Random(f"{workload.name} {seed}")
     scale = min(1.0, longest / (workload.prompt[2] + workload.answer[2]))
     prefix = tuple(rng.randrange(*ORDINARY_TOKENS) for _ in range(int(workload.shared_prefix * scale)))
     found, at_s = [], 0.0
@@ -76,7 +77,7 @@ def requests(workload: Workload, count: int, rate: float, seed: int, *, longest:
         prompt, answer = (_length(rng, limits, scale) for limits in (workload.prompt, workload.answer))
         own = (rng.randrange(*ORDINARY_TOKENS) for _ in range(max(1, prompt - len(prefix))))
         found.append(Request(at_s, (*prefix, *own)[: longest - answer], answer))
-        at_s += rng.expovariate(rate)
+        at_s += rng.expovariate(rate) if rate else 0.0
     return found
 
 
@@ -86,14 +87,23 @@ def _length(rng: random.Random, limits: tuple[int, float, int], scale: float) ->
 
 
 def drive(
-    url: str, model: str, plan: Sequence[Request], *, timeout_s: float, on_answer: Callable[[], None] = lambda: None
+    url: str,
+    model: str,
+    plan: Sequence[Request],
+    *,
+    timeout_s: float,
+    alone: bool = False,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> tuple[list[Answer], float]:
-    """Send every request at its time to the OpenAI-compatible server; the answers, and seconds from first to last."""
-    return asyncio.run(_drive(url, model, plan, timeout_s, on_answer))
+    """Send every request at its time to the OpenAI-compatible server; the answers, and seconds from first to last.
+
+    `alone`: send each when the last is answered instead.
+    """
+    return asyncio.run(_drive(url, model, plan, timeout_s, alone, on_answer))
 
 
 async def _drive(
-    url: str, model: str, plan: Sequence[Request], timeout_s: float, on_answer: Callable[[], None]
+    url: str, model: str, plan: Sequence[Request], timeout_s: float, alone: bool, on_answer: Callable[[], None]
 ) -> tuple[list[Answer], float]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as client:
@@ -105,8 +115,11 @@ async def _drive(
             on_answer()
             return answer
 
-        answers = await asyncio.gather(*(send(request) for request in plan))
-        return list(answers), time.perf_counter() - begin
+        if alone:
+            answers = [await send(request) for request in plan]
+        else:
+            answers = await asyncio.gather(*(send(request) for request in plan))
+        return answers, time.perf_counter() - begin
 
 
 async def ask(client: httpx.AsyncClient, model: str, request: Request) -> Answer:

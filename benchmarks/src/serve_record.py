@@ -12,6 +12,7 @@ def times(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     found = {}
     for metric in METRICS:
         if metric in row:
-            name = f"{row['engine']} {row['backend']} {row['workload']} rate={row['rate']} {metric.partition('_')[0]}"
+            name = " ".join(str(row[key]) for key in ("engine", "backend", "layers", "workload", "load"))
+            name += f" {metric.partition('_')[0]}"
             found[name] = tuple(1e3 * row[metric][key] for key in ("median", "p10", "p90"))
     return found

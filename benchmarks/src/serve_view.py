@@ -21,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     chosen: dict[str, Any] = {
         "backends": _known("--backend", arguments.backend, serve.BACKENDS),
         "workloads": _known("--workload", arguments.workload, serve.WORKLOADS),
-        **{name: getattr(arguments, name) for name in ("rate", "requests", "layers", "experts", "heads", "longest")},
+        "rates": arguments.rate,
+        **{name: getattr(arguments, name) for name in ("requests", "layers", "experts", "heads", "longest")},
         "checkpoint": arguments.checkpoint,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -44,7 +45,7 @@ def _known(option: str, names: Sequence[str] | None, known: Any) -> Sequence[str
 
 
 def line(row: dict[str, Any]) -> str:
-    name = f"{row['engine']} {row['backend']} {row['workload']}, {row['layers']} layers, {row['rate']:g} requests/s"
+    name = f"{row['engine']} {row['backend']} {row['workload']}, {row['layers']} layers, {row['load']}"
     if "error" in row:
         return f"{name}: {row['error']}"
     first, token = row["ttft_ms"], row["tpot_ms"]
@@ -61,19 +62,19 @@ def table(record: dict[str, Any]) -> Table:
         "workload",
         "answered",
         "first token ms",
-        "p99",
+        "p90",
         "per token ms",
-        "p99",
+        "p90",
         "tokens/s in",
         "out",
     ):
         found.add_column(heading, justify="left" if heading == "server" else "right")
     for row in record["rows"]:
-        server = f"{row['engine']} {row['backend']}, {row['layers']} layers\n{row['workload']}"
+        server = f"{row['engine']} {row['backend']}, {row['layers']} layers\n{row['workload']}, {row['load']}"
         if "error" in row:
             found.add_row(server, "failed", style="red")
             continue
-        latency = [f"{row[key][point]:.1f}" for key in ("ttft_ms", "tpot_ms") for point in ("median", "p99")]
+        latency = [f"{row[key][point]:.1f}" for key in ("ttft_ms", "tpot_ms") for point in ("median", "p90")]
         rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
         found.add_row(server, f"{row['completed']}/{row['requests']}", *latency, *rates)
         if more := row.get("extrapolated"):
@@ -94,5 +95,7 @@ def show(record: dict[str, Any]) -> int:
     failed = [row for row in record["rows"] if "error" in row or row["completed"] < row["requests"]]
     for row in failed:
         reason = row.get("error") or "; ".join(row["errors"])
-        stdout.print(f"{row['backend']} {row['workload']}: {reason}", style="red", soft_wrap=True, markup=False)
+        stdout.print(
+            f"{row['backend']} {row['workload']} {row['load']}: {reason}", style="red", soft_wrap=True, markup=False
+        )
     return int(bool(failed))

@@ -51,9 +51,20 @@ def evaluate(
     write(record)
     subjects = [_subjects(folder, compared, device) for device in devices]
     record["needles"] = {name: {str(length): None for length in sorted(lengths)} for name in subjects[0]}
-    questions = {length: measures.needle_questions(length, count) for length in lengths}
+    ask_needles(record, subjects, list(subjects[0]), lengths, write)
+
+
+def ask_needles(
+    record: Record,
+    subjects: Sequence[Mapping[str, Subject]],
+    names: Sequence[str],
+    lengths: Sequence[int],
+    write: Callable[[Record], None],
+) -> None:
+    """Fill these cells of the record's table of needles; `subjects` are the same on every device."""
+    questions = {length: measures.needle_questions(length, record["questions"]) for length in lengths}
     free: SimpleQueue[int] = SimpleQueue()
-    for number in range(len(devices)):
+    for number in range(len(subjects)):
         free.put(number)
 
     def ask(case: tuple[int, str]) -> float:
@@ -65,11 +76,27 @@ def evaluate(
         finally:
             free.put(number)
 
-    cases = list(product(lengths, subjects[0]))
-    with ThreadPoolExecutor(len(devices)) as pool:
+    cases = list(product(lengths, names))
+    with ThreadPoolExecutor(len(subjects)) as pool:
         for (length, name), found in zip(cases, pool.map(ask, cases), strict=True):
             record["needles"][name][str(length)] = found
             write(record)
+
+
+def add_needles(
+    folder: Path,
+    devices: Sequence[str],
+    names: Sequence[str],
+    lengths: Sequence[int],
+    write: Callable[[Record], None],
+    compared: Mapping[str, Path],
+    record: Record,
+) -> None:
+    """Measure these cells alone, for a record of the same checkpoint that has the rest."""
+    subjects = [_subjects(folder, compared, device) for device in devices]
+    if unknown := set(names) - set(subjects[0]):
+        raise ValueError(f"--only: expected names of {', '.join(subjects[0])}; got {', '.join(sorted(unknown))}")
+    ask_needles(record, subjects, names, lengths, write)
 
 
 def _subjects(folder: Path, compared: Mapping[str, Path], device: str) -> dict[str, Subject]:
@@ -93,6 +120,13 @@ def main() -> int:
         "--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help="contexts, in tokens, first to last"
     )
     parser.add_argument("--compare", nargs="*", default=[], metavar="NAME=FOLDER", help="more checkpoints, sparse only")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="measure only these lines of the needles, for --out as it is",
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--devices", nargs="+", default=[default], help="share the work, such as cuda:0 cuda:1")
     arguments = parser.parse_args()
@@ -110,7 +144,15 @@ def main() -> int:
 
     compared = {name: Path(folder) for name, _, folder in (entry.partition("=") for entry in arguments.compare)}
     try:
-        evaluate(arguments.checkpoint, arguments.devices, arguments.lengths, arguments.questions, write, compared)
+        if arguments.only:
+            record = json.loads(arguments.out.read_text(encoding="utf-8"))
+            if differing := {key for key in about if record[key] != about[key]}:
+                raise ValueError(f"--only: {arguments.out} was measured with another {', '.join(sorted(differing))}")
+            add_needles(
+                arguments.checkpoint, arguments.devices, arguments.only, arguments.lengths, write, compared, record
+            )
+        else:
+            evaluate(arguments.checkpoint, arguments.devices, arguments.lengths, arguments.questions, write, compared)
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 PACKAGE = __name__.rpartition(".")[0]
 NUMBER_BYTES = 2
+SLOW = (".select_topk.", ".sparse_mla.", ".dense_mla.")
 
 
 class Launch(NamedTuple):
@@ -24,9 +25,9 @@ class Launch(NamedTuple):
     device: int
     specialization: str
 
-    def size(self) -> int:
-        """About how long it takes to compile: Gluon's kernels, which are written out in full, longest."""
-        return len(self.function.src)
+    def takes_long(self) -> bool:
+        """Whether it takes several seconds to compile; most take one."""
+        return self.function.module.removeprefix(PACKAGE).startswith(SLOW)
 
     def compile(self) -> None:
         """Into Triton's disk cache; touches no device."""
@@ -79,7 +80,7 @@ class Launches:
         the GPU alone. What fails in one of them fails again, and says why, in `load`.
         """
         # The longest first: a process that is done takes the next, so that all end at about the same time.
-        launches = sorted(self._wanted.values(), key=Launch.size, reverse=True)
+        launches = sorted(self._wanted.values(), key=Launch.takes_long, reverse=True)
         return Compilation(launches, min(jobs or min(16, os.cpu_count() or 1), len(launches)))
 
     def load(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,18 @@ def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
     assert harness.floor_us(work(bytes=1000, flops=1000), ceiling) == (10.0, "bytes")
     assert harness.floor_us(work(bytes=100, flops=4000), ceiling) == (4.0, "arithmetic")
     assert harness.floor_us(work(bytes=100, flops=4000, dtype="fp8"), ceiling) == (2.0, "arithmetic")
+
+
+def test_a_device_without_an_fp8_product_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("needs compute capability 8.9\nand more")
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    ceiling = clock.ceilings(clock.CpuClock())
+    assert "fp8_flops_per_us" not in ceiling
+    assert "no fp8 product (needs compute capability 8.9)" in harness.ceilings_text(ceiling)
+    fp8 = Work(lambda: None, lambda: None, bytes=0, flops=1 << 40, dtype="fp8")
+    assert harness.floor_us(fp8, ceiling) == harness.floor_us(dataclasses.replace(fp8, dtype="bf16"), ceiling)
 
 
 def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:

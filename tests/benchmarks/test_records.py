@@ -113,6 +113,18 @@ def test_every_kind_of_record_is_drawn(tmp_path: Path) -> None:
         assert all(picture.stat().st_size > 5000 for picture in written)
 
 
+def test_the_layers_of_several_gpus_are_drawn_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [tmp_path / gpu / "layer.json" for gpu in ("h100", "h200")]
+    for path, us in zip(paths, (1000.0, 800.0), strict=True):
+        records.write(synthetic.layer(us), path)
+    assert cli.main(["bench", "plot", *map(str, paths)]) == 0
+    both = (tmp_path / "h100" / "layer.png").read_bytes()
+    assert cli.main(["bench", "plot", str(paths[0])]) == 0
+    assert len(capsys.readouterr().out.split()) == 5  # the operations of each, and the times of both and of one
+    assert (tmp_path / "h100" / "layer.png").read_bytes() != both
+
+
 def test_a_record_without_results_has_no_picture(tmp_path: Path) -> None:
     record = synthetic.kernels()
     record["rows"] = [{"operation": "x", "shape": {}, "error": "wrong"}]
@@ -127,14 +139,17 @@ def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Documents and results of a project that has measured on one GPU; pictures are empty files."""
-    results = tmp_path / "benchmarks" / "results" / "h100"
-    layer = synthetic.layer()
-    for record in (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve()):
-        path = results / f"{record['kind']}.json"
-        records.write(record, path)
-        for picture in plots.paths(record, path):
-            picture.touch()
+    """Documents and results of a project that has measured on two GPUs; pictures are empty files."""
+    results = tmp_path / "benchmarks" / "results"
+    for gpu, us in (("h100", 1000.0), ("h200", 500.0)):
+        layer = synthetic.layer(us, f"NVIDIA {gpu.upper()} made up", commit=f"abc-{gpu}")
+        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve())
+        for record in made if gpu == "h100" else made[:2]:
+            path = results / gpu / f"{record['kind']}.json"
+            records.write(record, path)
+            for picture in plots.paths(record, path):
+                picture.touch()
+    (results / report.LAYERS).touch()
     (tmp_path / "docs").mkdir()
     for name in (name for name in report.DOCUMENTS if (ROOT / name).exists()):
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
@@ -144,13 +159,23 @@ def checkout(tmp_path: Path) -> Path:
 def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     report.write(checkout, check=False)
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert "| decode | 16 | 128 | 8192 | 8192.0 |  | 1000.0 | 8.19 |  |" in page
-    assert "![layer-operations on NVIDIA H100 made up](../benchmarks/results/h100/layer-operations.png)" in page
-    assert "decode B=16 H=128: ours is faster than dense from 1000 tokens on, 8.19 times at 8192" in page
-    assert "| vllm | in-tree | chat | 2 | 4 of 4 | 20.0 (40.0) | 20.0 (40.0) | 100 | 50 |" in page
-    assert "Missing: torch (not here)." in page
+    assert "![layer-operations](../benchmarks/results/h100/layer-operations.png)" in page
+    assert "| vllm | in-tree | 2 | chat | 2/s | 4 of 4 | 20.0 (30.0) | 20.0 (30.0) | 100 | 50 |" in page
+    assert "Missing on H100: torch (not here)." in page
     assert report.NOT_MEASURED not in page
     assert "| select_topk | B=1 L=8192 | 10.0 |" in (checkout / "docs" / "kernels.md").read_text(encoding="utf-8")
+
+
+def test_report_shows_gpus_side_by_side_each_with_its_commit(checkout: Path) -> None:
+    report.write(checkout, check=False)
+    page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| decode | 16 | 8192 | 8192.0 |  | 1000.0 | 8.19 |  | 8192.0 |  | 500.0 | 16.38 |  |" in page
+    assert "| decode | 16 | 128 | 1000 (8.19 ×) | always (16.38 ×) |" in page
+    front = (checkout / "README.md").read_text(encoding="utf-8")
+    assert "| decode, 128 heads, batch 16 | 8K | 1000 | 8.19 × (1.0K) |  | 500 | 16.38 × (0.5K) |  |" in front
+    for gpu in ("h100", "h200"):
+        assert f"NVIDIA {gpu.upper()} made up, commit abc-{gpu}, 2026-01-01, `dsv32 bench`, 7 s." in page
+        assert f"commit abc-{gpu}" in front
 
 
 def test_report_check_finds_a_document_that_is_out_of_date(checkout: Path) -> None:
@@ -162,7 +187,7 @@ def test_report_check_finds_a_document_that_is_out_of_date(checkout: Path) -> No
 
 
 def test_report_misses_a_picture(checkout: Path) -> None:
-    (checkout / "benchmarks" / "results" / "h100" / "layer.png").unlink()
+    (checkout / "benchmarks" / "results" / "layer.png").unlink()
     with pytest.raises(CommandError, match=r"layer\.png is missing"):
         report.write(checkout, check=False)
 

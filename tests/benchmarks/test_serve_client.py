@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ pytest.importorskip("httpx")
 from dsv32_plugin.benchmarks import serve, serve_client
 from dsv32_plugin.benchmarks.serve_client import WORKLOADS, Request, Workload
 
-FIRST_S, GAP_S = 0.2, 0.05
+FIRST_S, GAP_S = 0.5, 0.05
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -66,8 +67,8 @@ def test_requests_leave_at_their_times_whatever_the_server_does(server: tuple[st
     plan = [Request(at_s, (7, 8, 9), 3) for at_s in (0.0, 0.1, 0.2)]
     answers, seconds = serve_client.drive(url, "m", plan, timeout_s=30)
     sent = [at for at, _ in handler.seen]
-    # The first answer takes 0.3 s: a closed loop would send the third request after 0.6.
-    assert sent[2] - sent[0] < 0.3
+    # An answer takes 0.6 s: a closed loop would send the third request after 1.2.
+    assert sent[2] - sent[0] < 0.6
     assert all(answer.error == "" and answer.tokens == answer.prompt_tokens == 3 for answer in answers)
     assert all(answer.first_s >= FIRST_S for answer in answers)
     figures = serve_client.summary(answers, seconds)
@@ -77,6 +78,19 @@ def test_requests_leave_at_their_times_whatever_the_server_does(server: tuple[st
     assert figures["output_tokens_per_s"] == pytest.approx(9 / seconds, abs=0.1)
     body = handler.seen[0][1]
     assert (body["prompt"], body["max_tokens"], body["ignore_eos"]) == ([7, 8, 9], 3, True)
+
+
+def test_alone_waits_for_each_answer(server: tuple[str, type[Handler]]) -> None:
+    url, handler = server
+    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (3, 0.1, 3)), 3, 0.0, "0", longest=100)
+    serve_client.drive(url, "m", plan, timeout_s=30, alone=True)
+    gaps = [after - before for (before, _), (after, _) in itertools.pairwise(handler.seen)]
+    assert len(gaps) == 2
+    assert min(gaps) >= FIRST_S + GAP_S
+
+
+def test_a_burst_sends_all_at_once() -> None:
+    assert {request.at_s for request in serve_client.requests(WORKLOADS["chat"], 9, math.inf, "0", longest=9999)} == {0}
 
 
 def test_a_refusal_is_counted_and_named(server: tuple[str, type[Handler]]) -> None:
@@ -102,14 +116,14 @@ def test_no_server_is_an_error() -> None:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_the_same_seed_gives_the_same_load(name: str) -> None:
     one, two, other = (
-        serve_client.requests(WORKLOADS[name], 20, 2.0, seed, longest=131072) for seed in (1, 1, 2)
+        serve_client.requests(WORKLOADS[name], 20, 2.0, seed, longest=131072) for seed in ("1", "1", "2")
     )  # fmt: skip
     assert one == two != other
     assert all(len(request.prompt) + request.answer_tokens <= 131072 for request in one)
 
 
 def test_arrivals_are_poisson() -> None:
-    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (4, 0.1, 8)), 4000, 5.0, 0, longest=100)
+    plan = serve_client.requests(Workload("short", (4, 0.1, 8), (4, 0.1, 8)), 4000, 5.0, "0", longest=100)
     gaps = [b.at_s - a.at_s for a, b in itertools.pairwise(plan)]
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
@@ -118,7 +132,7 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
-    plan = serve_client.requests(WORKLOADS["agent"], 8, 2.0, 0, longest=4160)
+    plan = serve_client.requests(WORKLOADS["agent"], 8, 2.0, "0", longest=4160)
     shared = int(4096 * 4160 / (65536 + 1024))
     assert len({request.prompt[:shared] for request in plan}) == 1
     assert len({request.prompt[: shared + 1] for request in plan}) > 1
@@ -127,13 +141,13 @@ def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
 
 def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     def row(layers: int, first: float, token: float) -> dict[str, Any]:
-        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "rate": 2.0, "layers": layers}
+        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "alone", "layers": layers}
         return {**about, "ttft_ms": {"median": first}, "tpot_ms": {"median": token}}
 
-    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}]
+    queued = [{**row(layers, 20.0 * layers, 4.0), "load": "2/s"} for layers in (2, 3)]
+    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}, *queued]
     serve.extrapolate(rows)
-    assert "extrapolated" not in rows[0]
-    assert "extrapolated" not in rows[2]
+    assert [i for i, found in enumerate(rows) if "extrapolated" in found] == [1]
     found = rows[1]["extrapolated"]
     assert (found["layers"], found["ttft_ms"], found["tpot_ms"]) == (61, 25 + 58 * 5, 5 + 58 * 1)
     assert "2 and 3 layers" in found["method"]

@@ -33,6 +33,31 @@ BAD_OPTIONS = [
         id="backend",
     ),
     pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: the plugin supports None", id="lora"),
+    pytest.param(
+        {
+            "speculative_algorithm": "EAGLE",
+            "speculative_num_steps": 2,
+            "speculative_eagle_topk": 2,
+            "speculative_num_draft_tokens": 4,
+        },
+        "--speculative-eagle-topk: the plugin supports 1, got 2",
+        id="trees",
+    ),
+    pytest.param(
+        {
+            "speculative_algorithm": "EAGLE",
+            "speculative_num_steps": 8,
+            "speculative_eagle_topk": 1,
+            "speculative_num_draft_tokens": 9,
+        },
+        "--speculative-num-steps: expected 1 to 7, got 8",
+        id="many-drafts",
+    ),
+    pytest.param(
+        {"speculative_algorithm": "EAGLE", "speculative_use_rejection_sampling": True},
+        "--speculative-use-rejection-sampling: the plugin supports False",
+        id="rejection-sampling",
+    ),
 ]
 TESTED_VERSIONS = [compat.TESTED_VERSION]
 UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]

@@ -22,6 +22,8 @@ class Completion:
     logprobs: list[float]
     cached_tokens: int
     retractions: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
@@ -57,7 +59,8 @@ def generate(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Com
     sampling = {"max_new_tokens": steps, "temperature": 0, "ignore_eos": True, **options}
     meta = _generate(url, prompt, sampling)
     logprobs, tokens, _ = zip(*meta["output_token_logprobs"], strict=True)
-    return Completion(list(tokens), list(logprobs), meta["cached_tokens"], meta["num_retractions"])
+    drafts = (meta.get("spec_num_proposed_drafts", 0), meta.get("spec_num_correct_drafts", 0))
+    return Completion(list(tokens), list(logprobs), meta["cached_tokens"], meta["num_retractions"], *drafts)
 
 
 def input_logprobs(url: str, prompt: Sequence[int]) -> list[float]:

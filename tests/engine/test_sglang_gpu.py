@@ -42,6 +42,13 @@ OPTIONS = [
     "--mem-fraction-static", "0.9",
     "--skip-server-warmup",
 ]  # fmt: skip
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    # `python -m` in a checkout would import the checkout's folder, not the installed package.
+    "PYTHONSAFEPATH": "1",
+    # Compile the fp8 matrix products that are used, when they are; all there are would take minutes.
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
+}
 LENGTHS = (2, 17, 64, 65, 130, 600, 2100, 4000)
 PROMPTS = [random_prompt(length, seed=1) for length in LENGTHS]
 STEPS = 24
@@ -54,7 +61,7 @@ Checkpoints = Callable[[TinySpec], Path]
 @contextmanager
 def serve(model: Path, log_path: Path, *options: str) -> Iterator[str]:
     """The server's address; it runs the plugin's model, and compiled nothing of it after the warm-up."""
-    with SglangServer(model, [*OPTIONS, *options], log_path=log_path) as server:
+    with SglangServer(model, [*OPTIONS, *options], log_path=log_path, env=ENVIRONMENT) as server:
         server.wait_until_ready(START_TIMEOUT_S)
         assert "dsv32: serving" in server.log()
         yield server.url

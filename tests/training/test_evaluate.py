@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import small
+import torch
 
 from dsv32_plugin.training import checkpoint, evaluate, measures, plots
 
@@ -32,6 +33,29 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert record["device"] == "CPU"
     assert record["needles"]["dense"] == {"200": 0.0, "300": 0.0}
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_of_the_needles_is_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.lively_model()
+    checkpoint.save(model, small.recipe().model, tmp_path / "model")
+    out = tmp_path / "record.json"
+    about = {"device": "CPU", "torch": torch.__version__, "dtype": "float32", "questions": 2, "selected": 4}
+    rest = {"chat": {}, "mtp_acceptance": 1.0, "attention_mass": {"final": [0.5] * 4}}
+    needles: dict[str, dict[str, float | None]] = {"dense": {"200": 0.5}, "random": {"200": None}}
+    out.write_text(json.dumps({**about, **rest, "needles": needles}))
+    command = ["evaluate", str(tmp_path / "model"), "--out", str(out), "--lengths", "200", "--devices", "cpu", "--only"]
+    monkeypatch.setattr("sys.argv", [*command, "random"])
+    assert evaluate.main() == 0
+    assert json.loads(out.read_text())["needles"] == {"dense": {"200": 0.5}, "random": {"200": 0.0}}
+    monkeypatch.setattr("sys.argv", [*command, "rando"])
+    assert evaluate.main() == 2
+    assert "expected names of dense, sparse" in capsys.readouterr().err
+    out.write_text(out.read_text().replace("CPU", "NVIDIA H100"))
+    monkeypatch.setattr("sys.argv", [*command, "random"])
+    assert evaluate.main() == 2
+    assert "was measured with another device" in capsys.readouterr().err
 
 
 def test_a_longer_context_than_trained_is_said(
