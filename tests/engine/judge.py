@@ -4,7 +4,7 @@ Both are teacher forced. A prompt counts by its mean error over its tokens, what
 are the engine's choice, and a rounding error that makes a token likelier makes it chosen: the run that the engine is
 measured by is judged on its own choice, too, at every step of the engine's answer.
 
-With DSV32_PARITY_REPORT=FILE the tests write down what they find: `python tests/engine/judge.py FILE` prints a table of it.
+With DSV32_PARITY_REPORT=FILE the tests write down what they find; `python tests/engine/judge.py FILE` prints a table.
 """
 
 from __future__ import annotations
