@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.batch import DsaBatch, aligned
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import softmax_scale
+from dsv32_plugin.streams import SideStream
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""
@@ -36,8 +37,14 @@ class Layers(Protocol):
     def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
         """The outputs cut over the ranks."""
 
-    def row(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
-        """The inputs cut over the ranks, the results added up."""
+    def gate_up(self, inputs: int, width: int, prefix: str) -> nn.Module:
+        """Two matrices of the same width over one input as one product, each one's outputs cut over the ranks."""
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> nn.Module:
+        """The inputs cut over the ranks, the results added up unless told not to."""
+
+    def silu_and_mul(self) -> nn.Module:
+        """silu(first half) * second half."""
 
     def norm(self, size: int, eps: float) -> nn.Module:
         """RMSNorm."""
@@ -74,13 +81,13 @@ class Indexer(nn.Module):
         """For an engine that keeps caches in the modules."""
 
     def query(
-        self, hidden_th: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
+        self, weights_ti: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index queries [T, I, D] and their head weights [T, I]."""
+        """Index queries [T, I, D] and their head weights [T, I], of what `weights_proj` gave."""
         q_tid = self.wq_b(q_a_tl)[0].unflatten(-1, (self.heads, self.dim))
         return kernels.index_query(
             q_tid,
-            self.weights_proj(hidden_th)[0],
+            weights_ti,
             positions_t,
             rope_table_pr,
             interleaved=self.interleaved,
@@ -126,53 +133,63 @@ class DsaAttention(nn.Module):
         caches: LayerCaches,
     ) -> torch.Tensor:
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
-        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
-        if selected_tk is not None and self.indexer is not None:
-            q_tid, weights_ti = self.indexer.query(hidden_th, q_a_tl, positions_t, self.rope_table_pr)
+        indexer = self.indexer if selected_tk is not None else None
+        # In steps of decodes alone many launches leave most of a GPU idle: there some run at once.
+        aside = SideStream(hidden_th.device, enabled=indexer is not None and not batch.prefill_chunks)
+        if indexer is not None:
+            with aside.work():
+                weights_ti = indexer.weights_proj(hidden_th)[0]
+        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
+        if indexer is not None:
+            assert selected_tk is not None
             assert caches.index_keys is not None, "a layer that selects has index keys"
-            dsa.select_slots(batch, q_tid, weights_ti, caches.index_keys, selected_tk, self.ranks)
-        q_nope_thd, q_rope_thr = self._queries(q_a_tl)
-        q_rope_thr = kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr)
+            aside.join()
+            query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
+            with aside.work():
+                dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks)
+        q_thd = self._queries(q_a_tl)
+        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
+        kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr, out=q_rope_thr)
         if selected_tk is None and dsa.expands(batch, self.num_heads):
-            values_thv = self._attend_expanded(batch, q_nope_thd, q_rope_thr, caches.latents)
+            values_thv = self._attend_expanded(batch, q_thd, caches.latents)
         else:
-            values_thv = self._attend_latents(batch, q_nope_thd, q_rope_thr, caches.latents, selected_tk)
+            q_latent_thc = self.kv_up.absorb(q_nope_thd)
+            aside.join()
+            values_thv = self._attend_latents(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk)
         return self.o_proj(values_thv.flatten(1))[0]
 
     def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
         """Every matrix product of `attend`, and no attention: for a run without caches."""
-        q_nope_thd, _ = self._queries(self._projected(hidden_th)[0])
+        q_nope_thd = self._queries(self._projected(hidden_th)[0])[..., : self.nope]
         return self.o_proj(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))[0]
 
     def _attend_latents(
         self,
         batch: DsaBatch,
-        q_nope_thd: torch.Tensor,
+        q_latent_thc: torch.Tensor,
         q_rope_thr: torch.Tensor,
         latent_cache: torch.Tensor,
         selected_tk: torch.Tensor | None,
     ) -> torch.Tensor:
-        q_latent_thc = self.kv_up.absorb(q_nope_thd)
         return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
 
-    def _attend_expanded(
-        self, batch: DsaBatch, q_nope_thd: torch.Tensor, q_rope_thr: torch.Tensor, latent_cache: torch.Tensor
-    ) -> torch.Tensor:
+    def _attend_expanded(self, batch: DsaBatch, q_thd: torch.Tensor, latent_cache: torch.Tensor) -> torch.Tensor:
         """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
-        values_thv = q_nope_thd.new_empty(*q_nope_thd.shape[:2], self.kv_up.value_dim)
+        values_thv = q_thd.new_empty(*q_thd.shape[:2], self.kv_up.value_dim)
         if batch.decodes is not None:
             rows = batch.decodes.tokens
-            decodes = replace(batch, seq_t=batch.seq_t[rows], visible_t=batch.visible_t[rows])
-            values_thv[rows] = self._attend_latents(decodes, q_nope_thd[rows], q_rope_thr[rows], latent_cache, None)
+            decodes = replace(batch, seq_t=aligned(batch.seq_t[rows]), visible_t=aligned(batch.visible_t[rows]))
+            q_nope_thd, q_rope_thr = q_thd[rows].split([self.nope, self.rope], dim=-1)
+            q_latent_thc = self.kv_up.absorb(q_nope_thd)
+            values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr, latent_cache, None)
         for chunk in batch.prefill_chunks:
             rows = chunk.tokens
             rows_sc = kernels.gather_latents(
-                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_nope_thd.dtype
+                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_thd.dtype
             )
             k_shd, v_shv = self.kv_up.expand(rows_sc)
-            q_thd = torch.cat([q_nope_thd[rows], q_rope_thr[rows]], dim=-1)
-            kernels.masked_mha(q_thd, k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
+            kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
         return values_thv
 
     def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -180,11 +197,9 @@ class DsaAttention(nn.Module):
         q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
-    def _queries(self, q_a_tl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [T, H, nope], and their rope part [T, H, R], not yet rotated."""
-        q_thd = self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
-        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        return q_nope_thd, q_rope_thr
+    def _queries(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        """Queries [T, H, nope + R], whose rope part is not yet rotated."""
+        return self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
 
     def _write_caches(
         self,

@@ -32,8 +32,10 @@ class PrefillChunk:
 
 @dataclass(frozen=True)
 class Decodes:
-    """Query tokens at the front of a batch whose index keys are scored where they lie, in the pages."""
+    """Query tokens whose index keys are scored where they lie, in the pages."""
 
+    tokens: slice
+    """Rows of the batch, in the order of `visible_bn`."""
     table_bp: torch.Tensor
     """[B, pages] int32."""
     visible_bn: torch.Tensor
@@ -41,15 +43,10 @@ class Decodes:
     longest: int
     """No entry of `visible_bn` is ever larger, in no step that kernels compiled or captured for this one serve."""
 
-    @property
-    def tokens(self) -> slice:
-        """Rows of the batch."""
-        return slice(0, self.visible_bn.numel())
-
 
 @dataclass(frozen=True)
 class DsaBatch:
-    """Decodes first, then prefills, as both engines order a batch.
+    """Decodes, then prefills, as vLLM orders a batch, or prefills, then decodes, as SGLang does.
 
     T tokens of B sequences. Each token sees the positions 0 .. visible_t - 1 of its sequence, itself included.
     """
@@ -82,7 +79,8 @@ def uniform_decodes(
 
     So a graph captured with it serves every later step that leaves its values in the same tensors.
     """
-    decodes = Decodes(block_table_bp, visible_t.view(-1, queries), longest or max_visible)
+    rows = slice(0, visible_t.shape[0])
+    decodes = Decodes(rows, block_table_bp, visible_t.view(-1, queries), longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
@@ -96,6 +94,7 @@ def mixed_batch(
     query_start_cpu_b1: torch.Tensor,
     max_visible: int,
     num_decodes: int,
+    decodes_last: bool = False,
     longest: int | None = None,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
 ) -> DsaBatch:
@@ -111,6 +110,7 @@ def mixed_batch(
         query_start_cpu_b1: [B + 1] int32, on the host.
         max_visible: upper bound of seq_lens_b.
         num_decodes: sequences at the front of the batch that have few tokens each.
+        decodes_last: they are at the end of it instead; there is no padding then.
         longest: upper bound of the lengths of decodes in all steps that the same compiled kernels are to serve; None:
             max_visible.
         max_gathered_keys: size of a prefill chunk, in index keys.
@@ -122,6 +122,10 @@ def mixed_batch(
     tokens_after_t = query_end_b[seq_t] - 1 - token_t
     visible_t = torch.where(tokens_after_t < 0, 0, seq_lens_b[seq_t] - tokens_after_t).clamp_(min=0)
     query_start = query_start_cpu_b1.tolist()
+    num_seqs = len(query_start) - 1
+    decoding, prefilling = slice(0, num_decodes), slice(num_decodes, num_seqs)
+    if decodes_last:
+        prefilling, decoding = slice(0, num_seqs - num_decodes), slice(num_seqs - num_decodes, num_seqs)
     chunks = _prefill_chunks(
         block_table_bp,
         seq_lens_b,
@@ -129,24 +133,31 @@ def mixed_batch(
         visible_t,
         seq_lens_cpu_b.tolist(),
         query_start,
-        num_decodes,
+        prefilling,
         max_gathered_keys,
     )
-    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start[: num_decodes + 1], longest or max_visible)
+    decodes = _decodes(block_table_bp, seq_t, visible_t, query_start, decoding, longest or max_visible)
     return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
 
 
 def _decodes(
-    block_table_bp: torch.Tensor, seq_t: torch.Tensor, visible_t: torch.Tensor, query_start: list[int], longest: int
+    block_table_bp: torch.Tensor,
+    seq_t: torch.Tensor,
+    visible_t: torch.Tensor,
+    query_start: list[int],
+    seqs: slice,
+    longest: int,
 ) -> Decodes | None:
-    num_tokens, num_decodes = query_start[-1], len(query_start) - 1
+    rows = slice(query_start[seqs.start], query_start[seqs.stop])
+    num_tokens = rows.stop - rows.start
     if num_tokens == 0:
         return None
-    queries = max(1, query_start[1])
-    if query_start == list(range(0, num_tokens + 1, queries)):
-        return Decodes(block_table_bp[:num_decodes], visible_t[:num_tokens].view(-1, queries), longest)
+    visible_t = aligned(visible_t[rows])
+    queries = max(1, query_start[seqs.start + 1] - rows.start)
+    if query_start[seqs.start : seqs.stop + 1] == list(range(rows.start, rows.stop + 1, queries)):
+        return Decodes(rows, aligned(block_table_bp[seqs]), visible_t.view(-1, queries), longest)
     # Some have drafted tokens and some have none: each token for itself.
-    return Decodes(block_table_bp[seq_t[:num_tokens]], visible_t[:num_tokens, None], longest)
+    return Decodes(rows, block_table_bp[seq_t[rows]], visible_t[:, None], longest)
 
 
 def _prefill_chunks(
@@ -156,13 +167,14 @@ def _prefill_chunks(
     visible_t: torch.Tensor,
     seq_lens: list[int],
     query_start: list[int],
-    first_seq: int,
+    seqs: slice,
     max_gathered_keys: int,
 ) -> tuple[PrefillChunk, ...]:
     chunks = []
-    while first_seq < len(seq_lens):
+    first_seq = seqs.start
+    while first_seq < seqs.stop:
         last_seq, total_keys = first_seq + 1, seq_lens[first_seq]
-        while last_seq < len(seq_lens) and total_keys + seq_lens[last_seq] <= max_gathered_keys:
+        while last_seq < seqs.stop and total_keys + seq_lens[last_seq] <= max_gathered_keys:
             total_keys += seq_lens[last_seq]
             last_seq += 1
         tokens = slice(query_start[first_seq], query_start[last_seq])
@@ -186,3 +198,8 @@ def _prefill_chunks(
         )
         first_seq = last_seq
     return tuple(chunks)
+
+
+def aligned(part: torch.Tensor) -> torch.Tensor:
+    """The part, or a copy where it does not begin as the whole does: at a multiple of 16 bytes."""
+    return part.clone() if part.storage_offset() else part

@@ -45,6 +45,8 @@ class LatentUpProjection(nn.Module):
         num_heads, nope, latent = self.w_uk_hdc.shape
         latent_sc, rope_sr = rows_sc.split([latent, self.rope], dim=-1)
         k_shd = rows_sc.new_empty(rows_sc.shape[0], num_heads, nope + self.rope)
-        k_shd[..., :nope] = torch.nn.functional.linear(latent_sc, self.w_uk_hdc.flatten(0, 1)).unflatten(-1, (-1, nope))
+        latent_hsc = latent_sc.expand(num_heads, -1, -1)
+        torch.bmm(latent_hsc, self.w_uk_hdc.transpose(1, 2), out=k_shd[..., :nope].transpose(0, 1))
         k_shd[..., nope:] = rope_sr.unsqueeze(1)
-        return k_shd, torch.matmul(latent_sc, self.w_uv_hcv).transpose(0, 1)
+        v_shv = torch.bmm(latent_hsc, self.w_uv_hcv).transpose(0, 1)
+        return k_shd, v_shv

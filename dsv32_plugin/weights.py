@@ -80,6 +80,12 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_of_target(name: str, first_draft_layer: int) -> bool:
+    """Whether a draft model rightly leaves a tensor out: a target layer's, or a copy of what the target shares."""
+    layer = layer_of(name)
+    return layer is None or layer < first_draft_layer or name.endswith((".embed_tokens.weight", ".head.weight"))
+
+
 def parameter_targets(
     prefix: str, module: nn.Module, default: Callable[[Any, torch.Tensor], None]
 ) -> Iterator[tuple[str, Load]]:

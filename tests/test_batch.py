@@ -74,6 +74,13 @@ BATCHES = [
     pytest.param([40, 60, 33, 5], [2, 1, 20, 5], 2, id="drafts-and-prefills"),
     pytest.param([33, 5, 64, 1], [33, 5, 10, 1], 0, id="prefills"),
 ]
+DECODES_LAST = [
+    pytest.param([33, 5, 40, 60], [20, 5, 1, 1], 2, id="prefills-and-decodes"),
+    pytest.param([33, 5, 40, 60, 50], [20, 5, 2, 2, 2], 3, id="prefills-and-drafts"),
+    pytest.param([33, 5, 40, 60], [20, 5, 1, 2], 2, id="prefills-and-some-drafts"),
+    pytest.param([9, 40, 64], [1, 1, 1], 3, id="decodes-alone"),
+    pytest.param([33, 5, 64, 1], [33, 5, 10, 1], 0, id="no-decodes"),
+]
 
 
 @pytest.mark.parametrize(("lengths", "queries", "num_decodes"), BATCHES)
@@ -90,6 +97,18 @@ def test_the_selection_is_that_of_each_token_alone(
     lengths: list[int], queries: list[int], num_decodes: int, max_gathered_keys: int
 ) -> None:
     batch = describe(lengths, queries, num_decodes, max_gathered_keys=max_gathered_keys)
+    assert torch.equal(selected(batch), alone(batch))
+
+
+@pytest.mark.parametrize("max_gathered_keys", [1, 70, 10**6])
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), DECODES_LAST)
+def test_decodes_may_come_last(
+    lengths: list[int], queries: list[int], num_decodes: int, max_gathered_keys: int
+) -> None:
+    batch = describe(lengths, queries, num_decodes, decodes_last=True, max_gathered_keys=max_gathered_keys)
+    decoding = sum(queries[len(queries) - num_decodes :])
+    assert (batch.decodes.visible_bn.numel() if batch.decodes else 0) == decoding
+    assert sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks) == sum(queries) - decoding
     assert torch.equal(selected(batch), alone(batch))
 
 

@@ -195,6 +195,7 @@ def test_who_thinks(options: dict[str, Any], thinks: bool) -> None:
 def test_the_page_of_patches_names_every_hook() -> None:
     page = (Path(__file__).parent.parent / "docs" / "patches.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    targets = {hook.target.removeprefix("sglang.srt.") for hook in registration.hooks()}
+    wanted = [*registration.hooks(), *registration.draft_hooks()]
+    targets = {hook.target.removeprefix("sglang.srt.") for hook in wanted}
     assert targets <= rows
     assert {row for row in rows if row.split(".")[0] in {target.split(".")[0] for target in targets}} == targets

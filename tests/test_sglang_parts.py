@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -12,9 +15,11 @@ pytest.importorskip("sglang")
 
 import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from dsv32_plugin.sglang_adapter import cpu
-from dsv32_plugin.sglang_adapter.backend import DsaBackend
+from dsv32_plugin import settings
+from dsv32_plugin.sglang_adapter import cpu, options, pool
+from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
 
@@ -62,7 +67,7 @@ def test_too_few_pages_take_none() -> None:
 def backend() -> Any:
     """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
     made: Any = object.__new__(DsaBackend)
-    made.page_size, made.max_context_len, made.topk, made.on_cpu = PAGE, 64, 8, True
+    made.page_size, made.max_context_len, made.topk, made.on_cpu, made.drafted = PAGE, 64, 8, True, 3
     req_to_token = torch.zeros(4, 70, dtype=torch.int32)
     for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
         req_to_token[row, :length] = first * PAGE + torch.arange(length)
@@ -70,8 +75,8 @@ def backend() -> Any:
     return made
 
 
-@pytest.mark.parametrize(("in_graph", "pages"), [(False, 3), (True, 4)], ids=["eager", "graph"])
-def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_a_decode_step(backend: Any, in_graph: bool) -> None:
     lengths = torch.tensor([16, 40, 1])
     step = SimpleNamespace(
         batch_size=3,
@@ -79,11 +84,11 @@ def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
         seq_lens=lengths,
         seq_lens_cpu=None if in_graph else lengths,
         out_cache_loc=torch.tensor([6 * PAGE + 15, 9 * PAGE + 7, 5 * PAGE]),
-        forward_mode=SimpleNamespace(is_decode=lambda: True),
+        forward_mode=ForwardMode.DECODE,
     )
     (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
     batch = backend.forward_metadata
-    assert batch.block_table_bp.tolist() == [row + [0] * (pages - 3) for row in ([6, 0, 0], [7, 8, 9], [5, 0, 0])]
+    assert batch.block_table_bp.tolist() == [[6, 0, 0, 0], [7, 8, 9, 0], [5, 0, 0, 0]], "as wide as the longest context"
     assert batch.visible_t.tolist() == [16, 40, 1]
     assert batch.slots_t.tolist() == step.out_cache_loc.tolist()
     assert batch.max_visible == (64 if in_graph else 40)
@@ -92,24 +97,88 @@ def test_a_decode_step(backend: Any, in_graph: bool, pages: int) -> None:
 
 
 def test_a_mixed_step(backend: Any) -> None:
-    """A decode among prefills is an extension by one token."""
+    """Decodes come after the prefills, as extensions by one token."""
     step = SimpleNamespace(
-        batch_size=2,
-        req_pool_indices=torch.tensor([3, 2]),
-        seq_lens=torch.tensor([40, 16]),
-        seq_lens_cpu=torch.tensor([40, 16]),
-        extend_num_tokens=9,
-        extend_seq_lens=torch.tensor([8, 1], dtype=torch.int32),
-        extend_seq_lens_cpu=[8, 1],
-        out_cache_loc=torch.arange(9),
-        forward_mode=SimpleNamespace(is_decode=lambda: False, is_extend_without_speculative=lambda: True),
+        batch_size=3,
+        req_pool_indices=torch.tensor([3, 2, 1]),
+        seq_lens=torch.tensor([40, 16, 1]),
+        seq_lens_cpu=torch.tensor([40, 16, 1]),
+        extend_num_tokens=10,
+        extend_seq_lens=torch.tensor([8, 1, 1], dtype=torch.int32),
+        extend_seq_lens_cpu=[8, 1, 1],
+        out_cache_loc=torch.arange(10),
+        forward_mode=ForwardMode.MIXED,
     )
     backend.init_forward_metadata(step)
     batch = backend.forward_metadata
-    assert batch.visible_t.tolist() == [*range(33, 41), 16]
-    assert batch.seq_t.tolist() == [0] * 8 + [1]
-    assert batch.decodes is None
-    assert sum(chunk.total_keys for chunk in batch.prefill_chunks) == 56
+    assert batch.visible_t.tolist() == [*range(33, 41), 16, 1]
+    assert batch.seq_t.tolist() == [0] * 8 + [1, 2]
+    assert batch.decodes is not None
+    assert batch.decodes.tokens == slice(8, 10)
+    assert batch.decodes.table_bp.tolist() == [[6, 0, 0, 0], [5, 0, 0, 0]]
+    assert batch.decodes.visible_bn.tolist() == [[16], [1]]
+    assert [chunk.tokens for chunk in batch.prefill_chunks] == [slice(0, 8)]
+
+
+@pytest.mark.parametrize(("enabled", "served"), [(True, True), (True, False), (False, True)])
+def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enabled: bool, served: bool) -> None:
+    monkeypatch.setattr(options, "serves", lambda args: served)
+    args: Any = SimpleNamespace(enable_deterministic_inference=enabled, attention_backend="dsv32")
+    seen = []
+    with patch.dict(os.environ):
+        options.adjust_for_determinism(lambda args: seen.append(args.attention_backend), args)
+        assert settings.batch_invariant() is (enabled and served)
+    assert seen == ["triton" if enabled and served else "dsv32"]
+    assert args.attention_backend == "dsv32"
+
+
+def eagle_step(mode: ForwardMode, lengths: list[int], tokens: int) -> Any:
+    """Requests 2 and 3, with `tokens` new ones in all."""
+    return SimpleNamespace(
+        batch_size=2,
+        req_pool_indices=torch.tensor([2, 3]),
+        seq_lens=torch.tensor(lengths),
+        seq_lens_cpu=torch.tensor(lengths),
+        out_cache_loc=torch.arange(tokens),
+        forward_mode=mode,
+    )
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    ("mode", "lengths"),
+    # SGLang's lengths are those before a verdict, and those after what the draft model reads of it.
+    [(ForwardMode.TARGET_VERIFY, [10, 37]), (ForwardMode.DRAFT_EXTEND_V2, [13, 40])],
+    ids=["verify", "draft-extend"],
+)
+def test_a_verdict(backend: Any, mode: ForwardMode, lengths: list[int], in_graph: bool) -> None:
+    """The three tokens of a sequence share one read of its keys."""
+    step = eagle_step(mode, lengths, tokens=6)
+    (backend.init_forward_metadata_in_graph if in_graph else backend.init_forward_metadata)(step)
+    batch = backend.forward_metadata
+    assert batch.visible_t.tolist() == [11, 12, 13, 38, 39, 40]
+    assert batch.seq_t.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.decodes.visible_bn.shape == (2, 3)
+    assert batch.block_table_bp[:, :3].tolist() == [[6, 0, 0], [7, 8, 9]]
+    assert batch.max_visible == (64 if in_graph else 40)
+
+
+def test_padding_shorter_than_its_tokens_sees_nothing(backend: Any) -> None:
+    backend.init_forward_metadata_in_graph(eagle_step(ForwardMode.DRAFT_EXTEND_V2, [1, 2], tokens=6))
+    assert backend.forward_metadata.visible_t.tolist() == [0, 0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+def test_the_draft_models_own_steps(backend: Any, in_graph: bool) -> None:
+    """Slots come for all steps at once, sequence after sequence, those of the last step unused."""
+    steps: Any = object.__new__(DraftSteps)
+    steps.num_drafts, steps.attn_backends = 3, [backend, copy.copy(backend)]
+    step = eagle_step(ForwardMode.DECODE, [10, 37], tokens=6)
+    (steps.init_forward_metadata_in_graph if in_graph else steps.init_forward_metadata)(step)
+    batches = [made.forward_metadata for made in steps.attn_backends]
+    assert [batch.slots_t.tolist() for batch in batches] == [[0, 3], [1, 4]]
+    assert [batch.visible_t.tolist() for batch in batches] == [[11, 38], [12, 39]]
+    assert [batch.max_visible for batch in batches] == ([64, 64] if in_graph else [38, 39])
 
 
 @pytest.fixture
@@ -136,6 +205,16 @@ def test_a_packed_matrix_holds_its_parts_in_order(packed: Any, rows: int) -> Non
 def test_a_part_of_another_size_is_refused(packed: Any) -> None:
     with pytest.raises(ValueError, match=r"expected \(128, 3\)"):
         packed.load_part(torch.nn.Parameter(torch.zeros(576, 3)), torch.zeros(127, 3), 1)
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)
+def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, needed: int) -> None:
+    """As its pool configurator reckons: this many elements of the class's type, 128 values and a scale of 4 bytes."""
+    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    pool.announce_index_keys(dtype)
+    elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
+    reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
+    assert needed <= reckoned <= 1.05 * needed
 
 
 def test_the_last_slot_of_a_sequence() -> None:

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.benchmarks.engine_view import BATCHES, SIDES, Run, case_name, cases, find, merge, show
+from dsv32_plugin.benchmarks.engine_view import (
+    BATCHES,
+    ROUNDS,
+    SIDES,
+    Run,
+    case_name,
+    cases,
+    find,
+    merge,
+    show,
+    summarise,
+    takes,
+)
 from dsv32_plugin.benchmarks.engine_worker import MARK
 from dsv32_plugin.benchmarks.records import CHECKOUT
 
@@ -98,6 +111,19 @@ CACHE_VARIABLES = (
     "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
 )  # fmt: skip
 """Where engines keep what they compile: under --caches, so that a run knows whether it began cold."""
+OWN_START = re.compile(
+    r"dsv32: (\d+) kernels: found in ([\d.]+) s, .* and for ([\d.]+) s alone, loaded in ([\d.]+) s, run in ([\d.]+) s"
+)
+"""What the plugin says of its part of a start."""
+
+
+def own_start(line: str) -> dict[str, float] | None:
+    """Seconds that a start takes for the plugin's kernels, if this line of the log says it."""
+    found = OWN_START.search(line)
+    if found is None:
+        return None
+    count, *seconds = found.groups()
+    return {"kernels": int(count), "own_s": round(sum(map(float, seconds)), 1)}
 
 
 def write_config(run: Run, experts: int, out: Path) -> None:
@@ -144,6 +170,7 @@ class Worker:
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
         self.run = run
         self.tail: deque[str] = deque(maxlen=15)
+        self.own_start: dict[str, float] | None = None
         self._folder = tempfile.TemporaryDirectory()
         caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
         self.state = "warm" if caches.exists() else "cold"
@@ -170,20 +197,22 @@ class Worker:
                     self._results.put(json.loads(text[len(MARK) :]))
                 else:
                     self.tail.append(text.rstrip())
+                    self.own_start = self.own_start or own_start(text)
         self._results.put(None)
 
     def result(self) -> dict[str, Any] | None:
         """The next result; None once the process has ended."""
         return self._results.get()
 
-    def ask(self, case: dict[str, Any]) -> dict[str, Any] | None:
+    def ask(self, case: dict[str, Any]) -> dict[str, Any]:
+        """What one round of a case gave."""
         assert self._process.stdin is not None
-        try:
+        found = None
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(case) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        return self.result()
+            found = self.result()
+        return found or {"error": "the engine ended", "ended": True, "log": list(self.tail)}
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
@@ -204,9 +233,15 @@ def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], d
             for worker in workers:
                 started(worker, args, record, worker.result())
         for case in cases(args.only):
-            for worker in workers:
-                if time.time() < deadline:
-                    take(worker, args, record, case, worker.ask(case))
+            taking = [worker for worker in workers if takes(worker.run.side, case)]
+            found: list[list[dict[str, Any]]] = [[] for _ in taking]
+            for number in range(ROUNDS[case["kind"]]):
+                for worker, rounds in zip(taking, found, strict=True):
+                    if time.time() < deadline and not (rounds and "error" in rounds[-1]):
+                        rounds.append(worker.ask(case | {"round": number}))
+            for worker, rounds in zip(taking, found, strict=True):
+                if rounds:
+                    take(worker, args, record, case, rounds)
     finally:
         for worker in workers:
             worker.stop()
@@ -222,24 +257,26 @@ def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], fo
     if found is None:
         entry["failed"] = list(worker.tail)
         print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
-    elif not args.start_together:
-        entry.setdefault("startup", {})[worker.state] = found
+    else:
+        # Beside the others' starts only what the plugin says of its own part is worth keeping.
+        times = {} if args.start_together else found
+        entry.setdefault("startup", {})[worker.state] = times | (worker.own_start or {})
     print(f"{worker.run.name}: {found}", flush=True)
     save(record, args.output)
 
 
 def take(
-    worker: Worker, args: argparse.Namespace, record: dict[str, Any], case: dict[str, Any], found: dict[str, Any] | None
+    worker: Worker, args: argparse.Namespace, record: dict[str, Any], case: dict[str, Any], rounds: list[dict[str, Any]]
 ) -> None:
     entry = find(record, worker.run)
     assert entry is not None
     if entry["failed"]:
         return
-    if found is None:
-        entry["failed"] = list(worker.tail)
-        found = {"error": "the engine ended", "log": list(worker.tail)}
-    entry["rows"] = {**entry.get("rows", {}), case_name(case): case | found}
-    print(f"{worker.run.name}, {case_name(case)}: {found}", flush=True)
+    if rounds[-1].get("ended"):
+        entry["failed"] = rounds[-1]["log"]
+    row = case | rounds[-1] if "error" in rounds[-1] else summarise(case, rounds)
+    entry["rows"] = {**entry.get("rows", {}), case_name(case): row}
+    print(f"{worker.run.name}, {case_name(case)}: {row}", flush=True)
     save(record, args.output)
 
 
@@ -294,7 +331,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
     parser.add_argument("--experts", type=int, default=32, help="routed experts, the same on every side (V3.2 has 256)")
     parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
-    parser.add_argument("--cache-gib", type=float, default=12.0, help="size of the KV cache")
+    parser.add_argument("--cache-gib", type=float, default=5.0, help="size of the KV cache")
     parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
     parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,13 @@ SIDES = {
 }
 LENGTHS = (2048, 32768, 131072)
 BATCHES = (1, 16, 64)
-MOST_DISTINCT = {2048: 64, 32768: 32, 131072: 4}
+LONGEST_DENSE = 32768
+"""Longer prompts take the dense side longer than all the others' cases together."""
+MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 4}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
+PREFILL, DECODE, GRAPH = "prefill", "decode", "graph"
+ROUNDS = {PREFILL: 4, DECODE: 5, GRAPH: 1}
+"""Of each case, in each of which every side takes its turn. The first one warms up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +43,54 @@ KEY = tuple(field.name for field in dataclasses.fields(Run))
 
 
 def cases(only: str) -> list[dict[str, Any]]:
-    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows."""
+    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows.
+
+    Graphs come last: what looks at the GPU for them may slow a process for good.
+    """
     found: list[dict[str, Any]] = []
+    graphs: list[dict[str, Any]] = []
     for length in LENGTHS:
-        found.append({"kind": "prefill", "L": length, "seed": 10_000_000 + length})
+        found.append({"kind": PREFILL, "L": length, "seed": 10_000_000 + length})
         for batch in BATCHES:
-            distinct = min(batch, MOST_DISTINCT[length])
-            found.append({"kind": "decode", "B": batch, "L": length, "distinct": distinct})
-    return [case for case in found if set(only.split()) <= set(case_name(case).split())]
+            case = {"kind": DECODE, "B": batch, "L": length, "distinct": min(batch, MOST_DISTINCT[length])}
+            found.append(case)
+            graphs.append(case | {"kind": GRAPH})
+    return [case for case in found + graphs if set(only.split()) <= set(case_name(case).split())]
+
+
+def takes(side: str, case: dict[str, Any]) -> bool:
+    """Whether a case is measured on a side."""
+    return side != "dense" or case["L"] <= LONGEST_DENSE
 
 
 def case_name(case: dict[str, Any]) -> str:
     return " ".join([case["kind"], *(f"{key}={case[key]}" for key in ("B", "L") if key in case)])
+
+
+def summarise(case: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One side's row of a case, of what its rounds gave."""
+    row = case | {"peak_gib": max(found["peak_gib"] for found in rounds)}
+    # The first round warms up, where there are others.
+    counted = rounds[1:] or rounds
+    if case["kind"] == PREFILL:
+        seconds = [found["seconds"] for found in counted]
+        tokens = rounds[0]["prompts"] * case["L"]
+        return row | {
+            "prompts": rounds[0]["prompts"],
+            "warm_up_s": rounds[0]["seconds"],
+            "seconds": seconds,
+            "tokens_per_s": round(tokens / statistics.median(seconds)),
+            "low": round(tokens / max(seconds)),
+            "high": round(tokens / min(seconds)),
+        }
+    steps = sorted(ms for found in counted for ms in found["steps_ms"])
+    return row | {
+        "steps": len(steps),
+        "ms_per_step": round(statistics.median(steps), 3),
+        "low": round(steps[len(steps) // 10], 3),
+        "high": round(steps[-1 - len(steps) // 10], 3),
+        "rounds_ms": [round(statistics.median(found["steps_ms"]), 3) for found in counted],
+    }
 
 
 def find(record: dict[str, Any], run: Run) -> dict[str, Any] | None:
@@ -76,8 +118,9 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
         sides = [find(record, Run(side, heads, cache)) or {} for side in SIDES]
         for case in cases(""):
             measured = [entry.get("rows", {}).get(case_name(case), {}) for entry in sides]
-            is_prefill = case["kind"] == "prefill"
-            name = case_name(case) + (" (pages shared)" if case.get("distinct", 0) < case.get("B", 0) else "")
+            is_prefill = case["kind"] == PREFILL
+            shared = any(row.get("distinct", 0) < row.get("B", 0) for row in measured)
+            name = case_name(case) + (" (pages shared)" if shared else "")
             unit = "tokens/s" if is_prefill else "ms/step"
             values = [row.get("tokens_per_s" if is_prefill else "ms_per_step") for row in measured]
             if any(values):
@@ -91,13 +134,8 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def _spread(row: dict[str, Any]) -> tuple[float, float] | None:
-    """The range of a prefill's rounds, the 10th and 90th percentile of a decode's steps."""
-    if "low_ms" in row:
-        return row["low_ms"], row["high_ms"]
-    if "seconds" in row:
-        tokens = row["L"] * row["prompts"]
-        return tokens / max(row["seconds"][1:]), tokens / min(row["seconds"][1:])
-    return None
+    """The range of a prefill's rounds, the 10th and 90th percentile of the steps."""
+    return (row["low"], row["high"]) if "low" in row else None
 
 
 def _cell(value: float | None, spread: tuple[float, float] | None = None) -> str:
@@ -118,13 +156,15 @@ def _peak(entry: dict[str, Any]) -> float | None:
     return max((row.get("peak_gib", 0.0) for row in entry.get("rows", {}).values()), default=None)
 
 
-def _startup(state: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda entry: entry.get("startup", {}).get(state, {}).get("first_token_s")
+def _startup(state: str, figure: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda entry: entry.get("startup", {}).get(state, {}).get(figure)
 
 
 OF_THE_ENGINE: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
-    ("start to first token, nothing compiled before", "s", _startup("cold")),
-    ("start to first token, again", "s", _startup("warm")),
+    ("start to first token, nothing compiled before", "s", _startup("cold", "first_token_s")),
+    ("start to first token, again", "s", _startup("warm", "first_token_s")),
+    ("of a start, the plugin's kernels, nothing compiled before", "s", _startup("cold", "own_s")),
+    ("of a start, the plugin's kernels, again", "s", _startup("warm", "own_s")),
     ("most memory held by torch", "GiB", _peak),
 )
 HEADINGS = ("heads", "cache", "case", "unit", *SIDES, "plugin over in-tree")

@@ -2,14 +2,13 @@
 
     python -m dsv32_plugin.benchmarks.engine_worker '{"model": ..., "options": ..., "started": ...}'
 
-A case is a line of JSON on stdin; a result a line of JSON after MARK on stdout, where everything else is the engine's.
-Needs vLLM, not the plugin: it also times vLLM's own code.
+A round of a case is a line of JSON on stdin; its result a line of JSON after MARK on stdout, where everything else is
+the engine's. Needs vLLM, not the plugin: it also times vLLM's own code.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,10 @@ VOCABULARY = (3, 128000)
 """Ordinary tokens of DeepSeek's vocabulary; the first is the beginning of a sentence, 0."""
 PREFILL_TOKENS = 16384
 """A prefill case takes as many prompts as make about this many tokens, so that short ones fill the engine's batch."""
-PREFILL_ROUNDS = 3
 DECODE_STEPS = 64
 DISCARDED_STEPS = 8
 """The first steps after a prefill are not counted."""
+GRAPH_LAUNCH = "cudaGraphLaunch"
 
 
 def emit(**fields: Any) -> None:
@@ -90,44 +89,74 @@ def prompt(stream: int, length: int) -> list[int]:
 
 
 def prefill(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second from sending the prompts to the last one's first token; every prompt is new to the engine."""
+    """Seconds from sending the prompts to the last one's first token; every prompt is new to the engine."""
     length = case["L"]
     batch = max(1, PREFILL_TOKENS // length)
-    streams = iter(range(case["seed"], case["seed"] + (PREFILL_ROUNDS + 1) * batch))
-    seconds = []
-    for _ in range(PREFILL_ROUNDS + 1):  # the first one warms up
-        seconds.append(engine.run([prompt(next(streams), length) for _ in range(batch)], 1)[0])
-    counted = seconds[1:]
-    return {
-        "prompts": batch,
-        "seconds": [round(s, 4) for s in seconds],
-        "tokens_per_s": round(batch * length / statistics.median(counted)),
-    }
+    first = case["seed"] + case["round"] * batch
+    seconds = engine.run([prompt(stream, length) for stream in range(first, first + batch)], 1)[0]
+    return {"prompts": batch, "seconds": round(seconds, 4)}
 
 
 def decode(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds a step while B sequences of about L tokens decode together.
+    """Milliseconds of each step while B sequences of about L tokens decode together.
 
     The prompts' pages stay in the prefix cache, so that a longer case extends a shorter one's. With fewer `distinct`
     prompts than sequences the others share pages, which flatters the caches of the GPU; the record says so.
     """
+    return {"steps_ms": _steps_ms(engine, case)}
+
+
+def graph(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds from start to end of each step's CUDA graph on the GPU: a step without what the host adds."""
+    engine.engine.collective_rpc(_start_profile)
+    try:
+        _steps_ms(engine, case)
+    finally:
+        (found,) = engine.engine.collective_rpc(_stop_profile)
+    counted = DECODE_STEPS - 1 - DISCARDED_STEPS
+    if len(found) < counted:
+        raise RuntimeError(f"expected a CUDA graph for each step, of {counted} at least, got {len(found)}")
+    # Those of the last steps, in which all sequences decode.
+    return {"steps_ms": found[-counted:]}
+
+
+def _steps_ms(engine: Engine, case: dict[str, Any]) -> list[float]:
     batch, length, distinct = case["B"], case["L"] - DECODE_STEPS, case["distinct"]
     prompts = [prompt(stream, length) for stream in range(distinct)]
-    fill_s = engine.run(prompts, 1)[0]
+    if case["round"] == 0:
+        engine.run(prompts, 1)
     steps = engine.run([prompts[i % distinct] for i in range(batch)], DECODE_STEPS)[2][DISCARDED_STEPS:]
     if len(steps) < DECODE_STEPS // 2:
         raise RuntimeError(f"only {len(steps)} steps in which all {batch} sequences decoded: is the cache too small?")
-    ordered = sorted(1e3 * s for s in steps)
-    return {
-        "fill_s": round(fill_s, 2),
-        "steps": len(ordered),
-        "ms_per_step": round(statistics.median(ordered), 3),
-        "low_ms": round(ordered[len(ordered) // 10], 3),
-        "high_ms": round(ordered[-1 - len(ordered) // 10], 3),
-    }
+    return [round(1e3 * seconds, 4) for seconds in steps]
 
 
-CASES: dict[str, Callable[[Engine, dict[str, Any]], dict[str, Any]]] = {"prefill": prefill, "decode": decode}
+def _start_profile(worker: Any) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    worker.dsv32_profile = profile(activities=[ProfilerActivity.CUDA])
+    worker.dsv32_profile.start()
+
+
+def _stop_profile(worker: Any) -> list[float]:
+    """Milliseconds that each CUDA graph launched since the start took on the GPU, in order."""
+    worker.dsv32_profile.stop()
+    events = list(worker.dsv32_profile.profiler.kineto_results.events())
+    del worker.dsv32_profile
+    launched = {event.correlation_id() for event in events if event.name() == GRAPH_LAUNCH}
+    spans: dict[int, list[int]] = {number: [] for number in launched}
+    for event in events:
+        if event.correlation_id() in spans and event.device_type() == torch.autograd.DeviceType.CUDA:
+            spans[event.correlation_id()] += event.start_ns(), event.start_ns() + event.duration_ns()
+    whole = sorted((min(times), max(times)) for times in spans.values() if times)
+    return [round((end - begin) / 1e6, 4) for begin, end in whole]
+
+
+CASES: dict[str, Callable[[Engine, dict[str, Any]], dict[str, Any]]] = {
+    "prefill": prefill,
+    "decode": decode,
+    "graph": graph,
+}
 
 
 def main() -> int:

@@ -16,6 +16,9 @@ PARSER_NAME = "dsv32"
 BACKEND_PATH = "dsv32_plugin.sglang_adapter.backend.DsaBackend"
 CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.cpu.DsaCpuPlatform"
 MODEL_PATH = "dsv32_plugin.sglang_adapter.model:DsaForCausalLM"
+DRAFT_MODEL_PATH = "dsv32_plugin.sglang_adapter.mtp:DsaMtp"
+DRAFT_ARCHITECTURE = "DeepseekV3ForCausalLMNextN"
+"""What SGLang calls the draft model of every DeepSeek, V3 included."""
 MODELS = dict.fromkeys(ARCHITECTURES.values(), MODEL_PATH)
 """Architecture in config.json -> the class that serves it."""
 

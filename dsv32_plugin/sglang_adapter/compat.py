@@ -46,8 +46,12 @@ def installed_version() -> str:
     return str(__version__)
 
 
+class HookError(RuntimeError):
+    """A place to hook into is gone, or takes other parameters."""
+
+
 def check_hook(target: str, parameters: tuple[str, ...] | None) -> None:
-    """Raise RuntimeError unless `target` exists and, where `parameters` says so, takes these first.
+    """Raise HookError unless `target` exists and, where `parameters` says so, takes these first.
 
     Args:
         target: dotted path of a function, method or class.
@@ -57,12 +61,12 @@ def check_hook(target: str, parameters: tuple[str, ...] | None) -> None:
     try:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
-        raise RuntimeError(_hook_problem(f"{target}{expected}", f"nothing ({error})")) from error
+        raise HookError(_hook_problem(f"{target}{expected}", f"nothing ({error})")) from error
     if parameters is None:
         return
     names = tuple(inspect.signature(found).parameters)
     if names[: len(parameters)] != parameters:
-        raise RuntimeError(_hook_problem(f"{target}{expected}", f"({', '.join(names)})"))
+        raise HookError(_hook_problem(f"{target}{expected}", f"({', '.join(names)})"))
 
 
 def _hook_problem(expected: str, found: str) -> str:

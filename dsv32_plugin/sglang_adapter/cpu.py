@@ -37,6 +37,8 @@ class DsaCpuPlatform(SRTPlatform):
         # Overlap hides the host's work behind a device's; here they are the same.
         server_args.disable_overlap_schedule = True
         server_args.sampling_backend = "pytorch"
+        # To compile a few small functions takes longer than they ever do.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         if server_args.tp_size > 1:
             # By default SGLang wants a NUMA node for every rank, which a small machine does not have.
             cores = sorted(os.sched_getaffinity(0))

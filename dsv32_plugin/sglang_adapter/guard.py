@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
 
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODEL_PATH
-from dsv32_plugin.sglang_adapter.compat import installed_version
+from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
+from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, installed_version
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
     from torch import nn
 
+    from dsv32_plugin.sglang_adapter.registration import Hook
+
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
+MAX_DRAFTS = 7
+"""Their kernels take up to 8 tokens of a sequence, of which the first is no draft."""
 UNSUPPORTED: dict[str, Any] = {
-    "speculative_algorithm": None,
     "pp_size": 1,
     "enable_dp_attention": False,
     "enable_prefill_cp": False,
@@ -31,6 +35,11 @@ UNSUPPORTED: dict[str, Any] = {
     "enable_eplb": False,
     "enable_lora": None,
     "moe_a2a_backend": "none",
+    "enable_multi_layer_eagle": False,
+    "speculative_adaptive": False,
+    "speculative_draft_attention_backend": None,
+    "speculative_token_map": None,
+    "speculative_use_rejection_sampling": False,
 }
 """Options that change how attention, caches or experts are laid out, and the one value that the plugin has."""
 
@@ -64,6 +73,7 @@ def check_options(server_args: ServerArgs) -> None:
         raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {server_args.page_size}")
     if server_args.device != "cpu" and server_args.page_size != PAGE_SIZE:
         raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {server_args.page_size}")
+    _check_speculation(server_args)
     for option, off in UNSUPPORTED.items():
         value = getattr(server_args, option)
         if (value or None) != (off or None):
@@ -72,26 +82,72 @@ def check_options(server_args: ServerArgs) -> None:
             )
 
 
-def check_model(model: nn.Module) -> None:
+def _check_speculation(server_args: ServerArgs) -> None:
+    if server_args.speculative_algorithm is None:
+        return
+    if server_args.speculative_algorithm != "EAGLE":
+        raise NotImplementedError(
+            f"--speculative-algorithm: expected EAGLE, got {server_args.speculative_algorithm}; leave it out, or "
+            f"{IN_TREE_HINT}"
+        )
+    from dsv32_plugin.sglang_adapter.registration import draft_hooks
+
+    if missing := missing_hooks(draft_hooks()):
+        raise NotImplementedError(
+            f"--speculative-algorithm: sglang {installed_version()} has no place for the hook on {', '.join(missing)}; "
+            f"install sglang=={TESTED_VERSION}, or leave the option out"
+        )
+    if server_args.speculative_draft_model_path != server_args.model_path:
+        raise NotImplementedError(
+            f"--speculative-draft-model-path: expected nothing, got {server_args.speculative_draft_model_path}; "
+            "the draft layer is the checkpoint's own"
+        )
+    drafts = server_args.speculative_num_steps
+    if not 1 <= drafts <= MAX_DRAFTS:
+        raise NotImplementedError(f"--speculative-num-steps: expected 1 to {MAX_DRAFTS}, got {drafts}")
+
+
+def check_draft_layer(config: DsaConfig) -> None:
+    """Raise ConfigError unless the checkpoint has the draft layer that EAGLE runs."""
+    if config.num_nextn_predict_layers != 1:
+        raise ConfigError(
+            "num_nextn_predict_layers",
+            "1 for --speculative-algorithm EAGLE",
+            config.num_nextn_predict_layers,
+            "leave the option out",
+        )
+
+
+def is_our_draft(model: nn.Module) -> bool:
+    """Whether a draft model is the one of our target model."""
+    return _path(model) == DRAFT_MODEL_PATH
+
+
+def _path(model: nn.Module) -> str:
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def check_model(model: nn.Module, *, is_draft: bool = False) -> None:
     """Raise RuntimeError unless SGLang has loaded our model."""
-    found = f"{type(model).__module__}:{type(model).__qualname__}"
-    if found != MODEL_PATH:
+    expected = DRAFT_MODEL_PATH if is_draft else MODEL_PATH
+    found = _path(model)
+    if found != expected:
         raise RuntimeError(
-            f"model: the attention backend {BACKEND_NAME} is for {MODEL_PATH}, but SGLang loaded {found}; "
+            f"model: the attention backend {BACKEND_NAME} is for {expected}, but SGLang loaded {found}; "
             f"leave --attention-backend out, and SGLANG_EXTERNAL_MODEL_PACKAGE if it is set"
         )
 
 
-def missing_hooks() -> list[str]:
-    """Targets of hooks of ours that SGLang has not applied; it only logs when it cannot."""
+def missing_hooks(wanted: Iterable[Hook]) -> list[str]:
+    """Targets of those that SGLang has not applied; it only logs when it cannot."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from dsv32_plugin.sglang_adapter.registration import hooks
-
-    return [hook.target for hook in hooks() if hook.target not in HookRegistry._patched]
+    return [hook.target for hook in wanted if hook.target not in HookRegistry._patched]
 
 
 def check_hooks() -> None:
     """Raise RuntimeError where a hook of ours is not in place."""
-    if missing := missing_hooks():
+    from dsv32_plugin.sglang_adapter.registration import hooks
+
+    if missing := missing_hooks(hooks()):
         raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")

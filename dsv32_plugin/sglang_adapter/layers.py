@@ -8,8 +8,14 @@ from typing import Any
 
 import torch
 from sglang.srt.distributed import tensor_model_parallel_all_gather
+from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
+from sglang.srt.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.runtime_context import get_parallel
 
@@ -63,8 +69,22 @@ class SglangLayers:
     def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:
         return ColumnParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
 
-    def row(self, inputs: int, outputs: int, prefix: str) -> RowParallelLinear:
-        return RowParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
+    def gate_up(self, inputs: int, width: int, prefix: str) -> MergedColumnParallelLinear:
+        return MergedColumnParallelLinear(
+            inputs, [width, width], bias=False, quant_config=self.quant_config, prefix=prefix
+        )
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> RowParallelLinear:
+        return RowParallelLinear(
+            inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix, reduce_results=reduce
+        )
+
+    def silu_and_mul(self) -> SiluAndMul:
+        return SiluAndMul()
 
     def norm(self, size: int, eps: float) -> RMSNorm:
-        return RMSNorm(size, eps=eps)
+        norm = RMSNorm(size, eps=eps)
+        if torch.get_default_dtype() == torch.float32:
+            # SGLang's kernels of it take 16 bits only.
+            norm._forward_method = norm.forward_native
+        return norm

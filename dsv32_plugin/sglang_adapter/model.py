@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import pkgutil
+from collections.abc import Iterable
 
 import torch
-from sglang.srt.layers.linear import MergedColumnParallelLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.forward_context import get_attn_backend
-from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
-from dsv32_plugin import __version__, weights
-from dsv32_plugin.attention import DsaAttention
+from dsv32_plugin import __version__
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.sglang_adapter import guard
-from dsv32_plugin.sglang_adapter.layers import PackedLinear, SglangLayers
-from dsv32_plugin.sglang_adapter.moe import Mlp, Moe
-from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
+from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURE, DRAFT_MODEL_PATH, guard, weights
+from dsv32_plugin.sglang_adapter.attention import DsaAttention
+from dsv32_plugin.sglang_adapter.layers import SglangLayers
+from dsv32_plugin.sglang_adapter.moe import Moe
+from dsv32_plugin.sglang_adapter.options import longest_sequence
+from dsv32_plugin.sglang_adapter.pool import announce_index_keys
+from dsv32_plugin.weights import layer_of
 
 logger = logging.getLogger(__name__)
 
 
-class DsaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
+class DsaDecoderLayer(DecoderLayer):
+    """Layer `layer` of the checkpoint."""
 
     def __init__(
         self,
@@ -43,35 +43,20 @@ class DsaDecoderLayer(nn.Module):
         rope_table_pr: torch.Tensor,
         prefix: str,
     ) -> None:
-        super().__init__()
         layers = SglangLayers(quant_config)
-        self.selects = config.selects(layer)
-        self.self_attn = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
-        self.mlp: nn.Module
+        attention = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
+        mlp: nn.Module
         if config.is_moe(layer):
-            self.mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
+            mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
         else:
-            self.mlp = Mlp(config.hidden_size, config.intermediate_size, quant_config, f"{prefix}.mlp")
-        self.input_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = layers.norm(config.hidden_size, config.rms_norm_eps)
+            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp")
+        super().__init__(config, layers, attention, mlp)
 
-    def forward(
-        self,
-        positions_t: torch.Tensor,
-        hidden_th: torch.Tensor,
-        residual_th: torch.Tensor | None,
-        slots_tk: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual_th is None:
-            residual_th = hidden_th
-            hidden_th = self.input_layernorm(hidden_th)
-        else:
-            hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
-        backend = get_attn_backend()
-        caches = backend.token_to_kv_pool.layer_caches(self.self_attn.layer, self.selects)
-        hidden_th = self.self_attn.attend(backend.forward_metadata, positions_t, hidden_th, slots_tk, caches)
-        hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
-        return self.mlp(hidden_th), residual_th
+
+def rope_table_of(config: DsaConfig) -> torch.Tensor:
+    """For every position that the server can reach."""
+    max_positions = longest_sequence(get_global_server_args())
+    return rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device())
 
 
 class DsaModel(nn.Module):
@@ -79,9 +64,7 @@ class DsaModel(nn.Module):
 
     def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        max_positions = get_global_server_args().get_model_config().context_len
-        rope_table_pr = rope_table(config.qk_rope_head_dim, max_positions, None, config.rope)
-        rope_table_pr = rope_table_pr.to(torch.get_default_device())
+        rope_table_pr = rope_table_of(config)
         self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
         self.topk = config.index_topk
         self.embed_tokens = VocabParallelEmbedding(
@@ -117,6 +100,11 @@ class DsaForCausalLM(nn.Module):
         guard.check_hooks()
         dsa_config = guard.read_config(server_args)
         dsa_config.check(SglangLayers(quant_config).tp_size)
+        announce_index_keys(torch.get_default_dtype())
+        if server_args.speculative_algorithm is not None:
+            guard.check_draft_layer(dsa_config)
+            # SGLang has one name for the draft models of all DeepSeeks. The one that this process loads next is ours.
+            ModelRegistry.models[DRAFT_ARCHITECTURE] = pkgutil.resolve_name(DRAFT_MODEL_PATH)
         self.config = config
         self.dsa_config = dsa_config
         self.quant_config = quant_config
@@ -146,38 +134,18 @@ class DsaForCausalLM(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
 
+    def get_embed_and_head(self) -> tuple[nn.Module, nn.Module]:
+        """What the draft model shares; SGLang hands it to `set_embed_and_head` of the draft, which is ours, too."""
+        return self.model.embed_tokens, self.lm_head
+
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        weights.load(
-            self.dsa_config,
-            tensors,
-            dict(self._targets()),
-            self._belongs_elsewhere,
-            dequantise_all=isinstance(self.quant_config, DequantisedFp8Config),
-        )
+        weights.load(self, tensors, self._belongs_elsewhere)
 
     def _belongs_elsewhere(self, name: str) -> bool:
         """Whether a tensor is rightly not loaded: a draft layer's or an unused indexer's."""
-        layer, config = weights.layer_of(name), self.dsa_config
+        layer, config = layer_of(name), self.dsa_config
         if layer is None:
             return False
         if layer >= config.num_layers:
             return layer < config.num_layers + config.num_nextn_predict_layers
         return ".self_attn.indexer." in name and not config.selects(layer)
-
-    def _targets(self) -> Iterator[tuple[str, weights.Load]]:
-        for prefix, module in self.named_modules():
-            parts = weights.PACKED_MODULES.get(prefix.rpartition(".")[2], ())
-            if isinstance(module, LatentUpProjection):
-                yield f"{prefix.removesuffix('.kv_up')}.kv_b_proj.weight", module.load_kv_b_proj
-            elif isinstance(module, FusedMoE):
-                yield from weights.expert_targets(prefix, module, self.dsa_config.n_routed_experts)
-            elif isinstance(module, PackedLinear):
-                yield from weights.packed_targets(prefix, module, parts, module.load_part)
-            elif isinstance(module, MergedColumnParallelLinear):
-                yield from weights.packed_targets(prefix, module, parts, _load_merged)
-            else:
-                yield from weights.parameter_targets(prefix, module, default_weight_loader)
-
-
-def _load_merged(parameter: nn.Parameter, tensor: torch.Tensor, index: int) -> None:
-    parameter.weight_loader(parameter, tensor, index)  # type: ignore[attr-defined]

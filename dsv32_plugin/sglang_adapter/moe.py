@@ -1,47 +1,17 @@
-"""The feed-forward part: a dense SwiGLU block, and the mixture of experts on SGLang's fused kernels."""
+"""The mixture of experts, with its bias-corrected grouped router, on SGLang's fused kernels."""
 
 from __future__ import annotations
 
 import torch
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
-from sglang.srt.layers.activation import SiluAndMul
-from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from torch import nn
 
 from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-
-
-class Mlp(nn.Module):
-    """down(silu(gate(x)) * up(x)), cut over the tensor parallel ranks."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        quant_config: QuantizationConfig | None,
-        prefix: str,
-        *,
-        reduce_results: bool = True,
-    ) -> None:
-        super().__init__()
-        self.gate_up_proj = MergedColumnParallelLinear(
-            hidden_size, [intermediate_size] * 2, bias=False, quant_config=quant_config, prefix=f"{prefix}.gate_up_proj"
-        )
-        self.down_proj = RowParallelLinear(
-            intermediate_size,
-            hidden_size,
-            bias=False,
-            quant_config=quant_config,
-            reduce_results=reduce_results,
-            prefix=f"{prefix}.down_proj",
-        )
-        self.act = SiluAndMul()
-
-    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act(self.gate_up_proj(x_th)[0]))[0]
+from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.sglang_adapter.layers import SglangLayers
 
 
 class Router(nn.Module):
@@ -95,9 +65,9 @@ class Moe(nn.Module):
         self.shared_experts = Mlp(
             config.hidden_size,
             config.moe_intermediate_size * config.n_shared_experts,
-            quant_config,
+            SglangLayers(quant_config),
             f"{prefix}.shared_experts",
-            reduce_results=False,
+            reduce=False,
         )
 
     def forward(self, x_th: torch.Tensor) -> torch.Tensor:

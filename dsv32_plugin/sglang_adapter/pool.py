@@ -81,6 +81,12 @@ class DsaTokenToKVPool(DSATokenToKVPool):
         return sum(buffer.nbytes for buffer in [*self.kv_buffer, *getattr(self, "index_k_with_scale_buffer", [])])
 
 
+def announce_index_keys(model_dtype: torch.dtype) -> None:
+    """Before SGLang sizes the caches: it reckons with 132 elements a token of the class's type, room for exact keys."""
+    if not quantises_index_keys(model_dtype):
+        DsaTokenToKVPool.index_k_with_scale_buffer_dtype = model_dtype
+
+
 class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
     """SGLang's allocator of pages, whose two kernels are Triton's, in torch."""
 

@@ -6,6 +6,7 @@ docs/patches.md has the reason of every hook, what removes it and what happens w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ def register() -> None:
     _register_model_and_backend()
     _register_parsers()
     _register_hooks(hooks())
+    # Without these, speculative decoding is refused, and all else works.
+    with suppress(compat.HookError):
+        _register_hooks(draft_hooks())
 
 
 def hooks() -> list[Hook]:
@@ -44,6 +48,11 @@ def hooks() -> list[Hook]:
         Hook(
             "sglang.srt.server_args.ServerArgs._handle_model_specific_adjustments",
             options.adjust_for_model,
+            parameters=("self",),
+        ),
+        Hook(
+            "sglang.srt.server_args.ServerArgs._handle_deterministic_inference",
+            options.adjust_for_determinism,
             parameters=("self",),
         ),
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
@@ -62,10 +71,13 @@ def hooks() -> list[Hook]:
     ]
     if not current_platform.is_out_of_tree():
         return everywhere
+    return [*everywhere, *_cpu_hooks()]
+
+
+def _cpu_hooks() -> list[Hook]:
     from dsv32_plugin.sglang_adapter import cpu
 
     return [
-        *everywhere,
         Hook("sglang.srt.utils.common.support_triton", cpu.support_triton_around, parameters=("backend",)),
         Hook(
             "sglang.srt.mem_cache.common.get_last_loc",
@@ -84,6 +96,88 @@ def hooks() -> list[Hook]:
             cpu.refuse_nccl,
             replaces=True,
             parameters=("self",),
+        ),
+    ]
+
+
+def draft_hooks() -> list[Hook]:
+    """Every hook that speculative decoding needs in this process."""
+    from sglang.srt.platforms import current_platform
+
+    from dsv32_plugin.sglang_adapter import speculation
+
+    factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
+    everywhere = [
+        Hook(f"{factory}.create_decode_backend", speculation.create_decode_backend, parameters=("self",)),
+        Hook(f"{factory}.create_draft_extend_backend", speculation.create_draft_extend_backend, parameters=("self",)),
+        Hook(
+            "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",
+            speculation.capture_graphs,
+            parameters=("self",),
+        ),
+    ]
+    return [*everywhere, *_cpu_draft_hooks()] if current_platform.is_out_of_tree() else everywhere
+
+
+def _cpu_draft_hooks() -> list[Hook]:
+    from dsv32_plugin.sglang_adapter import cpu_speculation
+
+    eagle, slots = "sglang.srt.speculative.eagle_utils", "sglang.srt.speculative.triton_ops.cache_locs"
+    return [
+        Hook(f"{slots}.assign_draft_cache_locs_contiguous", cpu_speculation.AssignDraftCacheLocs, replaces=True),
+        Hook(
+            "sglang.srt.speculative.triton_ops.eagle.fill_bonus_tokens",
+            cpu_speculation.FillBonusTokens,
+            replaces=True,
+        ),
+        Hook(
+            f"{slots}.assign_req_to_token_pool_func",
+            cpu_speculation.assign_req_to_token_pool_func,
+            replaces=True,
+            parameters=(
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "end_offset",
+                "out_cache_loc",
+                "batch_size",
+            ),
+        ),
+        Hook(
+            f"{slots}.assign_extend_cache_locs_func",
+            cpu_speculation.assign_extend_cache_locs_func,
+            replaces=True,
+            parameters=(
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "end_offset",
+                "batch_size",
+                "draft_token_num",
+                "device",
+            ),
+        ),
+        Hook(
+            f"{eagle}.build_tree_kernel_efficient",
+            cpu_speculation.build_tree_kernel_efficient,
+            replaces=True,
+            parameters=(
+                "bonus_tokens",
+                "parent_list",
+                "top_scores_index",
+                "draft_tokens",
+                "seq_lens",
+                "seq_lens_sum",
+                "topk",
+                "spec_steps",
+                "num_verify_tokens",
+            ),
+        ),
+        Hook(
+            f"{eagle}.eagle_sample",
+            cpu_speculation.eagle_sample,
+            replaces=True,
+            parameters=("verify_input", "batch", "logits_output", "vocab_mask"),
         ),
     ]
 
@@ -117,4 +211,5 @@ def _register_hooks(wanted: list[Hook]) -> None:
 
     for hook in wanted:
         compat.check_hook(hook.target, hook.parameters)
+    for hook in wanted:
         HookRegistry.register(hook.target, hook.code, HookType.REPLACE if hook.replaces else HookType.AROUND)

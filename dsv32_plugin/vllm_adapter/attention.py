@@ -10,7 +10,7 @@ from dsv32_plugin import attention
 from dsv32_plugin.attention import LayerCaches
 from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache
+from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache, transferred
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 
 
@@ -35,17 +35,13 @@ class DsaAttention(attention.DsaAttention):
             # A run without caches, to measure memory: `warmup` runs the attention itself, once for all layers.
             return self.project_only(hidden_th)
         num_tokens = batch.slots_t.shape[0]
-        out_th = self.run(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens])
+        index_cache = None if self.indexer is None else self.indexer.k_cache
+        caches = LayerCaches(self.latents.kv_cache, None if index_cache is None else index_cache.kv_cache)
+        with transferred([self.latents] if index_cache is None else [self.latents, index_cache], batch):
+            out_th = self.attend(batch, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens], caches)
         if num_tokens == hidden_th.shape[0]:
             return out_th
         return torch.nn.functional.pad(out_th, (0, 0, 0, hidden_th.shape[0] - num_tokens))
-
-    def run(
-        self, batch: DsaBatch, positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor
-    ) -> torch.Tensor:
-        """`forward` of exactly the tokens of `batch`."""
-        index_keys = None if self.indexer is None else self.indexer.k_cache.kv_cache
-        return self.attend(batch, positions_t, hidden_th, slots_tk, LayerCaches(self.latents.kv_cache, index_keys))
 
     def _batch(self) -> DsaBatch | None:
         metadata = get_forward_context().attn_metadata

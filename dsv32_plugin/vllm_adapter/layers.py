@@ -7,6 +7,7 @@ from functools import partial
 
 from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
@@ -41,8 +42,18 @@ class VllmLayers:
     def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:
         return ColumnParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
 
-    def row(self, inputs: int, outputs: int, prefix: str) -> RowParallelLinear:
-        return RowParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
+    def gate_up(self, inputs: int, width: int, prefix: str) -> MergedColumnParallelLinear:
+        return MergedColumnParallelLinear(
+            inputs, [width, width], bias=False, quant_config=self.quant_config, prefix=prefix
+        )
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> RowParallelLinear:
+        return RowParallelLinear(
+            inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix, reduce_results=reduce
+        )
+
+    def silu_and_mul(self) -> SiluAndMul:
+        return SiluAndMul()
 
     def norm(self, size: int, eps: float) -> RMSNorm:
         return RMSNorm(size, eps=eps)

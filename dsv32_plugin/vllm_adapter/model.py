@@ -28,46 +28,31 @@ from vllm.sequence import IntermediateTensors
 
 from dsv32_plugin import __version__
 from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
-from dsv32_plugin.vllm_adapter.moe import Mlp, Moe
+from dsv32_plugin.vllm_adapter.layers import VllmLayers
+from dsv32_plugin.vllm_adapter.moe import Moe
 from dsv32_plugin.weights import PACKED_MODULES, layer_of
 
 logger = init_logger("vllm.dsv32_plugin")
 
 
-class DsaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(.)), with the residual carried apart."""
+class DsaDecoderLayer(DecoderLayer):
+    """Layer `prefix` of the checkpoint."""
 
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, rope_table_pr: torch.Tensor, prefix: str) -> None:
-        super().__init__()
+        layers = VllmLayers(vllm_config)
         layer = extract_layer_index(prefix)
-        self.self_attn = DsaAttention(config, vllm_config, layer, rope_table_pr, f"{prefix}.self_attn")
-        self.mlp: nn.Module
+        attention = DsaAttention(config, vllm_config, layer, rope_table_pr, f"{prefix}.self_attn")
+        mlp: nn.Module
         if config.is_moe(layer):
-            self.mlp = Moe(config, vllm_config, f"{prefix}.mlp")
+            mlp = Moe(config, vllm_config, f"{prefix}.mlp")
         else:
-            self.mlp = Mlp(config.hidden_size, config.intermediate_size, vllm_config, f"{prefix}.mlp")
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        positions_t: torch.Tensor,
-        hidden_th: torch.Tensor,
-        residual_th: torch.Tensor | None,
-        slots_tk: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual_th is None:
-            residual_th = hidden_th
-            hidden_th = self.input_layernorm(hidden_th)
-        else:
-            hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
-        hidden_th = self.self_attn(positions_t, hidden_th, slots_tk)
-        hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
-        return self.mlp(hidden_th), residual_th
+            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp")
+        super().__init__(config, layers, attention, mlp)
 
 
 class DsaModel(nn.Module):
@@ -108,7 +93,12 @@ class DsaModel(nn.Module):
                 "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
             )
         self.vllm_config = vllm_config
-        self.is_warm = current_platform.is_cpu()
+        self.warm_up: warmup.WarmUp | None = None
+        if not current_platform.is_cpu():
+            # One layer that selects and, where there is one, a layer that shares a selection.
+            attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
+            kinds = {attention.indexer is None: attention for attention in attentions}
+            self.warm_up = warmup.WarmUp(list(kinds.values()), topk_indices_buffer, vllm_config)
         self.norm: nn.Module = PPMissingLayer()
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -131,22 +121,14 @@ class DsaModel(nn.Module):
             assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
-        if not self.is_warm and get_forward_context().attn_metadata is None:
-            self._warm_up(positions, hidden_th)
+        if self.warm_up is not None and get_forward_context().attn_metadata is None:
+            self.warm_up.finish(hidden_th)
+            self.warm_up = None
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
         return self.norm(hidden_th, residual_th)[0]
-
-    def _warm_up(self, positions_t: torch.Tensor, hidden_th: torch.Tensor) -> None:
-        """Once, in the run that vLLM measures memory with."""
-        self.is_warm = True
-        # One layer that selects and, where there is one, a layer that shares a selection.
-        attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
-        kinds = {attention.indexer is None: attention for attention in attentions}
-        assert isinstance(self.topk_indices_buffer, torch.Tensor)
-        warmup.run(list(kinds.values()), positions_t, hidden_th, self.topk_indices_buffer, self.vllm_config)
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):

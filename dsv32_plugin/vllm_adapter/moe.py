@@ -1,46 +1,15 @@
-"""The feed-forward blocks: a gated MLP, and the mixture of experts with its bias-corrected grouped router."""
+"""The mixture of experts, with its bias-corrected grouped router, on vLLM's kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.fused_moe import FusedMoE, GateLinear
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 
 from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-
-
-class Mlp(nn.Module):
-    """down(silu(gate(x)) * up(x)), cut over the tensor parallel ranks."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        vllm_config: VllmConfig,
-        prefix: str,
-        *,
-        reduce_results: bool = True,
-    ) -> None:
-        super().__init__()
-        quant = vllm_config.quant_config
-        self.gate_up_proj = MergedColumnParallelLinear(
-            hidden_size, [intermediate_size] * 2, bias=False, quant_config=quant, prefix=f"{prefix}.gate_up_proj"
-        )
-        self.down_proj = RowParallelLinear(
-            intermediate_size,
-            hidden_size,
-            bias=False,
-            quant_config=quant,
-            reduce_results=reduce_results,
-            prefix=f"{prefix}.down_proj",
-        )
-        self.act = SiluAndMul()
-
-    def forward(self, x_th: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act(self.gate_up_proj(x_th)[0]))[0]
+from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.vllm_adapter.layers import VllmLayers
 
 
 class Moe(nn.Module):
@@ -63,9 +32,9 @@ class Moe(nn.Module):
         self.shared_experts = Mlp(
             config.hidden_size,
             config.moe_intermediate_size * config.n_shared_experts,
-            vllm_config,
+            VllmLayers(vllm_config),
             f"{prefix}.shared_experts",
-            reduce_results=False,
+            reduce=False,
         )
         self.experts = FusedMoE(
             shared_experts=self.shared_experts,

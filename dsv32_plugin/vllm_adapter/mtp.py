@@ -18,7 +18,7 @@ from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
-from dsv32_plugin.weights import PACKED_MODULES, layer_of
+from dsv32_plugin.weights import PACKED_MODULES, is_of_target
 
 
 class OfTarget(nn.Module):
@@ -136,9 +136,4 @@ class DsaMtp(nn.Module):
         return self.logits_processor(head.head, head.norm(hidden_states))
 
     def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return weights.load(self, weights_iterator, self._is_of_target)
-
-    def _is_of_target(self, name: str) -> bool:
-        """Whether a tensor is rightly not loaded: a target layer's, or a copy of what the target shares."""
-        layer = layer_of(name)
-        return layer is None or layer < self.model.first or name.endswith((".embed_tokens.weight", ".head.weight"))
+        return weights.load(self, weights_iterator, lambda name: is_of_target(name, self.model.first))

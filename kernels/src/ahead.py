@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from logging import Logger
 from typing import Any, NamedTuple
 
 PACKAGE = __name__.rpartition(".")[0]
+NUMBER_BYTES = 2
+SLOW = (".select_topk.", ".sparse_mla.", ".dense_mla.")
 
 
 class Launch(NamedTuple):
@@ -21,6 +24,10 @@ class Launch(NamedTuple):
     attributes: dict[Any, Any]
     device: int
     specialization: str
+
+    def takes_long(self) -> bool:
+        """Whether it takes several seconds to compile; most take one."""
+        return self.function.module.removeprefix(PACKAGE).startswith(SLOW)
 
     def compile(self) -> None:
         """Into Triton's disk cache; touches no device."""
@@ -66,17 +73,15 @@ class Launches:
         )
         return True
 
-    def compile(self, jobs: int | None = None) -> None:
-        """Compile them all into Triton's disk cache, with `jobs` processes (default: up to 16).
+    def compile(self, jobs: int | None = None) -> Compilation:
+        """Compile them all into Triton's disk cache, with `jobs` processes (default: up to 16), beside what comes next.
 
         Processes, because a fifth of a compilation is Python. They are forked, so that they begin at once, and leave
         the GPU alone. What fails in one of them fails again, and says why, in `load`.
         """
-        jobs = jobs or min(16, os.cpu_count() or 1)
-        launches = list(self._wanted.values())
-        children = [_fork(launches[first::jobs]) for first in range(min(jobs, len(launches)))]
-        for child in children:
-            os.waitpid(child, 0)
+        # The longest first: a process that is done takes the next, so that all end at about the same time.
+        launches = sorted(self._wanted.values(), key=Launch.takes_long, reverse=True)
+        return Compilation(launches, min(jobs or min(16, os.cpu_count() or 1), len(launches)))
 
     def load(self) -> None:
         """From Triton's disk cache into this process; what is not there is compiled."""
@@ -85,15 +90,43 @@ class Launches:
             launch.function.preload(launch.specialization)
 
 
-def _fork(launches: list[Launch]) -> int:
+def report_late(logger: Logger) -> None:
+    """From now on warn of every kernel of this package that was not ready: a request waits for it."""
+    from triton import knobs
+
+    def report(*, fn: Any, **_: Any) -> None:
+        if fn.module.startswith(PACKAGE):
+            logger.warning("dsv32: kernel %s was not ready", fn.name)
+
+    knobs.runtime.jit_post_compile_hook = report
+
+
+class Compilation:
+    """Processes that compile."""
+
+    def __init__(self, launches: list[Launch], jobs: int) -> None:
+        # Numbers of launches, which the processes take out one by one; the pipe holds 64 KiB.
+        numbers, given = os.pipe()
+        os.write(given, b"".join(number.to_bytes(NUMBER_BYTES, "little") for number in range(len(launches))))
+        os.close(given)
+        self._children = [_fork(launches, numbers) for _ in range(jobs)]
+        os.close(numbers)
+
+    def wait(self) -> None:
+        """Until all have ended."""
+        while self._children:
+            os.waitpid(self._children.pop(), 0)
+
+
+def _fork(launches: list[Launch], numbers: int) -> int:
     """A child process that compiles and ends."""
     child = os.fork()
     if child == 0:
         try:
             gc.disable()  # what belongs to the parent is not freed here
-            for launch in launches:
+            while number := os.read(numbers, NUMBER_BYTES):
                 with suppress(Exception):
-                    launch.compile()
+                    launches[int.from_bytes(number, "little")].compile()
         finally:
             os._exit(0)
     return child

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dsv32_plugin import warmup
 from dsv32_plugin.benchmarks import engine, engine_view
 from dsv32_plugin.benchmarks.engine_view import Run
 from dsv32_plugin.benchmarks.engine_worker import prompt
@@ -71,3 +72,32 @@ def test_parts_make_a_whole() -> None:
 def test_gpus_are_not_mixed() -> None:
     with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
         engine_view.merge(record(), record(gpu="NVIDIA H200"))
+
+
+def test_rounds_become_a_row() -> None:
+    case = {"kind": "decode", "B": 1, "L": 2048, "distinct": 1}
+    rounds = [{"steps_ms": steps, "peak_gib": 1.0} for steps in ([9.0] * 10, [2.0] * 10, [3.0] * 11)]
+    row = engine_view.summarise(case, rounds)
+    assert (row["ms_per_step"], row["low"], row["high"]) == (3.0, 2.0, 3.0), "without the round that warms up"
+    assert row["rounds_ms"] == [2.0, 3.0]
+    case = {"kind": "prefill", "L": 1000, "seed": 0}
+    rounds = [{"prompts": 2, "seconds": s, "peak_gib": g} for s, g in ((9.0, 1.0), (1.0, 3.0), (4.0, 2.0), (2.0, 1.0))]
+    row = engine_view.summarise(case, rounds)
+    assert (row["tokens_per_s"], row["low"], row["high"], row["peak_gib"]) == (1000, 500, 2000, 3.0)
+
+
+def test_the_plugins_part_of_a_start_is_read_from_the_log() -> None:
+    summary = warmup.summary(65, found_s=1.8, beside_s=20.0, alone_s=5.0, loaded_s=0.4, run_s=2.0)
+    assert engine.own_start(f"(EngineCore pid=7) INFO 11-22 07:08:06 [warmup.py:69] dsv32: {summary}\n") == {
+        "kernels": 65,
+        "own_s": 9.2,
+    }
+    assert engine.own_start("dsv32: torch.compile is off") is None
+
+
+def test_graphs_come_last_and_dense_skips_the_longest() -> None:
+    kinds = [case["kind"] for case in engine_view.cases("")]
+    assert kinds == sorted(kinds, key="graph".__eq__)
+    taken = {case["L"] for case in engine_view.cases("") if engine_view.takes("dense", case)}
+    assert taken == {2048, 32768}
+    assert all(engine_view.takes("plugin", case) for case in engine_view.cases(""))

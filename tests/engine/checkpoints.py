@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dsv32_plugin.tiny import TinySpec
 
+Build = Callable[..., torch.nn.Module]
+"""`build(model, **options)` does what a process of the engine does up to the loaded weights."""
 SPEC = TinySpec(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, n_routed_experts=8)
 
 BAD_CONFIGS = [

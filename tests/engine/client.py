@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +22,19 @@ class Completion:
     logprobs: list[float]
     cached_tokens: int
     retractions: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
-    """BOS and `length - 1` ordinary tokens."""
+    """BOS and `length - 1` ordinary tokens; of one seed, a shorter prompt is the beginning of a longer one."""
     generator = torch.Generator().manual_seed(seed)
     return [0, *torch.randint(3, 128000, (length - 1,), generator=generator).tolist()]
 
 
-def complete(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Completion:
+def complete(
+    url: str, prompt: Sequence[int], steps: int, *, headers: Mapping[str, str] | None = None, **options: Any
+) -> Completion:
     """Greedy: exactly `steps` tokens after the prompt."""
     body = {
         "model": "tiny",
@@ -42,7 +46,7 @@ def complete(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Com
         "return_token_ids": True,
         **options,
     }
-    response = httpx.post(f"{url}/v1/completions", json=body, timeout=TIMEOUT_S)
+    response = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=TIMEOUT_S)
     assert response.status_code == httpx.codes.OK, response.text
     answer = response.json()
     choice = answer["choices"][0]
@@ -55,7 +59,8 @@ def generate(url: str, prompt: Sequence[int], steps: int, **options: Any) -> Com
     sampling = {"max_new_tokens": steps, "temperature": 0, "ignore_eos": True, **options}
     meta = _generate(url, prompt, sampling)
     logprobs, tokens, _ = zip(*meta["output_token_logprobs"], strict=True)
-    return Completion(list(tokens), list(logprobs), meta["cached_tokens"], meta["num_retractions"])
+    drafts = (meta.get("spec_num_proposed_drafts", 0), meta.get("spec_num_correct_drafts", 0))
+    return Completion(list(tokens), list(logprobs), meta["cached_tokens"], meta["num_retractions"], *drafts)
 
 
 def input_logprobs(url: str, prompt: Sequence[int]) -> list[float]:

@@ -59,10 +59,11 @@ class OfflineEngine:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def metric(self, name: str) -> float:
-        """The sum over labels of one of the engine's counters or gauges."""
-        values = [metric.value for metric in self.llm.get_metrics() if metric.name == name]
-        assert values, f"the engine has no metric {name}"
+    def metric(self, name: str, **labels: str) -> float:
+        """One of the engine's counters or gauges, summed over the labels that are not given."""
+        metrics = [metric for metric in self.llm.get_metrics() if metric.name == name]
+        values = [metric.value for metric in metrics if labels.items() <= metric.labels.items()]
+        assert values, f"the engine has no metric {name} {labels}"
         return sum(values)
 
     def forget_prefixes(self) -> None:

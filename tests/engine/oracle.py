@@ -8,7 +8,6 @@ The oracle can be wrong on purpose, to prove that a parity test would notice: `h
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,7 +51,8 @@ def hf_greedy(
     model_dir: str | Path, prompts: Sequence[Sequence[int]], steps: int, *, fault: Fault | None = None
 ) -> list[Greedy]:
     """Continue each prompt by `steps` greedy tokens (an end-of-sequence token does not stop it)."""
-    with _faulty(model_dir, fault) as model:
+    model = load(str(Path(model_dir).resolve()))
+    with _faulty(model, fault):
         return [_greedy(model, list(prompt), steps) for prompt in prompts]
 
 
@@ -77,17 +77,29 @@ def hf_logprobs(
     rounding: Rounding = EXACT,
 ) -> list[float]:
     """Teacher forced: the log-probability of each token but the first, given those before it."""
-    with _faulty(model_dir, fault) as model, torch.inference_mode():
-        here = dtype == torch.float32 and device == "cpu"
-        cast = model if here else copy.deepcopy(model).to(device=device, dtype=dtype)
-        tokens_t = torch.tensor(list(token_ids), device=device)
-        with rounded(cast, _modeling(cast), rounding):
-            logprobs = cast(tokens_t[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    found = logprobs.gather(1, tokens_t[1:, None])[:, 0].tolist()
-    if device != "cpu":  # an engine beside this process wants the memory
-        del cast, logprobs
-        torch.cuda.empty_cache()
-    return found
+    logprobs_bnv = hf_distributions(
+        model_dir, [token_ids], len(token_ids) - 1, fault=fault, dtype=dtype, device=device, rounding=rounding
+    )
+    tokens_n = torch.tensor(list(token_ids[1:]), device=device)
+    return logprobs_bnv[0].gather(1, tokens_n[:, None])[:, 0].tolist()
+
+
+@torch.inference_mode()
+def hf_distributions(
+    model_dir: str | Path,
+    sequences: Sequence[Sequence[int]],
+    count: int,
+    *,
+    fault: Fault | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    rounding: Rounding = EXACT,
+) -> torch.Tensor:
+    """Log-probabilities [B, count, V] from which the last `count` tokens of sequences of one length were chosen."""
+    model = load(str(Path(model_dir).resolve()), dtype, device)
+    with _faulty(model, fault), rounded(model, _modeling(model), rounding):
+        tokens_bt = torch.tensor([list(tokens) for tokens in sequences], device=device)
+        return model(tokens_bt, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float().log_softmax(-1)
 
 
 def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
@@ -116,9 +128,9 @@ def _greedy(model: Any, prompt: list[int], steps: int) -> Greedy:
     return Greedy(tokens, logprobs, gaps)
 
 
-@lru_cache(maxsize=2)
-def load(model_dir: str) -> Any:
-    """The Hugging Face model, in float32; every weight must be used and none may be missing."""
+@lru_cache(maxsize=4)
+def load(model_dir: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """The Hugging Face model; every weight must be used and none may be missing."""
     import transformers
 
     # Not AutoConfig: in a process that has used vLLM it answers with vLLM's choice of class.
@@ -133,7 +145,7 @@ def load(model_dir: str) -> Any:
         None,
         config=config,
         state_dict=weights,
-        dtype=torch.float32,
+        dtype=dtype,  # not by `.to` afterwards, which would round the rope frequencies and the router's bias, too
         attn_implementation="eager",
         experts_implementation="eager",
         output_loading_info=True,
@@ -141,12 +153,11 @@ def load(model_dir: str) -> Any:
     wrong = {key: loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading[key]}
     if wrong:
         raise ValueError(f"{model_dir}: Hugging Face does not load it whole: {wrong}")
-    return model.eval()
+    return model.eval().to(device)
 
 
 @contextmanager
-def _faulty(model_dir: str | Path, fault: Fault | None) -> Iterator[Any]:
-    model = load(str(Path(model_dir).resolve()))
+def _faulty(model: Any, fault: Fault | None) -> Iterator[None]:
     modeling = _modeling(model)
     with ExitStack() as stack:
         if getattr(model.config, "indexer_rope_interleave", False) and hasattr(modeling, "apply_rotary_pos_emb"):
@@ -166,7 +177,7 @@ def _faulty(model_dir: str | Path, fault: Fault | None) -> Iterator[Any]:
         elif fault is Fault.NO_RELU:
             functional = SimpleNamespace(relu=lambda scores: scores, linear=modeling.F.linear)
             stack.enter_context(patch.object(modeling, "F", functional))
-        yield model
+        yield
 
 
 def _noise_like(generator: torch.Generator, x: torch.Tensor) -> torch.Tensor:

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from client import random_prompt
-from oracle import Fault, hf_logprobs
-from rounding import MARGIN, Rounding, mean_error
+from client import Completion, random_prompt
+from judge import Judge
+from oracle import Fault, hf_distributions, hf_logprobs
+from rounding import MARGIN, Rounding
 
 from dsv32_plugin.tiny import TinySpec
 
-PROMPT = random_prompt(300, seed=1)
+PROMPTS = [random_prompt(300, seed=seed) for seed in (1, 2)]
+ROUNDING = Rounding(index=True, latents=True)
+BFLOAT16: dict[str, Any] = {"dtype": torch.bfloat16, "rounding": ROUNDING}
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Callable[[TinySpec], Path]) -> Path:
-    return checkpoint(TinySpec())
+    return checkpoint(TinySpec(dtype="bfloat16"))
 
 
 @pytest.fixture(scope="module")
-def exact(model: Path) -> list[float]:
-    return hf_logprobs(model, PROMPT)
-
-
-@pytest.fixture(scope="module")
-def most(model: Path, exact: list[float]) -> float:
-    """The largest mean error that the tests on a GPU let pass."""
-    rounding = Rounding(index=True, latents=True)
-    return MARGIN * mean_error(hf_logprobs(model, PROMPT, dtype=torch.bfloat16, rounding=rounding), exact)
+def judge(model: Path) -> Judge:
+    return Judge(model, PROMPTS, ROUNDING, "cpu")
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_a_fault_exceeds_the_margin(model: Path, exact: list[float], most: float, fault: Fault) -> None:
-    assert mean_error(hf_logprobs(model, PROMPT, fault=fault), exact) > most
+def test_a_fault_exceeds_the_margin(model: Path, judge: Judge, fault: Fault) -> None:
+    assert judge.errors_of_prompts([hf_logprobs(model, prompt, fault=fault) for prompt in PROMPTS]).ratio > MARGIN
+
+
+def test_the_bfloat16_run_is_the_unit(model: Path, judge: Judge) -> None:
+    errors = judge.errors_of_prompts([hf_logprobs(model, prompt, **BFLOAT16) for prompt in PROMPTS])
+    assert errors.ratio == pytest.approx(1)
+    assert errors.spread == pytest.approx(0, abs=1e-6)
+    next_bv = hf_distributions(model, [[*prompt, 0] for prompt in PROMPTS], 1, **BFLOAT16)[:, 0]
+    answers = [Completion([int(best)], [float(logprob)], 0) for logprob, best in zip(*next_bv.max(-1), strict=True)]
+    assert judge.errors_of_answers(answers).ratio == pytest.approx(1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
 import torch
-from vllm.config import set_current_vllm_config
+from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
     ensure_model_parallel_initialized,
@@ -20,12 +21,14 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 
-from dsv32_plugin import dsa
+from dsv32_plugin import dsa, warmup
+from dsv32_plugin.attention import LayerCaches
 from dsv32_plugin.batch import DsaBatch, mixed_batch
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.tiny import TinySpec
-from dsv32_plugin.vllm_adapter import warmup
+from dsv32_plugin.vllm_adapter import warmup as vllm_warmup
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
+from dsv32_plugin.vllm_adapter.warmup import one_page
 
 pytestmark = pytest.mark.engine
 
@@ -64,24 +67,42 @@ def test_the_sizes_are_those_a_server_meets() -> None:
         assert (batch.slots_t == -1).all()
 
 
-def test_every_batch_runs_and_the_caches_are_given_back(attention: DsaAttention) -> None:
-    before = attention.latents.kv_cache
+def test_every_batch_runs_and_writes_nothing(attention: DsaAttention) -> None:
     hidden_th = torch.randn(MAX_TOKENS, SPEC.hidden_size)
-    positions_t = torch.zeros(MAX_TOKENS, dtype=torch.int64)
     slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
-    with warmup.made_up_caches(attention):
-        for batch in made_up():
-            tokens = slice(0, batch.slots_t.shape[0])
-            out_th = attention.run(batch, positions_t[tokens], hidden_th[tokens], slots_tk[tokens])
-            assert out_th.isfinite().all()
-        assert not attention.latents.kv_cache.any(), "nothing is written"
-    assert attention.latents.kv_cache is before
+    caches = one_page(attention)
+    for batch in made_up():
+        assert warmup.attend(attention, caches, batch, hidden_th, slots_tk).isfinite().all()
+    assert caches.index_keys is not None
+    assert not caches.latents.any()
+    assert not caches.index_keys.any()
+
+
+def test_warm_up_runs_the_largest_batches(attention: DsaAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    seen: list[int] = []
+    attend = DsaAttention.attend
+
+    def noted(self: DsaAttention, batch: DsaBatch, *arguments: Any) -> torch.Tensor:
+        seen.append(batch.slots_t.shape[0])
+        return attend(self, batch, *arguments)
+
+    monkeypatch.setattr(DsaAttention, "attend", noted)
+    slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
+    warm_up = vllm_warmup.WarmUp([attention], slots_tk, get_current_vllm_config())
+    sizes = [batch.slots_t.shape[0] for batch in made_up() if batch.decodes is None]
+    assert set(sizes) == set(seen), "every size is looked at"
+    seen.clear()
+    warm_up.finish(torch.randn(MAX_TOKENS, SPEC.hidden_size))
+    assert seen[:2] == sizes[:2], "vLLM's measurement sees the largest"
+    assert set(sizes) == set(seen)
 
 
 def test_projections_are_left_out_and_given_back(attention: DsaAttention) -> None:
     x_th = torch.randn(3, SPEC.q_lora_rank)
     expected = attention.q_b_proj(x_th)[0]
-    with warmup.without_projections(attention):
+    with warmup.without_projections(attention, SPEC.hidden_size):
         assert attention.q_b_proj(x_th)[0].shape == expected.shape
         x_th.fill_(float("nan"))
         assert not attention.q_b_proj(x_th)[0].isnan().all(), "nothing is computed"
@@ -102,11 +123,10 @@ def test_expanded_keys_give_what_the_latents_give(
     for pairs in (0, 1 << 62):
         monkeypatch.setattr(dsa, "EXPANDED_PAIRS", pairs)
         assert dsa.expands(batch, 1) == (pairs == 0)
-        with warmup.made_up_caches(attention):
-            attention.latents.kv_cache = torch.randn(3, 64, attention.latents.width, generator=generator())
-            attention.indexer.k_cache.kv_cache = torch.zeros(3, 64, attention.indexer.dim)
-            slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
-            out.append(attention.run(batch, positions_t, hidden_th, slots_tk))
+        latents = torch.randn(3, 64, attention.latents.width, generator=generator())
+        caches = LayerCaches(latents, torch.zeros(3, 64, attention.indexer.dim))
+        slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
+        out.append(attention.attend(batch, positions_t, hidden_th, slots_tk, caches))
     torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,19 +11,14 @@ import pytest
 pytest.importorskip("vllm")
 
 import client
-import torch
-from client import random_prompt
+from drafts import PROMPTS, SPEC, STEPS, half_right
 from oracle import hf_greedy
-from safetensors.torch import load_file, save_file
 
 from dsv32_plugin.serving import VllmServer
 from dsv32_plugin.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
 
-STEPS = 32
-PROMPTS = [random_prompt(length, seed=1) for length in (1, 3, 17, 64, 65, 130, 400)]
-SPEC = TinySpec(num_hidden_layers=2, mtp=True)
 OPTIONS = [
     "--served-model-name", "tiny",
     "--dtype", "float32",
@@ -37,27 +31,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Callable[[TinySpec], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose draft layer guesses right about half of the time.
-
-    Blocks add little, so the next token depends mostly on the current one, and the draft layer looks at it alone.
-    """
-    out = tmp_path_factory.mktemp("mtp") / "model"
-    shutil.copytree(checkpoint(SPEC), out)
-    draft = f"model.layers.{SPEC.num_hidden_layers}"
-    shards = {path: load_file(path) for path in out.glob("*.safetensors")}
-    norm = next(tensors["model.norm.weight"] for tensors in shards.values() if "model.norm.weight" in tensors)
-    for path, tensors in shards.items():
-        for name, tensor in tensors.items():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                tensor *= 0 if name.startswith(draft) else 0.12
-            elif name == f"{draft}.eh_proj.weight":
-                tensor.copy_(torch.eye(*tensor.shape))
-            elif name == f"{draft}.enorm.weight":
-                tensor.fill_(1)
-            elif name == f"{draft}.shared_head.norm.weight":
-                tensor.copy_(norm)
-        save_file(tensors, path, metadata={"format": "pt"})
-    return out
+    return half_right(checkpoint(SPEC), tmp_path_factory.mktemp("mtp") / "model")
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["1-drafted", "3-drafted"])

@@ -1,13 +1,19 @@
 """What is compiled ahead is what a launch then finds. Triton is told that the CPU is an H100; nothing is launched."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
+
+from triton import knobs
+
+from dsv32_plugin.kernels import ahead
 
 PROBE = """
 import os
@@ -30,7 +36,7 @@ with launches.record():
     index_query(**query)
     index_query(**query)
 assert len(launches) == 1, len(launches)
-launches.compile(jobs=2)
+launches.compile(jobs=2).wait()
 loaded = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
 assert loaded, "the other process has written to the disk"
 launches.load()
@@ -53,7 +59,7 @@ with launches.record():
         )
 wanted = list(launches._wanted)
 assert len(wanted) == 2
-launches.compile(jobs=2)
+launches.compile(jobs=2).wait()
 launches.load()
 for kernel, key in wanted:
     assert key in kernel.device_caches[0][0], "Gluon's kernels, too"
@@ -64,3 +70,13 @@ def test_what_a_run_wants_is_compiled(tmp_path):
     env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_kernel_that_was_not_ready_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", None)
+    ahead.report_late(logging.getLogger("server"))
+    for module in (ahead.PACKAGE + ".index_query.triton", "sglang.srt.layers.moe"):
+        knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module=module, name=f"{module}.kernel"), key="")
+    assert caplog.messages == [f"dsv32: kernel {ahead.PACKAGE}.index_query.triton.kernel was not ready"]

@@ -483,6 +483,7 @@ def check_rope_query(tokens, heads, dtype=torch.float32):
     cos_sin = table[positions][:, None]
     error = rope_bound(q.double(), cos_sin, True) * FLOAT32_NOISE
     check_close(got, rope64(q.double(), cos_sin, True), error, dtype)
+    assert torch.equal(rope_triton.rope_query(q, positions, table, out=q), got), "in place"
 
 
 @gpu

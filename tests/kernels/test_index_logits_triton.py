@@ -133,6 +133,21 @@ def test_topk_in_chunks(kernels, rows):
 
 
 @either
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_what_is_selected_whole_is_not_scored(kernels, tokens):
+    inputs = cases.index_logits_paged_inputs([70, 5, 131, 16], tokens, HEADS, device=DEVICE)
+    expected = kernels.paged(inputs)
+    del inputs["max_visible"]
+    out = torch.full_like(expected, float("nan"))
+    kernels.logits.launch_paged(**inputs, out=out, fill=False, selected=16)
+    for seq, visible in enumerate(inputs["visible_bn"].max(1).values.tolist()):
+        if visible > 16:
+            assert torch.equal(out[seq, :, :visible], expected[seq, :, :visible])
+        else:
+            assert out[seq].isnan().all()
+
+
+@either
 @pytest.mark.parametrize("sequences", [1, 1000])
 @pytest.mark.parametrize("longest", [131, 5000])
 def test_paged_topk_whatever_bound_it_is_given(kernels, sequences, longest):

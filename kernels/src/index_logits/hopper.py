@@ -181,14 +181,14 @@ def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, st
 @gluon.jit(do_not_specialize=PAGED_SCALARS)
 def paged_kernel(
     keys_desc, scales_desc, q_ptr, w_ptr, table_ptr, visible_ptr, out_ptr,
-    tokens, num_pages, max_visible, heads, chunk, table_width, splits, page_lines,
+    tokens, num_pages, max_visible, selected, heads, chunk, table_width, splits, page_lines,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
     FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of TOKENS tokens of one sequence for one of `splits` chunks of its pages, each of `chunk` pages at least.
 
-    Without FILL only of keys that one of the tokens sees.
+    Without FILL only of keys that one of the tokens sees, and none if each of them sees no more than are `selected`.
     """
     COLUMNS: gl.constexpr = TOKENS * HEADS
     PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
@@ -218,6 +218,8 @@ def paged_kernel(
     for token in gl.static_range(TOKENS):
         longest = gl.maximum(longest, gl.load(visible_ptr + token, mask=token < tokens, other=0))
     longest = gl.minimum(longest, max_visible)
+    if not FILL:
+        longest = gl.where(longest > selected, longest, 0)
     pages = gl.cdiv(max_visible if FILL else longest, PAGE)
     chunk = gl.maximum(gl.cdiv(pages, splits), chunk)
     begin = pid // groups % splits * chunk
@@ -420,14 +422,17 @@ def launch_paged(
     out: torch.Tensor,
     *,
     fill: bool,
+    selected: int = 0,
     config: Config | None = None,
 ) -> None:
-    """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths."""
+    """As the portable one."""
     sequences, tokens, heads, index_dim = q_bnid.shape
     pages, page_size, _ = index_cache.shape
     suits = index_cache.dtype is torch.uint8 and index_dim == DIM.value and page_size == PAGE.value and pages > 0
     if not suits or index_cache.stride(0) % LINE or not _fits(heads, index_cache):
-        portable.launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=fill)
+        portable.launch_paged(
+            q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=fill, selected=selected
+        )
         return
     if out.numel() == 0:
         return
@@ -450,7 +455,7 @@ def launch_paged(
     )
     paged_kernel[(sequences * groups * splits,)](
         keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
+        tokens, pages, max_visible, selected, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
         FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,

@@ -137,14 +137,14 @@ def _load_pages(table_ptr, base, high, table_width, PAGE_SIZE: tl.constexpr, KEY
     return page
 
 
-PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "heads", "chunk", "table_width"]
+PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "selected", "heads", "chunk", "table_width"]
 PAGED_SCALARS += ["table_stride", "visible_stride", "out_stride_seq", "out_stride_token"]
 
 
 @triton.jit(do_not_specialize=[*PAGED_SCALARS, "splits"])
 def paged_kernel(
     q_ptr, w_ptr, cache_ptr, scale_ptr, table_ptr, visible_ptr, out_ptr,
-    tokens, num_pages, max_visible, heads, chunk, table_width, splits,
+    tokens, num_pages, max_visible, selected, heads, chunk, table_width, splits,
     q_stride_seq, q_stride_token, q_stride_head, w_stride_seq, w_stride_token, page_stride, scale_stride,
     table_stride, visible_stride, out_stride_seq, out_stride_token,
     FILL: tl.constexpr, PAGE_SIZE: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
@@ -152,7 +152,7 @@ def paged_kernel(
 ):  # fmt: skip
     """Scores of TOKENS tokens of one sequence for one of `splits` chunks of its pages, each of `chunk` keys at least.
 
-    Without FILL only of keys that one of the tokens sees.
+    Without FILL only of keys that one of the tokens sees, and none if each of them sees no more than are `selected`.
     """
     groups = tl.cdiv(tokens, TOKENS)
     pid = tl.program_id(0)
@@ -165,6 +165,8 @@ def paged_kernel(
     mask_t = token < count
     visible_t = tl.load(visible_ptr + seq * visible_stride + first + token, mask=mask_t, other=0)
     high = tl.minimum(tl.max(visible_t, axis=0), max_visible)
+    if not FILL:
+        high = tl.where(high > selected, high, 0)
     # Without FILL the sequence's own length is cut into chunks, so that all programs work however short it is.
     total = max_visible if FILL else high
     chunk = tl.maximum(tl.cdiv(total, splits * KEYS) * KEYS, chunk)
@@ -297,9 +299,13 @@ def launch_paged(
     out: torch.Tensor,
     *,
     fill: bool,
+    selected: int = 0,
     config: Config | None = None,
 ) -> None:
-    """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths."""
+    """Without `fill` what no token of a sequence sees is left as it is, and the work follows the lengths.
+
+    Then tokens may be left out, too, that see no more keys than are `selected` from the scores.
+    """
     sequences, tokens, heads, index_dim = q_bnid.shape
     max_visible = out.shape[2]
     _check_width(index_dim)
@@ -314,7 +320,7 @@ def launch_paged(
     splits = triton.cdiv(max_visible, paged_chunk(sequences * groups, max_visible, config.keys))
     paged_kernel[(sequences * groups * splits,)](
         q_bnid, weights_bni, cache, scales, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, heads, LEAST_TILES * config.keys, block_table_bp.shape[1], splits,
+        tokens, pages, max_visible, selected, heads, LEAST_TILES * config.keys, block_table_bp.shape[1], splits,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], index_cache.stride(0),
         index_cache.stride(0) // SCALE_BYTES, block_table_bp.stride(0), visible_bn.stride(0), *out.stride()[:2],
         FILL=fill, PAGE_SIZE=page_size, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim,

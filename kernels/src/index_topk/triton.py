@@ -1,6 +1,7 @@
 """Index logits and their top K in bounded memory on every GPU: chunks of sequences or of tokens, scores never filled.
 
-Keys that no token of a block sees are neither scored nor written, and the selection reads a row's own range only.
+Keys that no token of a block sees are neither scored nor written, nor any of a decode that sees no more than K: it
+selects them all. The selection reads a row's own range only.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def index_topk_paged(
         part = slice(begin, min(begin + step, sequences))
         logits_bns = workspace[: part.stop - begin, :, :max_visible]
         launch_logits(
-            q_bnid[part], weights_bni[part], index_cache, block_table_bp[part], visible_bn[part], logits_bns, fill=False
-        )
+            q_bnid[part], weights_bni[part], index_cache, block_table_bp[part], visible_bn[part], logits_bns,
+            fill=False, selected=topk,
+        )  # fmt: skip
         select_topk.launch(
             logits_bns.flatten(0, 1), None, visible_bn[part].view(-1), topk, block_table_bp[part], None,
             index_cache.shape[1], tokens, 0, out[part].view(-1, topk),

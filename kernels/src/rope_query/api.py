@@ -21,7 +21,7 @@ def rope_query(
         q_pe_thr: [T, H, R] float, last dim contiguous; may be a slice of the query projection.
         positions_t: [T] int64 or int32, in 0..P-1.
         rope_table_pr: [P, R] float32, row = cos (R/2) | sin (R/2). All arithmetic is float32.
-        out: [T, H, R] in the dtype of q_pe, last dim contiguous.
+        out: [T, H, R] in the dtype of q_pe, last dim contiguous; may be q_pe.
 
     Returns:
         [T, H, R] in the dtype of q_pe.

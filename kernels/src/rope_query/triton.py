@@ -12,7 +12,8 @@ from ..primitives import rope_partner, rope_terms
 
 HEADS = 16
 WARPS = 1
-"""Heads and warps a program. Not tuned: the launch moves 256 bytes a head."""
+"""Heads and warps a program. Not tuned: the launch moves 256 bytes a head. A single warp has read all that it writes,
+so the result may go where the queries are."""
 RUNTIME = (
     "q_token_stride",
     "q_head_stride",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from offline import compiled_late
+from oracle import load
 
 GPU = torch.cuda.device_count() if torch.cuda.is_available() else 0
 
@@ -22,3 +23,11 @@ def _nothing_of_ours_is_compiled_late(capfd: pytest.CaptureFixture[str]) -> Iter
     """The engine's processes write their log to this one's standard output."""
     yield
     assert not compiled_late("".join(capfd.readouterr()))
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_given_back() -> Iterator[None]:
+    """The next test's engine, or one beside this process, wants it."""
+    yield
+    load.cache_clear()
+    torch.cuda.empty_cache()

@@ -1,0 +1,116 @@
+"""Multi-token prediction for SGLang: the draft model that V3.2 and GLM-5 checkpoints bring with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.server_args import get_global_server_args
+from torch import nn
+from transformers import PretrainedConfig
+
+from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.sglang_adapter import guard, weights
+from dsv32_plugin.sglang_adapter.layers import SglangLayers
+from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
+from dsv32_plugin.weights import is_of_target
+
+logger = logging.getLogger(__name__)
+
+
+class SharedHead(nn.Module):
+    """The norm before the logits; the matrix is the target's."""
+
+    def __init__(self, config: DsaConfig) -> None:
+        super().__init__()
+        self.norm = SglangLayers(None).norm(config.hidden_size, config.rms_norm_eps)
+
+
+class MtpLayer(DsaDecoderLayer):
+    """layer(eh_proj([norm(next token's embedding) | norm(this one's hidden state)])) (DeepSeek-V3, equation 21)."""
+
+    def __init__(
+        self,
+        config: DsaConfig,
+        quant_config: QuantizationConfig | None,
+        layer: int,
+        rope_table_pr: torch.Tensor,
+        prefix: str,
+    ) -> None:
+        super().__init__(config, quant_config, layer, rope_table_pr, prefix)
+        layers = SglangLayers(quant_config)
+        self.enorm = layers.norm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = layers.norm(config.hidden_size, config.rms_norm_eps)
+        # In bfloat16 also where the checkpoint is block-fp8.
+        self.eh_proj = layers.replicated(
+            2 * config.hidden_size, config.hidden_size, f"{prefix}.eh_proj", quantised=False
+        )
+        self.shared_head = SharedHead(config)
+
+    def predict(
+        self, positions_t: torch.Tensor, embedded_th: torch.Tensor, hidden_th: torch.Tensor, topk: int
+    ) -> torch.Tensor:
+        """Hidden states, normalised as the target's are: for the logits and for the next draft step."""
+        slots_tk = hidden_th.new_empty(hidden_th.shape[0], topk, dtype=torch.int32)
+        joined_th = self.eh_proj(torch.cat([self.enorm(embedded_th), self.hnorm(hidden_th)], dim=-1))[0]
+        hidden_th, residual_th = self(positions_t, joined_th, None, slots_tk)
+        return self.shared_head.norm(hidden_th, residual_th)[0]
+
+
+class MtpModel(nn.Module):
+    """The layer behind the target's last, by its number in the checkpoint."""
+
+    def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        number = config.num_layers
+        self.layers = nn.ModuleDict(
+            {str(number): MtpLayer(config, quant_config, number, rope_table_of(config), f"{prefix}.layers.{number}")}
+        )
+
+
+class DsaMtp(nn.Module):
+    """The class that SGLang runs as the draft of our target model with `--speculative-algorithm EAGLE`."""
+
+    def __init__(
+        self, config: PretrainedConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
+    ) -> None:
+        super().__init__()
+        self.dsa_config = guard.read_config(get_global_server_args())
+        self.config = config
+        self.quant_config = quant_config
+        # By these the pool of the draft model holds one layer, and knows it by its number.
+        self.start_layer = self.dsa_config.num_layers
+        self.end_layer = self.start_layer + 1
+        self.model = MtpModel(self.dsa_config, quant_config, f"{prefix}.model" if prefix else "model")
+        self.logits_processor = LogitsProcessor(config)
+        self.of_target: tuple[nn.Module, nn.Module] | None = None
+        """The target's embedding and head. In a tuple, so that they do not become modules of this model, too."""
+        logger.info("dsv32: drafting with layer %d of %s", self.start_layer, self.dsa_config.architecture)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+    ) -> LogitsProcessorOutput:
+        assert self.of_target is not None, "SGLang calls set_embed_and_head before the first step"
+        embed_tokens, lm_head = self.of_target
+        embedded_th = embed_tokens(input_ids) if input_embeds is None else input_embeds
+        layer = self.model.layers[str(self.start_layer)]
+        assert isinstance(layer, MtpLayer)
+        hidden_th = layer.predict(
+            positions, embedded_th, forward_batch.spec_info.hidden_states, self.dsa_config.index_topk
+        )
+        return self.logits_processor(input_ids, hidden_th, lm_head, forward_batch)
+
+    def set_embed_and_head(self, embed_tokens: nn.Module, lm_head: nn.Module) -> None:
+        self.of_target = (embed_tokens, lm_head)
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        weights.load(self, tensors, lambda name: is_of_target(name, self.start_layer))

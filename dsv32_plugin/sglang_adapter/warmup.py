@@ -1,0 +1,57 @@
+"""Before the server is ready, and before graphs are captured: compile every kernel of the attention."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from dsv32_plugin import warmup
+from dsv32_plugin.attention import DsaAttention
+from dsv32_plugin.kernels import ahead
+from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def run(runner: ModelRunner, pool: DsaTokenToKVPool, max_len: int, queries: int) -> None:
+    """Run the attention of `runner.model` on made-up batches of every size that has kernels of its own.
+
+    Args:
+        max_len: tokens of the longest sequence that the server can have.
+        queries: the most tokens of a decode, drafted ones included.
+    """
+    config = runner.model.dsa_config
+    most_decodes = runner.max_running_requests * queries
+    most = max(most_tokens(runner.server_args), most_decodes)
+    made_up = warmup.MadeUp(max_len, config.index_topk, torch.device(runner.device))
+    hidden_th = torch.zeros(most, config.hidden_size, dtype=runner.dtype, device=runner.device)
+    slots_tk = torch.empty(most, config.index_topk, dtype=torch.int32, device=runner.device)
+    # One layer that selects and, where there is one, a layer that shares a selection.
+    attentions = [module for module in runner.model.modules() if isinstance(module, DsaAttention)]
+    kinds = {attention.indexer is not None: attention for attention in attentions}
+    layers = [(attention, pool.layer_caches(attention.layer, selects)) for selects, attention in kinds.items()]
+    found = warmup.WarmUp(
+        layers,
+        lambda: made_up.batches(most, most_decodes, queries),
+        hidden_th,
+        slots_tk,
+        compiles=runner.tp_group.local_rank == 0,
+    )
+    found.load(runner.tp_group.barrier)
+    logger.info("dsv32: %s", found.run(layers, hidden_th, slots_tk))
+    ahead.report_late(logger)
+
+
+def most_tokens(server_args: ServerArgs) -> int:
+    """That a prefill has at most; without chunks one prompt may have more than `max_prefill_tokens`."""
+    chunk = server_args.chunked_prefill_size or 0
+    if chunk > 0:
+        return chunk
+    return max(server_args.max_prefill_tokens, server_args.get_model_config().context_len)

@@ -1,0 +1,86 @@
+"""What SGLang's scheduler does up to the loaded weights, in this process, and what it must refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Build
+from sglang.srt.configs.device_config import DeviceConfig
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
+from sglang.srt.distributed.parallel_state import cleanup_dist_env_and_memory
+from sglang.srt.layers.dp_attention import initialize_dp_attention
+from sglang.srt.model_loader import get_model
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+
+from dsv32_plugin.serving import free_port
+from dsv32_plugin.sglang_adapter import compat
+
+BAD_OPTIONS = [
+    pytest.param({"page_size": 24}, "--page-size: expected a multiple of 16, got 24", id="page-size"),
+    pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
+    pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16", id="kv-dtype"),
+    pytest.param(
+        {"attention_backend": "triton"},
+        "--attention-backend: expected dsv32 or nothing, got triton; set DSV32_PLUGIN=0",
+        id="backend",
+    ),
+    pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: the plugin supports None", id="lora"),
+    pytest.param(
+        {
+            "speculative_algorithm": "EAGLE",
+            "speculative_num_steps": 2,
+            "speculative_eagle_topk": 2,
+            "speculative_num_draft_tokens": 4,
+        },
+        "--speculative-eagle-topk: the plugin supports 1, got 2",
+        id="trees",
+    ),
+    pytest.param(
+        {
+            "speculative_algorithm": "EAGLE",
+            "speculative_num_steps": 8,
+            "speculative_eagle_topk": 1,
+            "speculative_num_draft_tokens": 9,
+        },
+        "--speculative-num-steps: expected 1 to 7, got 8",
+        id="many-drafts",
+    ),
+    pytest.param(
+        {"speculative_algorithm": "EAGLE", "speculative_use_rejection_sampling": True},
+        "--speculative-use-rejection-sampling: the plugin supports False",
+        id="rejection-sampling",
+    ),
+]
+TESTED_VERSIONS = [compat.TESTED_VERSION]
+UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
+
+
+@contextmanager
+def builder() -> Iterator[Build]:
+    load_plugins()
+    started = False
+
+    def build(model: Path, **options: Any) -> torch.nn.Module:
+        nonlocal started
+        server_args = ServerArgs(model_path=str(model), **{"dtype": "float32", "context_length": 256, **options})
+        set_global_server_args_for_scheduler(server_args)
+        model_config = ModelConfig.from_server_args(server_args)
+        if not started:
+            address = f"tcp://127.0.0.1:{free_port()}"
+            init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
+            initialize_model_parallel()
+            started = True
+        initialize_dp_attention(server_args, model_config)
+        load_config = LoadConfig(load_format="auto")
+        return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
+
+    yield build
+    cleanup_dist_env_and_memory()

@@ -1,0 +1,45 @@
+"""What vLLM's worker does up to the loaded weights, in this process, and what it must refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Build
+from vllm.config import set_current_vllm_config
+from vllm.distributed import (
+    cleanup_dist_env_and_memory,
+    ensure_model_parallel_initialized,
+    init_distributed_environment,
+)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model
+
+from dsv32_plugin.serving import free_port
+from dsv32_plugin.vllm_adapter import compat
+
+BAD_OPTIONS = [
+    pytest.param({"block_size": 24}, "--block-size: expected a multiple of 16, got 24", id="page-size"),
+    pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
+    pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
+]
+TESTED_VERSIONS = [compat.TESTED_VERSION, "0.26.0+cpu"]
+UNTESTED_VERSIONS = ["0.25.9", "0.27.0", "1.0.0", "dev"]
+
+
+@contextmanager
+def builder() -> Iterator[Build]:
+    def build(model: Path, **options: Any) -> torch.nn.Module:
+        options = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 1 << 26, **options}
+        config = EngineArgs(model=str(model), **options).create_engine_config()
+        with set_current_vllm_config(config):
+            init_distributed_environment(1, 0, f"tcp://127.0.0.1:{free_port()}", 0, "gloo")
+            ensure_model_parallel_initialized(1, 1)
+            return get_model(vllm_config=config)
+
+    yield build
+    cleanup_dist_env_and_memory()

@@ -1,0 +1,57 @@
+"""What is wrong with SGLang itself, or with what became of our hooks, ends the start by its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("sglang")
+
+from sglang.srt.plugins import hook_registry, load_plugins
+
+import dsv32_plugin.sglang_adapter
+from dsv32_plugin.sglang_adapter import compat, guard, registration
+
+pytestmark = pytest.mark.engine
+
+
+def test_another_model_behind_our_backend_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"SGLang loaded torch\.nn\.modules\.linear:Linear"):
+        guard.check_model(torch.nn.Linear(1, 1))
+
+
+def test_a_hook_that_sglang_did_not_take_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugins()
+    guard.check_hooks()
+    target = "sglang.srt.mem_cache.memory_pool.DSATokenToKVPool"
+    monkeypatch.setattr(hook_registry.HookRegistry, "_patched", hook_registry.HookRegistry._patched - {target})
+    with pytest.raises(RuntimeError, match=f"did not take the hook on {target}"):
+        guard.check_hooks()
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "says"),
+    [
+        pytest.param("sglang.srt.server_args.ServerArgs._gone", ("self",), "found nothing", id="gone"),
+        pytest.param("sglang.srt.gone.f", ("self",), "found nothing", id="module-gone"),
+        pytest.param("sglang.srt.utils.common.support_triton", ("name",), r"found \(backend\)", id="changed"),
+    ],
+)
+def test_a_hook_that_does_not_fit_names_the_versions(target: str, parameters: tuple[str, ...], says: str) -> None:
+    with pytest.raises(RuntimeError, match=says) as error:
+        compat.check_hook(target, parameters)
+    assert f"sglang {compat.installed_version()}" in str(error.value)
+    assert f"sglang=={compat.TESTED_VERSION}" in str(error.value)
+
+
+def test_a_failed_registration_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang catches Exception around every plugin, and would go on without ours."""
+
+    def fail() -> None:
+        raise RuntimeError("no such hook")
+
+    monkeypatch.setattr(registration, "register", fail)
+    with pytest.raises(SystemExit, match="no such hook; DSV32_PLUGIN=0 runs"):
+        dsv32_plugin.sglang_adapter.register()
+    monkeypatch.setenv("DSV32_PLUGIN", "0")
+    dsv32_plugin.sglang_adapter.register()
