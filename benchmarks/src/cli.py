@@ -96,6 +96,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("before", type=Path, metavar="A.json")
     parser.add_argument("after", type=Path, metavar="B.json")
     parser.add_argument("--only", default="", help="words that a row's name must contain, e.g. 'ours cold'")
+    parser.add_argument("--output", type=Path, help="write the comparison as a record")
     parser.set_defaults(handler=_compare)
 
 
@@ -181,6 +182,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     pairs = [pair for pair in compare.compare(before, after) if all(word in pair.name for word in words)]
     stdout.print(compare.table(before, after, pairs))
     stdout.print(compare.summary(pairs), soft_wrap=True)
+    if arguments.output:
+        records.write(compare.record(before, after, pairs), arguments.output)
     return 0
 
 

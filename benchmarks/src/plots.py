@@ -258,7 +258,8 @@ PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "layer": {"-operations": layer_operations},
     "cost": {"": cost},
     "serve": {"": serve},
+    "compare": {},
 }
 """Kind of a record -> what follows its name in that of the picture, and how it is drawn."""
-RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms"}
+RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms", "compare": "ratio"}
 """Kind of a record -> the key of a row that has something to draw."""

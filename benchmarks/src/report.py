@@ -107,6 +107,7 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
         "layer": together("layer", layer_tables, of_layers),
         "cost": together("cost", cost_table, beside("cost")),
         "serve": each("serve", serve_table),
+        "repeat": lambda: repeats([*load(results, "compare").values()]) or NOT_MEASURED,
         "headline": lambda: headline(list(load(results, "layer").values()), link(results / LAYERS, folder)),
     }
 
@@ -227,6 +228,19 @@ def cost_table(found: list[Record]) -> str:
     rows = [[records.model_of(record["gpu"]), *cells] for record in found for cells in cost.cells_of(record, contexts)]
     table = markdown(["GPU", "step", "side", *(f"{context >> 10}K" for context in contexts)], rows)
     return f"US dollars a million tokens: {'; '.join(dict.fromkeys(record['method'] for record in found))}.\n\n{table}"
+
+
+def repeats(found: list[Record]) -> str:
+    """Each comparison of two runs in a line."""
+    lines = []
+    for record in found:
+        first, second = record["runs"]
+        kind = first["kind"]
+        where = f"{first['gpu']}, commit {first['commit']}, {first['date']}"
+        if second["commit"] != first["commit"]:
+            where += f", then commit {second['commit']}, {second['date']}"
+        lines.append(f"- `dsv32 bench {kind}` twice on {where}: {record['summary']}.")
+    return "\n".join(lines)
 
 
 def serve_table(record: Record) -> str:

@@ -84,6 +84,24 @@ def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "0 faster, 0 same, 1 slower" in capsys.readouterr().out
 
 
+def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
+    for name, us in (("a", 10.0), ("b", 10.6)):
+        records.write(synthetic.kernels(us), tmp_path / f"{name}.json")
+    output = tmp_path / "h100" / "compare.json"
+    assert (
+        cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(output)]) == 0
+    )
+    record = records.read(output, "compare")
+    assert [row["verdict"] for row in record["rows"]] == ["slower", "slower", "same"]
+    text = report.blocks(tmp_path, tmp_path)["repeat"]()
+    assert (
+        "`dsv32 bench kernels` twice on NVIDIA H100 made up, commit abc1234, 2026-01-01: 3 times: 0 faster, 1 same, 2"
+        in text
+    )
+    # 10.1 is the highest before, 10.494 the lowest after.
+    assert "at most 3.9% apart" in text
+
+
 def test_cost_is_time_times_price(layer_path: Path) -> None:
     assert cli.main(["bench", "cost", str(layer_path), "--price", "3.6", "--rest-decode-us", "100"]) == 0
     record = records.read(layer_path.with_name("cost.json"), "cost")
@@ -143,7 +161,8 @@ def checkout(tmp_path: Path) -> Path:
     results = tmp_path / "benchmarks" / "results"
     for gpu, us in (("h100", 1000.0), ("h200", 500.0)):
         layer = synthetic.layer(us, f"NVIDIA {gpu.upper()} made up", commit=f"abc-{gpu}")
-        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve())
+        repeated = compare.record(*2 * (synthetic.kernels(),), compare.compare(*2 * (synthetic.kernels(),)))
+        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve(), repeated)
         for record in made if gpu == "h100" else made[:2]:
             path = results / gpu / f"{record['kind']}.json"
             records.write(record, path)
