@@ -225,6 +225,8 @@ def test_the_indexer_is_skipped_while_everything_is_selected(
     new: int, operations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dsa, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
-    rows = layer_rows(layer_sides.Step(1, 64, new, 2, 64))
+    rows = layer_rows(layer_sides.Step(1, 64, new, 2, 64), visits=2)
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations
+    assert ours["rounds"] == 4
+    assert sum(ours["operations"].values()) == pytest.approx(ours["total"]["median_us"], abs=0.1)
