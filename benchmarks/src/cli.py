@@ -55,6 +55,7 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
     parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
     parser.add_argument("--heads", type=int, help="attention heads (default: 128)")
+    parser.add_argument("--together", action="store_true", help="all servers at once on one GPU, loaded in turn")
     parser.add_argument("--longest", type=int, help="tokens of a prompt with its answer (default: 131072)")
     parser.add_argument("--checkpoint", type=Path, help="serve this one in place of dummy weights of the real sizes")
     parser.add_argument(
