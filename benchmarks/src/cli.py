@@ -102,7 +102,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_plot(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="draw records as PNG files beside them, layers of several GPUs together")
+    parser = commands.add_parser("plot", help="draw records as PNG files beside them, those of several GPUs together")
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
     parser.set_defaults(handler=_plot)
 
@@ -191,10 +191,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _plot(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import plots
 
-    found = {path: records.read(path, *plots.PICTURES) for path in arguments.records}
+    found = {path: records.read(path, *plots.RESULT) for path in arguments.records}
     written = [picture for path, record in found.items() for picture in plots.draw(record, path)]
-    if layers := {path: record for path, record in found.items() if record["kind"] == "layer"}:
-        written += plots.draw_layers(list(layers.values()), next(iter(layers)).with_suffix(".png"))
+    for kind in plots.TOGETHER:
+        if mine := {path: record for path, record in found.items() if record["kind"] == kind}:
+            written += plots.draw_together(list(mine.values()), next(iter(mine)).with_suffix(".png"))
     for picture in written:
         stdout.print(str(picture), soft_wrap=True)
     return 0
