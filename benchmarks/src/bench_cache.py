@@ -23,6 +23,8 @@ from dsv32_plugin.kernels.dispatch import force
 
 Q_WIDTH, RANK, ROPE, INDEX, HEADS, TOPK, PAGE = 1536, 512, 64, 128, 64, 2048, 64
 POSITIONS = 1 << 17
+BF16_ROUNDING = 2.0**-8
+"""How far rounding to bfloat16 moves a value at most, relative to it."""
 
 
 def rope_table() -> torch.Tensor:
@@ -31,12 +33,17 @@ def rope_table() -> torch.Tensor:
     return torch.cat((angle.cos(), angle.sin()), 1).float()
 
 
-def widened(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """The latents of these slots as float32."""
+def latents(cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The latents of these slots as float32, how far rounding to e4m3 can have moved each, and the rope keys.
+
+    Half a step of e4m3 is at most 2^-4 of a normal value and 2^-10 of the scale of a subnormal one.
+    """
     rows = cache.view(-1, LATENT_BYTES_FP8)[slots]
     scales = rows[:, LATENT_SCALES_OFFSET:LATENT_ROPE_OFFSET].contiguous().view(torch.float32)
-    values = rows[:, :RANK].contiguous().view(torch.float8_e4m3fn).float()
-    return values * scales.repeat_interleave(LATENT_TILE, 1)
+    scales = scales.repeat_interleave(LATENT_TILE, 1)
+    values = rows[:, :RANK].contiguous().view(torch.float8_e4m3fn).float() * scales
+    rounding = torch.maximum(values.abs() * 2**-4, scales * 2**-10)
+    return values, rounding, rows[:, LATENT_ROPE_OFFSET:].contiguous().view(torch.bfloat16).float()
 
 
 def norm_rope_cache(tokens: int) -> Work:
@@ -89,9 +96,12 @@ def norm_rope_cache(tokens: int) -> Work:
 
     def peer_check() -> None:
         torch.testing.assert_close(their_out, out, rtol=2**-6, atol=1e-6)
-        # Their scales need not be powers of two, so the bytes may differ where the values agree to their rounding.
-        want, got = widened(latent, slots), widened(their_latent, slots)
-        assert (got - want).norm() < 2**-4 * want.norm(), "other latents"
+        want, rounding, want_rope = latents(latent, slots)
+        got, their_rounding, got_rope = latents(their_latent, slots)
+        # Ours is also rounded to bfloat16 before and after the weight, as in Hugging Face's model; theirs is not.
+        twice_rounded = ((1 + BF16_ROUNDING) ** 2 - 1) * (got.abs() + their_rounding)
+        assert ((got - want).abs() <= rounding + their_rounding + twice_rounded).all(), "other latents"
+        torch.testing.assert_close(got_rope, want_rope, rtol=2 * BF16_ROUNDING, atol=1e-6)
 
     work.peer_checks["vllm fused_norm_rope"] = peer_check
     work.notes = "theirs fills the selection with -1 and does not rotate the index key"
@@ -125,9 +135,19 @@ def index_query(tokens: int) -> Work:
         return work
     from vllm.model_executor.layers.sparse_attn_indexer import fused_indexer_q_rope_quant
 
-    work.peers["vllm fused_indexer_q_rope_quant"] = lambda: fused_indexer_q_rope_quant(
-        positions, q, table, weights, INDEX**-0.5, HEADS**-0.5, True
-    )
+    theirs = functools.partial(fused_indexer_q_rope_quant, positions, q, table, weights, INDEX**-0.5, HEADS**-0.5, True)
+
+    def peer_check() -> None:
+        with force("reference"):
+            expected, expected_weights = kernels.index_query(q, weights, positions, table, rotate=False, quantize=True)
+        codes, folded = theirs()
+        want = expected.float() * expected_weights.unsqueeze(-1)
+        got = codes.float() * folded.unsqueeze(-1)
+        # Their scales may differ, and with them the rounding of every code.
+        assert (got - want).norm() < 2**-4 * want.norm(), "other queries"
+
+    work.peers["vllm fused_indexer_q_rope_quant"] = theirs
+    work.peer_checks["vllm fused_indexer_q_rope_quant"] = peer_check
     work.notes = "theirs does not rotate"
     return work
 

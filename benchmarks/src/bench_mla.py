@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -138,6 +140,26 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
     )
 
 
+def invariant(tokens: int, length: int, heads: int, kind: str) -> Work:
+    """A decode split at the same keys whatever else is in the batch, beside the default split: what that costs."""
+    from dsv32_plugin.kernels.sparse_mla import triton as portable
+
+    work = sparse(tokens, length, heads, kind, decode=True)
+    default, proof = work.ours, work.check
+
+    def ours() -> None:
+        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+            default()
+
+    def check() -> None:
+        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+            proof()
+
+    return dataclasses.replace(
+        work, ours=ours, check=check, peers={"default split": default}, peer_checks={}, missing={}
+    )
+
+
 def case(name: str, tokens: int, length: int, heads: int, kind: str, must: float | None, aim: float | None) -> Case:
     decode = name == "sparse decode"
     shape: dict[str, int | str] = {"B" if decode else "T": tokens, "L": length, "H": heads, "cache": kind}
@@ -158,7 +180,8 @@ def cases() -> list[Case]:
 
 
 def tiny_cases() -> list[Case]:
-    return [case("sparse decode", 2, 4096, 4, kind, None, None) for kind in ("fp8", "bf16")]
+    found = [case("sparse decode", 2, 4096, 4, kind, None, None) for kind in ("fp8", "bf16")]
+    return [*found, Case("batch-invariant decode", {"B": 2}, functools.partial(invariant, 2, 4096, 4, "fp8"))]
 
 
 if __name__ == "__main__":

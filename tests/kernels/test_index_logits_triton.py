@@ -176,17 +176,27 @@ def test_topk_resolves_slots_across_chunks(kernels):
     assert torch.equal(slots, table[seq, position // 16] * 16 + position % 16)
 
 
-@gpu
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_paged_at_size(kernels, tokens):
+def assert_like_reference(got, expected):
     """Against the reference, which has its own tests; float64 by the token would take minutes."""
-    inputs = cases.index_logits_paged_inputs([4000, 0, 8192, 1, 2500], tokens, 64, device=DEVICE)
-    expected = reference.index_logits_paged(**inputs)
-    got = kernels.paged(inputs)
     finite = expected.isfinite()
     assert torch.equal(got.isfinite(), finite)
     error = (got - expected)[finite].abs().max() / expected[finite].abs().max()
     assert error < 8 * FP8_STEP**0.5 * FP8_EPS
+
+
+@gpu
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8])
+@pytest.mark.parametrize("lengths", [[4000, 0, 8192, 1, 2500], [1500, 0, 37] * 40], ids=["long", "many"])
+def test_paged_at_size(kernels, lengths, tokens):
+    """Many sequences leave each program more pages than it has buffers."""
+    inputs = cases.index_logits_paged_inputs(lengths, tokens, 64, device=DEVICE)
+    assert_like_reference(kernels.paged(inputs), reference.index_logits_paged(**inputs))
+
+
+@gpu
+def test_ragged_at_size(kernels):
+    inputs = cases.index_logits_ragged_inputs([9000, 701], [300, 13], 64, device=DEVICE)
+    assert_like_reference(kernels.ragged(inputs), reference.index_logits_ragged(**inputs))
 
 
 @gpu

@@ -46,7 +46,9 @@ def index_logits_paged(
     """
     device = q_bnid.device
     check_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, max_visible)
-    if out is not None:
+    if out is None:
+        out = torch.empty((*visible_bn.shape, max_visible), dtype=torch.float32, device=device)
+    else:
         checks.tensor("out", out, (*visible_bn.shape, max_visible), checks.FLOAT32, device)
         checks.rows("out", out)
     result: torch.Tensor = function_for("index_logits_paged", device)(
@@ -90,7 +92,9 @@ def index_logits_ragged(
     Source: DeepSeek-V3.2 (arXiv 2512.02556), equation 1.
     """
     check_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t)
-    if out is not None:
+    if out is None:
+        out = torch.empty((q_tid.shape[0], k_sd.shape[0]), dtype=torch.float32, device=q_tid.device)
+    else:
         checks.tensor("out", out, (q_tid.shape[0], k_sd.shape[0]), checks.FLOAT32, q_tid.device)
         checks.rows("out", out)
     result: torch.Tensor = function_for("index_logits_ragged", q_tid.device)(

@@ -1,13 +1,20 @@
-"""Index logits of fp8 keys on NVIDIA sm90: keys come by TMA, and sums hide behind products.
+"""Index logits of fp8 keys on NVIDIA sm90: keys come by TMA, and four programs share a multiprocessor.
 
-A page of 64 keys is the rows of a wgmma, and the heads of up to four query tokens are its columns, so the keys are read
-once for all of them. The columns are multiplied in two parts: while the second is under way, the first is summed over
-its heads. Two programs or more share a multiprocessor, and what one of them cannot hide, the others do.
+A page of 64 keys is the rows of a wgmma, and the heads of up to two query tokens are its columns. While a warp issues
+products it cannot sum over heads, so the tensor cores and the other units are busy at once only if several programs do
+both at different moments. A program is therefore kept small enough for four, and more than two tokens of a sequence are
+several programs, which find each other's keys in the L2 cache.
 
-Measured on one H100 (medians, us, L2 flushed before each launch), in brackets the portable kernel in another run:
+Measured on one H100 (medians, us, L2 flushed before each launch), in brackets an earlier kernel in the same run, which
+held four tokens and summed over one half of the columns while the other was multiplied:
 
-    1 query token     B=1 L=128K 9.4 [10.8], B=16 L=32K 28.0 [33.0], B=64 L=32K 103 [110], B=128 L=8K 52.5 [57.9]
-    4 query tokens    B=1 L=128K 14.8 [20.7], B=16 L=32K 41.7 [59.1], B=64 L=32K 150 [177], B=128 L=8K 78.5 [98.2]
+    1 query token     B=1 L=128K 9.1 [9.3], B=16 L=32K 27.9 [27.9], B=64 L=32K 102 [103], B=128 L=8K 52.3 [52.5]
+    4 query tokens    B=1 L=128K 12.3 [14.6], B=16 L=32K 37.1 [41.8], B=64 L=32K 145 [154], B=128 L=8K 71.9 [78.8]
+    prefill           T=4096 L=32K 1844 [2272], without fill 1808 [2200]
+
+Other shapes that were tried with four tokens (B=16 L=32K, the prefill without fill): two programs, a product nearly
+always under way 38.9, 1953; eight warps that share the keys of four tokens 39.5, 2076; three programs of two products
+in turn 54.8, 2696.
 """
 
 # Triton's tuples grow in static loops; to mypy each length is a type of its own, and a constant is an int.
@@ -16,7 +23,6 @@ Measured on one H100 (medians, us, L2 flushed before each launch), in brackets t
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -41,6 +47,13 @@ HEADS = gl.constexpr(64)
 DIM = gl.constexpr(128)
 LINE = 128
 """Bytes of a row of the cache as the copies see it: a key is one, the scales of a page two."""
+
+MAX_TOKENS = 2
+"""Query tokens that share a read of the keys."""
+STAGES = 3
+"""Buffers for keys. Four instead, us: B=16 L=32K N=4 39.4 [38.8], prefill 1887 with five [1808]."""
+PROGRAMS = 4
+"""That a multiprocessor holds: a kernel may take 128 registers. One token would allow six: B=16 L=32K 30.8 [27.9]."""
 WARPS = 4
 
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
@@ -48,100 +61,77 @@ SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_
 VECTOR_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 SCORES = gl.constexpr(
     gl.DistributedLinearLayout(
-        reg_bases=[[8, 0]],
-        lane_bases=[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]],
+        reg_bases=[],
+        lane_bases=[[8, 0], [0, 1], [1, 0], [2, 0], [4, 0]],
         warp_bases=[[16, 0], [32, 0]],
         block_bases=[],
-        shape=[64, 4],
+        shape=[64, 2],
     )
 )
 QUERIES = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
-TILE_BYTES = gl.constexpr(64 * INDEX_BYTES)
+PAGE_BYTES = gl.constexpr(64 * INDEX_BYTES)
+
+
+NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;")
+SECOND_NEXT = gl.constexpr("shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;")
 
 
 @gluon.jit
 def _load_queries(
-    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr,
-    PARTS: gl.constexpr, ACC: gl.constexpr,
-):  # fmt: skip
-    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`; half the weights of each part of the columns."""
+    q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
+):
+    """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half of each weight, 0 past them."""
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
-    COLUMNS: gl.constexpr = TOKENS * HEADS // PARTS
-    weights = ()
-    for part in gl.static_range(PARTS):
-        column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, ACC))
-        token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
-        head = column % HEADS
-        mask = (column // HEADS < count) & (head < heads)
-        weights += (0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0),)
-    return q, weights
+    column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
+    token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
+    head = column % HEADS
+    mask = (column // HEADS < count) & (head < heads)
+    return q, 0.5 * gl.load(w_ptr + token * w_stride + head, mask=mask, other=0.0)
 
 
 @gluon.jit
-def _multiply(k_shared, q_shared, PARTS: gl.constexpr, ACC: gl.constexpr):
-    """Start the products of the keys of a page by each part of the columns."""
-    COLUMNS: gl.constexpr = q_shared.shape[0] // PARTS
-    dots = ()
-    for part in gl.static_range(PARTS):
-        nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
-        q_part = q_shared.slice(part * COLUMNS, COLUMNS, dim=0).permute((1, 0))
-        dots += (warpgroup_mma(k_shared, q_part, nothing, use_acc=False, is_async=True),)
-    return dots
+def _multiply(k_shared, q_shared, ACC: gl.constexpr):
+    """Start the product of 64 keys by the queries."""
+    COLUMNS: gl.constexpr = q_shared.shape[0]
+    nothing = gl.zeros([PAGE, COLUMNS], gl.float32, layout=ACC)
+    return warpgroup_mma(k_shared, q_shared.permute((1, 0)), nothing, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _partial(dots, weight, ROWS: gl.constexpr):
-    """[PAGE, ROWS tokens, 4]: sums of 2 * weight * relu(dots) over what each of four neighbouring lanes holds.
+def _from_lane(x, SHUFFLE: gl.constexpr):
+    """What the lane at this distance holds."""
+    return gl.inline_asm_elementwise(SHUFFLE, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _score(dots, weights):
+    """[PAGE, 2]: sums of 2 * weight * relu(dots) over the heads of two tokens, or of one in both columns.
 
     x + |x| is 2 relu(x) exactly, and an addition has twice the rate of a maximum.
     """
-    terms = (dots + gl.abs(dots)) * weight[None, :]
-    PAIRS: gl.constexpr = dots.shape[1] // ROWS // 8
-    terms = terms.reshape(PAGE, ROWS, PAIRS, 4, 2).permute(0, 1, 3, 2, 4)
-    return gl.sum(terms.reshape(PAGE, ROWS, 4, 2 * PAIRS), 3)
-
-
-@gluon.jit
-def _exchange(keep, give, DISTANCE: gl.constexpr):
-    """keep + what the lane at this distance gives."""
-    if DISTANCE == 1:
-        given = gl.inline_asm_elementwise(
-            "shfl.sync.bfly.b32 $0, $1, 1, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
-        )
+    TOKENS: gl.constexpr = dots.shape[1] // HEADS
+    terms = (dots + gl.abs(dots)) * weights[None, :]
+    # Each of four neighbouring lanes sums what it holds: for two keys eight apart, of every token.
+    terms = terms.reshape(PAGE, TOKENS, HEADS // 8, 4, 2).permute(0, 1, 3, 2, 4)
+    sums = gl.sum(terms.reshape(PAGE, TOKENS, 4, HEADS // 4), 3)
+    # Then they exchange halves: the lower bit of a lane becomes the key, the upper bit the token.
+    near, far = gl.split(sums.reshape(PAGE // 16, 2, 8, TOKENS, 4).permute(0, 2, 3, 4, 1))
+    LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, gl.SliceLayout(0, near.type.layout)))
+    odd = (gl.arange(0, 4, layout=LANES) % 2 != 0)[None, :][None, :, :][None, :, :, :]
+    sums = gl.where(odd, far, near) + _from_lane(gl.where(odd, near, far), NEXT)
+    if TOKENS == 2:
+        first, second = gl.split(sums.permute(0, 1, 3, 2))
+        UPPER: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
+        upper = (gl.arange(0, 4, layout=UPPER) >= 2)[None, :][None, :, :]
+        score = gl.where(upper, second, first) + _from_lane(gl.where(upper, first, second), SECOND_NEXT)
     else:
-        given = gl.inline_asm_elementwise(
-            "shfl.sync.bfly.b32 $0, $1, 2, 0x1f, 0xffffffff;", "=f,f", [give], dtype=gl.float32, is_pure=True, pack=1
-        )
-    return keep + given
-
-
-@gluon.jit
-def _score(dots, weights, TOKENS: gl.constexpr):
-    """[PAGE, 4]: the scores; of four neighbouring lanes the i-th has those of token i * TOKENS // 4.
-
-    While one part of the columns is summed, the next is multiplied.
-    """
-    ROWS: gl.constexpr = 2 if TOKENS == 4 else 1
-    if TOKENS == 1:
-        both = _partial(warpgroup_mma_wait(0, deps=(dots[0],)), weights[0], ROWS)
-        both = _exchange(both, both, 2)
-    else:
-        first = _partial(warpgroup_mma_wait(1, deps=(dots[0],)), weights[0], ROWS)
-        second = _partial(warpgroup_mma_wait(0, deps=(dots[1],)), weights[1], ROWS)
-        LANES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, first.type.layout))
-        upper = gl.arange(0, 4, layout=LANES)[None, :][None, :, :] >= 2
-        both = _exchange(gl.where(upper, second, first), gl.where(upper, first, second), 2)
-    if TOKENS == 4:
-        even, odd = gl.split(both.permute(0, 2, 1))
-        COLUMN: gl.constexpr = gl.SliceLayout(0, even.type.layout)
-        is_odd = gl.arange(0, 4, layout=COLUMN)[None, :] % 2 != 0
-        score = _exchange(gl.where(is_odd, odd, even), gl.where(is_odd, even, odd), 1)
-    else:
-        score = _exchange(both, both, 1).reshape(PAGE, 4)
+        both = sums.reshape(PAGE // 16, 8, 4)
+        score = both + _from_lane(both, SECOND_NEXT)
+    score = score.reshape(PAGE // 16, 8, 2, 2).permute(0, 3, 1, 2).reshape(PAGE, 2)
     return gl.convert_layout(score, SCORES, assert_trivial=True)
 
 
@@ -161,17 +151,17 @@ PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
 
 
 @gluon.jit
-def _page(table_ptr, index, stop, num_pages, table_width):
-    """Page number `index` of a sequence, -1 where it is not in the cache."""
-    page = gl.load(table_ptr + index, mask=(index < stop) & (index < table_width), other=-1)
-    return gl.where(page < num_pages, page, -1)
+def _line(table_ptr, index, stop, num_pages, table_width, page_lines):
+    """Line of the cache at which page `index` of a sequence begins, a negative one where it is not in the cache."""
+    page = gl.load(table_ptr + index, mask=index < gl.minimum(stop, table_width), other=-1)
+    return gl.where(page < num_pages, page, -1) * page_lines
 
 
 @gluon.jit
-def _copy(keys_desc, scales_desc, page, page_lines, k_shared, s_shared, full, stage, needed):
+def _copy_page(keys_desc, scales_desc, line, k_shared, s_shared, full, stage, needed):
     """Start copying one page; an absent one is read from elsewhere and its scores are dropped."""
-    line = gl.maximum(page, 0) * page_lines
-    mbarrier.expect(full.index(stage), TILE_BYTES, pred=needed)
+    line = gl.maximum(line, 0)
+    mbarrier.expect(full.index(stage), PAGE_BYTES, pred=needed)
     tma.async_copy_global_to_shared(keys_desc, [line, 0], full.index(stage), k_shared.index(stage), pred=needed)
     tma.async_copy_global_to_shared(
         scales_desc, [line + PAGE, 0], full.index(stage), s_shared.index(stage), pred=needed
@@ -190,12 +180,10 @@ def paged_kernel(
 
     Without FILL only of keys that one of the tokens sees, and none if each of them sees no more than are `selected`.
     """
-    COLUMNS: gl.constexpr = TOKENS * HEADS
-    PARTS: gl.constexpr = 1 if TOKENS == 1 else 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // PARTS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     s_shared = gl.allocate_shared_memory(gl.float32, [STAGES, 2, 32], SCALES_SHARED)
-    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [COLUMNS, DIM], KEYS_SHARED)
+    q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
@@ -205,6 +193,7 @@ def paged_kernel(
 
     groups = gl.cdiv(tokens, TOKENS)
     pid = gl.program_id(0)
+    # The groups of a sequence's tokens run side by side: what one reads, the other finds in the cache.
     first_token = pid % groups * TOKENS
     seq = (pid // groups // splits).to(gl.int64)
     tokens = gl.minimum(tokens - first_token, TOKENS)
@@ -224,48 +213,45 @@ def paged_kernel(
     chunk = gl.maximum(gl.cdiv(pages, splits), chunk)
     begin = pid // groups % splits * chunk
     stop = gl.minimum(begin + chunk, pages)
-    ahead = ()
+    lines = ()
     for stage in gl.static_range(STAGES - 1):
-        ahead += (_page(table_ptr, begin + stage, stop, num_pages, table_width),)
+        lines += (_line(table_ptr, begin + stage, stop, num_pages, table_width, page_lines),)
     q, weights = _load_queries(
         q_ptr + seq * q_stride_seq, w_ptr + seq * w_stride_seq, first_token, tokens, q_stride_token, q_stride_head,
-        w_stride_token, heads, TOKENS, PARTS, ACC,
+        w_stride_token, heads, TOKENS, ACC,
     )  # fmt: skip
     offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-    lane = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
-    offs_t = lane * TOKENS // 4
-    mask_t = (offs_t < tokens) & (lane % (4 // TOKENS) == 0)
+    offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
+    mask_t = offs_t < tokens
     visible_t = gl.load(visible_ptr + offs_t, mask=mask_t, other=0)
-    out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + offs_k[:, None]
+    ends_t = gl.where(mask_t, max_visible, 0)
     stop_visible = gl.minimum(gl.cdiv(longest, PAGE), stop)
+    n = stop_visible - begin
     for stage in gl.static_range(STAGES - 1):
-        needed = begin + stage < stop_visible
-        _copy(keys_desc, scales_desc, ahead[stage], page_lines, k_shared, s_shared, full, stage, needed)
+        _copy_page(keys_desc, scales_desc, lines[stage], k_shared, s_shared, full, stage, stage < n)
     q_shared.store(q)
     fence_async_shared()
     gl.thread_barrier()
 
-    page = ahead[0]
-    following = _page(table_ptr, begin + STAGES - 1, stop, num_pages, table_width)
-    for index in range(begin, stop_visible):
-        i = index - begin
+    position = (begin * PAGE + offs_k)[:, None]
+    out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position
+    following = _line(table_ptr, begin + STAGES - 1, stop, num_pages, table_width, page_lines)
+    for i in range(n):
         buffer = i % STAGES
-        present = page >= 0
-        page = _page(table_ptr, index + 1, stop, num_pages, table_width)
         mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-        dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
+        dots = _multiply(k_shared.index(buffer), q_shared, ACC)
         # The buffer that the last step has read takes the page that is next to be copied.
         gl.thread_barrier()
-        _copy(
-            keys_desc, scales_desc, following, page_lines, k_shared, s_shared, full, (i + STAGES - 1) % STAGES,
-            index + STAGES - 1 < stop_visible,
-        )  # fmt: skip
-        following = _page(table_ptr, index + STAGES, stop, num_pages, table_width)
+        next_buffer = (i + STAGES - 1) % STAGES
+        _copy_page(keys_desc, scales_desc, following, k_shared, s_shared, full, next_buffer, i + STAGES - 1 < n)
+        line, lines = lines[0], lines[1:] + (following,)  # noqa: RUF005 - Triton has no star
+        following = _line(table_ptr, begin + i + STAGES, stop, num_pages, table_width, page_lines)
         scale = s_shared.index(buffer)._reinterpret(gl.float32, [PAGE], VECTOR_SHARED).load(gl.SliceLayout(1, SCORES))
-        score = _score(dots, weights, TOKENS) * scale[:, None]
-        position = index * PAGE + offs_k
-        score = gl.where((position[:, None] < visible_t[None, :]) & present, score, float("-inf"))
-        gl.store(out_rows + index * PAGE, score, mask=mask_t[None, :] & (position < max_visible)[:, None])
+        score = _score(warpgroup_mma_wait(0, deps=(dots,)), weights) * scale[:, None]
+        seen = position < gl.where(line >= 0, visible_t, 0)[None, :]
+        gl.store(out_rows, gl.where(seen, score, float("-inf")), mask=position < ends_t[None, :])
+        position += PAGE
+        out_rows += PAGE
 
     if FILL:
         filled = gl.maximum(begin, stop_visible) * PAGE
@@ -285,8 +271,7 @@ def ragged_kernel(
     FILL: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Scores of TOKENS tokens for one chunk of the keys; without FILL only of keys that one of the tokens sees."""
-    PARTS: gl.constexpr = 2
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS // PARTS, 32])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS * HEADS, 32])
     k_shared = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, PAGE, DIM], KEYS_SHARED)
     q_shared = gl.allocate_shared_memory(gl.float8e4nv, [TOKENS * HEADS, DIM], KEYS_SHARED)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -313,68 +298,47 @@ def ragged_kernel(
     out_ptr += first.to(gl.int64) * out_stride
 
     if low < high:
-        for stage in gl.static_range(STAGES - 1):
+        for stage in gl.static_range(STAGES):
             base = low + stage * PAGE
             _copy_keys(keys_desc, base, k_shared, full, stage, base < high)
         q, weights = _load_queries(
-            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, PARTS, ACC
+            q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
         )
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
-        offs_t = gl.arange(0, 4, layout=gl.SliceLayout(0, SCORES))
+        offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
         mask_t = offs_t < count
-        if FILL:
-            start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)
-            end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)
-        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + offs_k[:, None]
+        start_t = gl.load(start_ptr + first + offs_t, mask=mask_t, other=0)[None, :]
+        end_t = gl.load(end_ptr + first + offs_t, mask=mask_t, other=0)[None, :]
+        stop_t = gl.where(mask_t, stop, 0)[None, :]
         q_shared.store(q)
         fence_async_shared()
         gl.thread_barrier()
-        for base in range(low, high, PAGE):
-            i = (base - low) // PAGE
+
+        key = low + offs_k
+        out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + key[:, None]
+        scale = gl.load(scale_ptr + key, mask=key < num_keys, other=0.0)
+        for i in range(gl.cdiv(high - low, PAGE)):
             buffer = i % STAGES
-            position = base + offs_k
-            scale = gl.load(scale_ptr + position, mask=position < num_keys, other=0.0)
             mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
-            dots = _multiply(k_shared.index(buffer), q_shared, PARTS, ACC)
-            # The buffer that the last step has read takes the keys that are next to be copied.
+            dots = _multiply(k_shared.index(buffer), q_shared, ACC)
+            next_scale = gl.load(scale_ptr + key + PAGE, mask=key + PAGE < num_keys, other=0.0)
+            done = warpgroup_mma_wait(0, deps=(dots,))
+            # All have read the keys: their buffer takes those that are next to be copied.
             gl.thread_barrier()
-            following = base + (STAGES - 1) * PAGE
-            _copy_keys(keys_desc, following, k_shared, full, (i + STAGES - 1) % STAGES, following < high)
-            score = _score(dots, weights, TOKENS) * scale[:, None]
+            following = low + (i + STAGES) * PAGE
+            _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
+            score = _score(done, weights) * scale[:, None]
             if FILL:
-                visible = (position[:, None] >= start_t[None, :]) & (position[:, None] < end_t[None, :])
-                score = gl.where(visible, score, float("-inf"))
-            gl.store(out_rows + base, score, mask=mask_t[None, :] & (position < stop)[:, None])
+                score = gl.where((key[:, None] >= start_t) & (key[:, None] < end_t), score, float("-inf"))
+            gl.store(out_rows, score, mask=key[:, None] < stop_t)
+            scale = next_scale
+            key += PAGE
+            out_rows += PAGE
     if FILL:
         low = gl.where(low < high, low, stop)
         _fill(out_ptr, out_stride, count, begin, low)
         _fill(out_ptr, out_stride, count, low + gl.cdiv(gl.maximum(high - low, 0), PAGE) * PAGE, stop)
 
-
-class Config(NamedTuple):
-    """How one launch runs: `tokens` share a read of the keys, which have `stages` buffers.
-
-    `programs` is how many of them a multiprocessor holds.
-    """
-
-    tokens: int
-    stages: int
-    programs: int = 2
-
-
-def choose(tokens: int) -> Config:
-    """The configuration for tokens that see the same keys."""
-    return CONFIGS[min(3, tokens)]
-
-
-CONFIGS = {1: Config(1, 3, 4), 2: Config(2, 3, 4), 3: Config(4, 4, 2)}
-"""Tokens, from 3 on any number -> configuration.
-
-H100, microseconds, the others that were tried with one version of the kernel in brackets:
-    B=1 L=128K N=1      3 buffers, 4 programs   9.6     [5 buffers 10.0, 6 programs 9.9, 12 buffers and 2 programs 11.1]
-    B=16 L=32K N=2      3 buffers, 4 programs   31.0    [2 programs 31.7]
-    B=64 L=32K N=4      4 buffers, 2 programs   157     [3 buffers 156, 5 buffers 158, 6 buffers 159]
-"""
 
 RAGGED_CHUNK = 8192
 """Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
@@ -405,10 +369,8 @@ def index_logits_paged(
     visible_bn: torch.Tensor,
     *,
     max_visible: int,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    if out is None:
-        out = torch.empty((*visible_bn.shape, max_visible), dtype=torch.float32, device=q_bnid.device)
     launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True)
     return out
 
@@ -423,7 +385,6 @@ def launch_paged(
     *,
     fill: bool,
     selected: int = 0,
-    config: Config | None = None,
 ) -> None:
     """As the portable one."""
     sequences, tokens, heads, index_dim = q_bnid.shape
@@ -447,18 +408,18 @@ def launch_paged(
     scales = TensorDescriptor(
         index_cache.view(torch.float32), [shape[0], words], [words, 1], [2, words], SCALES_SHARED.value
     )
-    config = config or choose(tokens)
-    groups = triton.cdiv(tokens, config.tokens)
+    shared = min(tokens, MAX_TOKENS)
+    groups = triton.cdiv(tokens, shared)
     max_visible = out.shape[2]
     splits = choose_splits(
-        sequences * groups, triton.cdiv(max_visible, PAGE.value), config.programs * _multiprocessors(q_bnid.device)
+        sequences * groups, triton.cdiv(max_visible, PAGE.value), PROGRAMS * _multiprocessors(q_bnid.device)
     )
     paged_kernel[(sequences * groups * splits,)](
         keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
         tokens, pages, max_visible, selected, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
-        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS, launch_pdl=True,
+        FILL=fill, TOKENS=shared, STAGES=STAGES, num_warps=WARPS, launch_pdl=True,
     )  # fmt: skip
 
 
@@ -475,10 +436,8 @@ def index_logits_ragged(
     start_t: torch.Tensor,
     end_t: torch.Tensor,
     *,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    if out is None:
-        out = torch.empty((q_tid.shape[0], k_sd.shape[0]), dtype=torch.float32, device=q_tid.device)
     launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=True)
     return out
 
@@ -493,8 +452,6 @@ def launch_ragged(
     out: torch.Tensor,
     *,
     fill: bool,
-    chunk: int = RAGGED_CHUNK,
-    config: Config | None = None,
 ) -> None:
     """Without `fill` what lies outside a token's range is left as it is, or holds any score."""
     num_tokens, heads, index_dim = q_tid.shape
@@ -508,12 +465,11 @@ def launch_ragged(
     keys = TensorDescriptor(
         k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value
     )
-    config = config or choose(4)
-    grid = triton.cdiv(num_tokens, config.tokens) * triton.cdiv(num_keys, chunk)
+    grid = triton.cdiv(num_tokens, MAX_TOKENS) * triton.cdiv(num_keys, RAGGED_CHUNK)
     ragged_kernel[(grid,)](
         keys, q_tid, weights_ti, k_scale_s, start_t, end_t, out,
-        num_tokens, num_keys, heads, chunk, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
-        FILL=fill, TOKENS=config.tokens, STAGES=config.stages, num_warps=WARPS,
+        num_tokens, num_keys, heads, RAGGED_CHUNK, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
+        FILL=fill, TOKENS=MAX_TOKENS, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -526,19 +482,16 @@ def aot_cases(target: Target) -> list[AotCase]:
     common |= dict.fromkeys(["q_stride_token", "q_stride_head"], "i32:16")
     ragged = common | dict.fromkeys(["start_ptr", "end_ptr"], "*i32:16") | dict.fromkeys(portable.RAGGED_SCALARS, "i32")
     ragged |= {"scale_ptr": "*fp32:16", "w_stride": "i32:16"}
-    found = []
-    for fill in (True, False):
-        config = choose(4)
-        constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
-        name = "ragged" + ("" if fill else "-unfilled")
-        found.append(AotCase(name, ragged_kernel, ragged, constexprs, WARPS))
     paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
     paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
     paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
     paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
-    for config in CONFIGS.values():
-        for fill in (True, False):
-            constexprs = {"FILL": fill, "TOKENS": config.tokens, "STAGES": config.stages}
-            name = f"paged-tokens{config.tokens}" + ("" if fill else "-unfilled")
+    found = []
+    for fill in (True, False):
+        of = "" if fill else "-unfilled"
+        constexprs = {"FILL": fill, "TOKENS": MAX_TOKENS, "STAGES": STAGES}
+        found.append(AotCase(f"ragged{of}", ragged_kernel, ragged, constexprs, WARPS))
+        for tokens in range(1, MAX_TOKENS + 1):
+            name, constexprs = f"paged-tokens{tokens}{of}", {"FILL": fill, "TOKENS": tokens, "STAGES": STAGES}
             found.append(AotCase(name, paged_kernel, paged, constexprs, WARPS, options={"launch_pdl": True}))
     return found

@@ -280,12 +280,9 @@ def index_logits_paged(
     visible_bn: torch.Tensor,
     *,
     max_visible: int,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor,
     config: Config | None = None,
 ) -> torch.Tensor:
-    sequences, tokens = q_bnid.shape[:2]
-    if out is None:
-        out = torch.empty((sequences, tokens, max_visible), dtype=torch.float32, device=q_bnid.device)
     launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True, config=config)
     return out
 
@@ -357,10 +354,8 @@ def index_logits_ragged(
     start_t: torch.Tensor,
     end_t: torch.Tensor,
     *,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    if out is None:
-        out = torch.empty((q_tid.shape[0], k_sd.shape[0]), dtype=torch.float32, device=q_tid.device)
     launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=True)
     return out
 
