@@ -39,7 +39,8 @@ def launches() -> Iterator[Launch]:
         for width, rows in ((3000, 2), (20001, 2), (20001, 70)):
             inputs = cases.select_topk_inputs(kind, rows, width, 2048, ranges="random", strided=True)
             yield f"selection of {kind}, {rows} x {width}", kernels.select_topk, inputs
-    for dtype, cache_dtype, heads in ((BF16, FP8, 16), (BF16, FP8, 128), (BF16, BF16, 128), (FLOAT, FLOAT, 16)):
+    kinds = ((BF16, FP8, 16), (BF16, BF16, 16), (BF16, FP8, 128), (BF16, BF16, 128), (FLOAT, FLOAT, 16))
+    for dtype, cache_dtype, heads in kinds:
         types: dict[str, Any] = {"dtype": dtype, "cache_dtype": cache_dtype}
         what = f"{heads} heads, {cache_dtype}"
         yield f"sparse, {what}", kernels.sparse_mla, cases.sparse_mla_inputs(3, heads, 160, **types)

@@ -1,4 +1,4 @@
-"""A decoder layer and its dense feed-forward block, on whatever layers an engine has."""
+"""A decoder layer, its dense feed-forward block and what drafts need, on whatever layers an engine has."""
 
 from __future__ import annotations
 
@@ -46,3 +46,21 @@ class DecoderLayer(nn.Module):
         hidden_th = self.self_attn(positions_t, hidden_th, slots_tk)
         hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
         return self.mlp(hidden_th), residual_th
+
+
+class DraftInput:
+    """For a multi-token prediction layer: where its input comes from (DeepSeek-V3, equation 21)."""
+
+    enorm: nn.Module
+    hnorm: nn.Module
+    eh_proj: nn.Module
+
+    def add_draft_input(self, config: DsaConfig, layers: Layers, prefix: str) -> None:
+        size = config.hidden_size
+        self.enorm, self.hnorm = (layers.norm(size, config.rms_norm_eps) for _ in range(2))
+        # In bfloat16 also where the checkpoint is block-fp8.
+        self.eh_proj = layers.replicated(2 * size, size, f"{prefix}.eh_proj", quantised=False)
+
+    def draft_input(self, embedded_th: torch.Tensor, hidden_th: torch.Tensor) -> torch.Tensor:
+        """eh_proj([norm(next token's embedding) | norm(this one's hidden state)])"""
+        return self.eh_proj(torch.cat([self.enorm(embedded_th), self.hnorm(hidden_th)], dim=-1))[0]

@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import cpu, options, pool
+from dsv32_plugin.sglang_adapter import cpu, options, pool, warmup
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
@@ -205,6 +205,16 @@ def test_a_packed_matrix_holds_its_parts_in_order(packed: Any, rows: int) -> Non
 def test_a_part_of_another_size_is_refused(packed: Any) -> None:
     with pytest.raises(ValueError, match=r"expected \(128, 3\)"):
         packed.load_part(torch.nn.Parameter(torch.zeros(576, 3)), torch.zeros(127, 3), 1)
+
+
+@pytest.mark.parametrize(("chunk", "most"), [(8192, 8192), (-1, 40000), (None, 40000)])
+def test_the_warm_up_reaches_the_longest_prefill(chunk: int | None, most: int) -> None:
+    args: Any = SimpleNamespace(
+        chunked_prefill_size=chunk,
+        max_prefill_tokens=16384,
+        get_model_config=lambda: SimpleNamespace(context_len=40000),
+    )
+    assert warmup.most_tokens(args) == most
 
 
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)

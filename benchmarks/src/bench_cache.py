@@ -135,9 +135,19 @@ def index_query(tokens: int) -> Work:
         return work
     from vllm.model_executor.layers.sparse_attn_indexer import fused_indexer_q_rope_quant
 
-    work.peers["vllm fused_indexer_q_rope_quant"] = lambda: fused_indexer_q_rope_quant(
-        positions, q, table, weights, INDEX**-0.5, HEADS**-0.5, True
-    )
+    theirs = functools.partial(fused_indexer_q_rope_quant, positions, q, table, weights, INDEX**-0.5, HEADS**-0.5, True)
+
+    def peer_check() -> None:
+        with force("reference"):
+            expected, expected_weights = kernels.index_query(q, weights, positions, table, rotate=False, quantize=True)
+        codes, folded = theirs()
+        want = expected.float() * expected_weights.unsqueeze(-1)
+        got = codes.float() * folded.unsqueeze(-1)
+        # Their scales may differ, and with them the rounding of every code.
+        assert (got - want).norm() < 2**-4 * want.norm(), "other queries"
+
+    work.peers["vllm fused_indexer_q_rope_quant"] = theirs
+    work.peer_checks["vllm fused_indexer_q_rope_quant"] = peer_check
     work.notes = "theirs does not rotate"
     return work
 

@@ -109,7 +109,7 @@ def select(rows: int, length: int) -> Work:
 
     moved = 4 * rows * (length + TOPK + length // PAGE)
     work = Work(ours, check, bytes=moved)
-    work.peers["torch.topk, positions only"] = lambda: torch.topk(logits, TOPK, dim=1)
+    work.peers["torch.topk, positions only"] = lambda: torch.topk(logits, TOPK, dim=1)  # right by definition
     vllm, reason = peers.load()
     if vllm is None:
         work.missing["vllm top-k and index conversion"] = reason
@@ -161,9 +161,19 @@ def ragged(tokens: int, length: int) -> Work:
         work.missing["vllm deepgemm"] = reason
         return work
     deep_gemm = vllm.deep_gemm
-    work.peers["vllm deepgemm"] = lambda: deep_gemm.fp8_fp4_mqa_logits(
-        (data.q, None), (data.keys, data.scale), data.weights, data.start, data.end, clean_logits=False
-    )
+
+    def theirs() -> torch.Tensor:
+        return deep_gemm.fp8_fp4_mqa_logits(
+            (data.q, None), (data.keys, data.scale), data.weights, data.start, data.end, clean_logits=False
+        )
+
+    def peer_check() -> None:
+        logits = theirs()
+        for row in (0, tokens - 1):
+            visible = int(data.end[row])
+            assert_scores(logits[row, :visible], out[row, :visible].double())
+
+    work.peers["vllm deepgemm"], work.peer_checks["vllm deepgemm"] = theirs, peer_check
     return work
 
 
@@ -195,7 +205,14 @@ def scored_topk(tokens: int, length: int) -> Work:
         )
         ops.top_k_per_row_prefill(logits, data.start, data.end, theirs, tokens, *logits.stride(), TOPK)
 
-    work.peers["vllm deepgemm and top-k"] = launch
+    def peer_check() -> None:
+        launch()
+        for row in (0, tokens // 2, tokens - 1):
+            # Both round their scores, so that keys at the edge of the selection may differ.
+            shared = torch.isin(theirs[row], out[row]).float().mean()
+            assert shared > 0.98, f"shares {float(shared):.3f} of the selection"
+
+    work.peers["vllm deepgemm and top-k"], work.peer_checks["vllm deepgemm and top-k"] = launch, peer_check
     work.notes = "theirs holds all scores at once"
     return work
 

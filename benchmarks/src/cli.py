@@ -55,6 +55,7 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--layers", type=_sizes, help="of the model; with two numbers the times are extended to 61")
     parser.add_argument("--experts", type=int, help="of a layer (default: 256)")
     parser.add_argument("--heads", type=int, help="attention heads (default: 128)")
+    parser.add_argument("--together", action="store_true", help="all servers at once on one GPU, loaded in turn")
     parser.add_argument("--longest", type=int, help="tokens of a prompt with its answer (default: 131072)")
     parser.add_argument("--checkpoint", type=Path, help="serve this one in place of dummy weights of the real sizes")
     parser.add_argument(
@@ -96,11 +97,12 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("before", type=Path, metavar="A.json")
     parser.add_argument("after", type=Path, metavar="B.json")
     parser.add_argument("--only", default="", help="words that a row's name must contain, e.g. 'ours cold'")
+    parser.add_argument("--output", type=Path, help="write the comparison as a record")
     parser.set_defaults(handler=_compare)
 
 
 def _add_plot(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="draw records as PNG files beside them, layers of several GPUs together")
+    parser = commands.add_parser("plot", help="draw records as PNG files beside them, those of several GPUs together")
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
     parser.set_defaults(handler=_plot)
 
@@ -181,16 +183,19 @@ def _compare(arguments: argparse.Namespace) -> int:
     pairs = [pair for pair in compare.compare(before, after) if all(word in pair.name for word in words)]
     stdout.print(compare.table(before, after, pairs))
     stdout.print(compare.summary(pairs), soft_wrap=True)
+    if arguments.output:
+        records.write(compare.record(before, after, pairs), arguments.output)
     return 0
 
 
 def _plot(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import plots
 
-    found = {path: records.read(path, *plots.PICTURES) for path in arguments.records}
+    found = {path: records.read(path, *plots.RESULT) for path in arguments.records}
     written = [picture for path, record in found.items() for picture in plots.draw(record, path)]
-    if layers := {path: record for path, record in found.items() if record["kind"] == "layer"}:
-        written += plots.draw_layers(list(layers.values()), next(iter(layers)).with_suffix(".png"))
+    for kind in plots.TOGETHER:
+        if mine := {path: record for path, record in found.items() if record["kind"] == kind}:
+            written += plots.draw_together(list(mine.values()), next(iter(mine)).with_suffix(".png"))
     for picture in written:
         stdout.print(str(picture), soft_wrap=True)
     return 0

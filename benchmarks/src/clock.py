@@ -6,14 +6,17 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROUNDS = 15
+ROUNDS = 5
 """Each round times every variant once, in turn, so that clocks and neighbours hit all alike."""
+VISITS = 3 if DEVICE == "cuda" else 1
+"""So often a run comes to each case, with the others between: new memory, new graphs and another state of the GPU. What
+changes between two runs changes between visits, so that the spread over all rounds holds it."""
 ROUND_US = 3000.0
 """One timing covers about this long, so that the clock's resolution does not matter."""
 FLUSH_BYTES = 128 << 20
@@ -25,14 +28,27 @@ Launch = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """The median over the rounds, with the 10th and the 90th percentile."""
+    """The rounds of one variant: what is shown is their median with the 10th and the 90th percentile."""
 
-    median_us: float
-    low_us: float
-    high_us: float
+    samples: tuple[float, ...]
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(self.samples + other.samples)
+
+    @property
+    def median_us(self) -> float:
+        return round(statistics.median(self.samples), 2)
+
+    @property
+    def low_us(self) -> float:
+        return round(sorted(self.samples)[len(self.samples) // 10], 2)
+
+    @property
+    def high_us(self) -> float:
+        return round(sorted(self.samples)[-1 - len(self.samples) // 10], 2)
 
     def json(self) -> dict[str, float]:
-        return asdict(self)
+        return {"median_us": self.median_us, "low_us": self.low_us, "high_us": self.high_us}
 
 
 class Clock(Protocol):
@@ -103,22 +119,20 @@ class GpuClock:
             for name, (graph, repeats) in graphs.items():
                 samples[name].append(self._replay_us(graph) / repeats)
         flush_us = statistics.median(flushes) if cold else 0.0
-        return {name: timing([us - flush_us for us in values]) for name, values in samples.items()}
+        return {name: Timing(tuple(us - flush_us for us in values)) for name, values in samples.items()}
 
 
 class CpuClock:
-    """The same interface without a GPU, for trying the harness out: few rounds, and nothing is flushed."""
-
-    ROUNDS = 3
+    """The same interface without a GPU, for trying the harness out: two rounds, and nothing is flushed."""
 
     def time(self, variants: dict[str, Launch], *, cold: bool = True) -> dict[str, Timing]:
         samples: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(self.ROUNDS):
+        for _ in range(2):
             for name, launch in variants.items():
                 started = time.perf_counter()
                 launch()
                 samples[name].append((time.perf_counter() - started) * 1e6)
-        return {name: timing(values) for name, values in samples.items()}
+        return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
 def new_clock() -> Clock:
@@ -126,12 +140,6 @@ def new_clock() -> Clock:
     gc.collect()
     gc.freeze()
     return GpuClock() if DEVICE == "cuda" else CpuClock()
-
-
-def timing(values: list[float]) -> Timing:
-    ordered = sorted(values)
-    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-    return Timing(round(statistics.median(ordered), 2), round(low, 2), round(high, 2))
 
 
 def ceilings(clock: Clock) -> dict[str, Any]:

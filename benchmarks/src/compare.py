@@ -29,8 +29,13 @@ class Pair:
         return self.after[0] / self.before[0]
 
     @property
+    def apart(self) -> float:
+        """The gap between the spreads, as a share of the time before; 0 where they overlap."""
+        return max(self.after[1] - self.before[2], self.before[1] - self.after[2], 0.0) / self.before[0]
+
+    @property
     def verdict(self) -> str:
-        if self.before[1] <= self.after[2] and self.after[1] <= self.before[2]:
+        if not self.apart:
             return "same"
         return "slower" if self.ratio > 1 else "faster"
 
@@ -72,6 +77,19 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: max(pair.ratio, 1 / pair.ratio), reverse=True)
 
 
+def record(before: dict[str, Any], after: dict[str, Any], pairs: list[Pair]) -> dict[str, Any]:
+    """The comparison as a record: which runs, and every pair."""
+    runs = [
+        {key: run[key] for key in ("kind", "gpu", "commit", "date", "command") if key in run} for run in (before, after)
+    ]
+    meaningless = next(({"meaningless": run["meaningless"]} for run in (before, after) if "meaningless" in run), {})
+    rows = [
+        {"name": p.name, "before_us": p.before, "after_us": p.after, "ratio": round(p.ratio, 4), "verdict": p.verdict}
+        for p in pairs
+    ]
+    return {"kind": "compare", **meaningless, "runs": runs, "summary": summary(pairs), "rows": rows}
+
+
 def table(before: dict[str, Any], after: dict[str, Any], pairs: list[Pair]) -> Table:
     title = f"{before['gpu']} {before['commit']} → {after['gpu']} {after['commit']}"
     found = Table(title=title, title_justify="left", header_style="bold")
@@ -91,4 +109,6 @@ def summary(pairs: list[Pair]) -> str:
     counts = Counter(pair.verdict for pair in pairs)
     middle = statistics.median(pair.ratio for pair in pairs)
     parts = [f"{counts[verdict]} {verdict}" for verdict in ("faster", "same", "slower")]
-    return f"{len(pairs)} times: {', '.join(parts)} (same: the spreads overlap); median ratio {middle:.3f}"
+    text = f"{len(pairs)} times: {', '.join(parts)} (same: the spreads overlap); median ratio {middle:.3f}"
+    apart = max((pair.apart for pair in pairs), default=0.0)
+    return text + (f"; the spreads of two lie at most {apart:.1%} apart" if apart else "")

@@ -35,7 +35,6 @@ from typing import Any
 
 from dsv32_plugin.benchmarks.engine_view import (
     BATCHES,
-    ROUNDS,
     SIDES,
     Run,
     case_name,
@@ -226,6 +225,8 @@ def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], d
     workers: list[Worker] = []
     try:
         for run in runs:
+            if len(workers) == 1 and args.start_together:
+                time.sleep(args.head_start)
             workers.append(Worker(run, args))
             if not args.start_together:
                 started(workers[-1], args, record, workers[-1].result())
@@ -235,7 +236,7 @@ def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], d
         for case in cases(args.only):
             taking = [worker for worker in workers if takes(worker.run.side, case)]
             found: list[list[dict[str, Any]]] = [[] for _ in taking]
-            for number in range(ROUNDS[case["kind"]]):
+            for number in range(case["rounds"]):
                 for worker, rounds in zip(taking, found, strict=True):
                     if time.time() < deadline and not (rounds and "error" in rounds[-1]):
                         rounds.append(worker.ask(case | {"round": number}))
@@ -329,9 +330,12 @@ def main() -> int:
     parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
     parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
-    parser.add_argument("--experts", type=int, default=32, help="routed experts, the same on every side (V3.2 has 256)")
+    parser.add_argument("--experts", type=int, default=16, help="routed experts, the same on every side (V3.2 has 256)")
     parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
-    parser.add_argument("--cache-gib", type=float, default=5.0, help="size of the KV cache")
+    parser.add_argument(
+        "--head-start", type=float, default=0.0, help="then, seconds that the first side begins before the others"
+    )
+    parser.add_argument("--cache-gib", type=float, default=4.0, help="size of the KV cache")
     parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
     parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")

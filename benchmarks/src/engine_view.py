@@ -19,11 +19,13 @@ LENGTHS = (2048, 32768, 131072)
 BATCHES = (1, 16, 64)
 LONGEST_DENSE = 32768
 """Longer prompts take the dense side longer than all the others' cases together."""
-MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 4}
+MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 2}
 """Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
 PREFILL, DECODE, GRAPH = "prefill", "decode", "graph"
-ROUNDS = {PREFILL: 4, DECODE: 5, GRAPH: 1}
+ROUNDS = {PREFILL: 4, DECODE: 4, GRAPH: 1}
 """Of each case, in each of which every side takes its turn. The first one warms up."""
+LONG_ROUNDS = 3
+"""Of prefills of more than LONGEST_DENSE tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +45,16 @@ KEY = tuple(field.name for field in dataclasses.fields(Run))
 
 
 def cases(only: str) -> list[dict[str, Any]]:
-    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows.
-
-    Graphs come last: what looks at the GPU for them may slow a process for good.
-    """
+    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows."""
     found: list[dict[str, Any]] = []
-    graphs: list[dict[str, Any]] = []
     for length in LENGTHS:
-        found.append({"kind": PREFILL, "L": length, "seed": 10_000_000 + length})
-        for batch in BATCHES:
-            case = {"kind": DECODE, "B": batch, "L": length, "distinct": min(batch, MOST_DISTINCT[length])}
-            found.append(case)
-            graphs.append(case | {"kind": GRAPH})
-    return [case for case in found + graphs if set(only.split()) <= set(case_name(case).split())]
+        rounds = LONG_ROUNDS if length > LONGEST_DENSE else ROUNDS[PREFILL]
+        found.append({"kind": PREFILL, "L": length, "seed": 10_000_000 + length, "rounds": rounds})
+        for kind in (DECODE, GRAPH):
+            for batch in BATCHES:
+                distinct = min(batch, MOST_DISTINCT[length])
+                found.append({"kind": kind, "B": batch, "L": length, "distinct": distinct, "rounds": ROUNDS[kind]})
+    return [case for case in found if set(only.split()) <= set(case_name(case).split())]
 
 
 def takes(side: str, case: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dsv32_plugin.benchmarks import peers, records
-from dsv32_plugin.benchmarks.clock import DEVICE, Clock, Launch, ceilings, new_clock
+from dsv32_plugin.benchmarks.clock import DEVICE, VISITS, Clock, Launch, Timing, ceilings, new_clock
 from dsv32_plugin.console import stderr, stdout
 
 
@@ -86,14 +87,47 @@ def ceilings_text(ceiling: dict[str, Any]) -> str:
     return f"Ceilings of this run: {ceiling['bytes_per_us'] / 1e6:.3g} TB/s copied, {bf16}, {fp8}."
 
 
-def measure(case: Case, clock: Clock, ceiling: dict[str, Any]) -> dict[str, Any]:
-    """One result row. An error stands in the row instead of a speed."""
-    row: dict[str, Any] = {"operation": case.operation, "shape": case.shape, "must": case.must, "aim": case.aim}
-    try:
-        work = case.setup()
-        row |= {"bytes": work.bytes, "flops": work.flops, "notes": work.notes, "missing": dict(work.missing)}
-        work.check()
-        variants: dict[str, Launch] = {"ours": work.ours}
+@dataclasses.dataclass
+class Visits:
+    """What the visits to a case have found so far."""
+
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    cold: dict[str, Timing] = dataclasses.field(default_factory=dict)
+    warm: dict[str, Timing] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.facts or self.error)
+
+    def add(self, case: Case, clock: Clock, ceiling: dict[str, Any]) -> None:
+        """Build the case, prove it right, time it, and prove it again. After an error there is no other visit."""
+        if self.error:
+            return
+        try:
+            torch.manual_seed(0)  # two runs time the same data
+            work = case.setup()
+            floor, floor_by = floor_us(work, ceiling)
+            self.facts = {"bytes": work.bytes, "flops": work.flops, "notes": work.notes}
+            self.facts |= {"floor_us": floor, "floor_by": floor_by}
+            self.missing |= work.missing
+            work.check()
+            variants = {"ours": work.ours, **self._fit(work)}
+            cold, warm = clock.time(variants), clock.time(variants, cold=False)
+            work.check()
+            for found, timings in ((self.cold, cold), (self.warm, warm)):
+                for name, timing in timings.items():
+                    found[name] = found[name] + timing if name in found else timing
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {str(error)[:1000]}"
+        gc.collect()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fit(self, work: Work) -> dict[str, Launch]:
+        """The peers that run and compute what ours does; the others are missing."""
+        found: dict[str, Launch] = {}
         for name, launch in work.peers.items():
             try:
                 launch()
@@ -101,31 +135,34 @@ def measure(case: Case, clock: Clock, ceiling: dict[str, Any]) -> dict[str, Any]
                     torch.cuda.synchronize()
                 if name in work.peer_checks:
                     work.peer_checks[name]()
-                variants[name] = launch
+                found[name] = launch
             except Exception as error:
-                row["missing"][name] = f"{type(error).__name__}: {str(error)[:300]}"
-        cold, warm = clock.time(variants), clock.time(variants, cold=False)
-        work.check()
+                self.missing[name] = f"{type(error).__name__}: {str(error)[:300]}"
+        return found
+
+    def row(self, case: Case) -> dict[str, Any]:
+        """One result row. An error stands in the row instead of a speed."""
+        row: dict[str, Any] = {"operation": case.operation, "shape": case.shape, "must": case.must, "aim": case.aim}
+        row |= {**self.facts, "missing": self.missing}
+        if self.error:
+            return row | {"error": self.error}
+        # A peer that was wrong in one visit has no speed.
+        cold = {name: timing for name, timing in self.cold.items() if name not in self.missing}
         row["times"] = {name: timing.json() for name, timing in cold.items()}
-        row["warm"] = {name: timing.json() for name, timing in warm.items()}
-        row["floor_us"], row["floor_by"] = floor_us(work, ceiling)
+        row["warm"] = {name: self.warm[name].json() for name in cold}
+        row["rounds"] = len(cold["ours"].samples)
         row["over_floor"] = round(cold["ours"].median_us / row["floor_us"], 2) if row["floor_us"] else None
         peers = {name: timing.median_us for name, timing in cold.items() if name != "ours"}
         if peers:
             row["best_peer"] = min(peers, key=lambda name: peers[name])
             row["speedup"] = round(peers[row["best_peer"]] / cold["ours"].median_us, 3)
-    except Exception as error:
-        row["error"] = f"{type(error).__name__}: {str(error)[:1000]}"
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-    return row
+        return row
 
 
 def run(
     cases: Iterable[Case], output: Path, *, only: str = "", seconds: float = math.inf, started: float | None = None
 ) -> dict[str, Any]:
-    """Measure the cases whose name contains every word of `only`; the record is on disk after every case.
+    """Measure the cases whose name contains every word of `only`; the record is on disk after every visit to a case.
 
     `started`: when the command did, if that was before, for the seconds that it took and may take.
     """
@@ -134,15 +171,17 @@ def run(
     peers.load()
     clock = new_clock()
     record: dict[str, Any] = {**records.provenance("kernels"), "ceilings": ceilings(clock), "rows": [], "not_run": []}
+    found = {case.name: Visits() for case in chosen}
     with progress() as bar:
-        task = bar.add_task("", total=len(chosen))
-        for case in chosen:
-            bar.update(task, description=case.name)
-            if time.monotonic() - started > seconds:
-                record["not_run"].append(case.name)
-            else:
-                record["rows"].append(measure(case, clock, record["ceilings"]))
-                bar.console.print(line(record["rows"][-1]), soft_wrap=True, markup=False)
+        task = bar.add_task("", total=VISITS * len(chosen))
+        for visit, case in itertools.product(range(VISITS), chosen):
+            bar.update(task, description=f"{case.name}, {visit + 1} of {VISITS}")
+            if time.monotonic() - started < seconds:
+                found[case.name].add(case, clock, record["ceilings"])
+                if visit == VISITS - 1:
+                    bar.console.print(line(found[case.name].row(case)), soft_wrap=True, markup=False)
+            record["rows"] = [found[case.name].row(case) for case in chosen if found[case.name].begun]
+            record["not_run"] = [case.name for case in chosen if not found[case.name].begun]
             record["seconds"] = round(time.monotonic() - started)
             records.write(record, output)
             bar.advance(task)

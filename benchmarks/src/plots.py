@@ -30,23 +30,26 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(record: dict[str, Any], path: Path) -> list[Path]:
-    """Every picture of the record at `path` alone, as PNG files beside it.
+Record = dict[str, Any]
+
+
+def draw(record: Record, path: Path) -> list[Path]:
+    """The pictures that the record at `path` has for itself, as PNG files beside it.
 
     Raises:
         CommandError: matplotlib is missing.
     """
     written = paths(record, path)
-    for picture, make in zip(written, PICTURES[record["kind"]].values(), strict=False):
-        _save(functools.partial(make, record), picture)
+    for picture in written:
+        _save(functools.partial(ALONE[record["kind"]][1], record), picture)
     return written
 
 
-def draw_layers(records: Sequence[dict[str, Any]], picture: Path) -> list[Path]:
-    """The times of the layers that were measured on several GPUs, in one picture."""
-    measured = [record for record in records if paths(record, picture)]
+def draw_together(found: Sequence[Record], picture: Path) -> list[Path]:
+    """What records of one kind from several GPUs have in common, in one picture."""
+    measured = [record for record in found if has_results(record)]
     if measured:
-        _save(functools.partial(layers, measured), picture)
+        _save(functools.partial(TOGETHER[measured[0]["kind"]], measured), picture)
     return [picture] if measured else []
 
 
@@ -61,11 +64,15 @@ def _save(make: Callable[[], Figure], picture: Path) -> None:
         make().savefig(picture, metadata={"Software": None})
 
 
-def paths(record: dict[str, Any], path: Path) -> list[Path]:
-    """Where the pictures of the record at `path` lie; none for a record without a result."""
-    if not any(RESULT[record["kind"]] in row for row in record["rows"]):
+def has_results(record: Record) -> bool:
+    return any(RESULT[record["kind"]] in row for row in record["rows"])
+
+
+def paths(record: Record, path: Path) -> list[Path]:
+    """Where the pictures of the record at `path` alone lie; none for a record without a result."""
+    if record["kind"] not in ALONE or not has_results(record):
         return []
-    return [path.with_name(f"{path.stem}{suffix}.png") for suffix in PICTURES[record["kind"]]]
+    return [path.with_name(f"{path.stem}{ALONE[record['kind']][0]}.png")]
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -90,13 +97,23 @@ def _panels(keys: Iterable[Key], width: float, height: float) -> tuple[Figure, d
     return figure, found
 
 
-def _footer(figure: Figure, records: Sequence[dict[str, Any]], text: str) -> None:
+def _footer(figure: Figure, records: Sequence[Record], text: str) -> None:
     where = ["; ".join(f"{record['gpu']}, commit {record['commit']}" for record in records)]
     warnings = dict.fromkeys(record["meaningless"] for record in records if "meaningless" in record)
     # As wide as the picture, at about 14 characters an inch.
     wide = int(14 * figure.get_figwidth())
     lines = [*textwrap.wrap(text, wide), *where, *warnings]
     figure.supxlabel("\n".join(lines), fontsize=7.5, color="#555555")
+
+
+def _legend(figure: Figure, found: Sequence[Record], sides: Sequence[str]) -> None:
+    """The colours of the sides and the line styles of the GPUs."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=COLOURS[side], marker="o", ms=2.5, label=LABELS[side]) for side in sides]
+    gpus = [model_of(record["gpu"]) for record in found]
+    handles += [Line2D([], [], color="black", ls=style, label=gpu) for gpu, style in zip(gpus, LINES, strict=False)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def _context_axis(axes: Axes, contexts: list[int]) -> None:
@@ -122,12 +139,12 @@ def _time_axis(axes: Axes, values: list[float]) -> None:
     axes.set_ylabel("ms a layer")
 
 
-def layers(records: Sequence[dict[str, Any]]) -> Figure:
+def layers(found: Sequence[Record]) -> Figure:
     """Time against context, a panel for each mode, batch and number of heads; a line style for each GPU."""
-    panels = [curves(record["rows"]) for record in records]
-    figure, axes = _panels(dict.fromkeys(key for found in panels for key in found), 3.0, 2.6)
+    panels = [curves(record["rows"]) for record in found]
+    figure, axes = _panels(dict.fromkeys(key for each in panels for key in each), 3.0, 2.6)
     for key, axis in axes.items():
-        mine = [found.get(key, {}) for found in panels]
+        mine = [each.get(key, {}) for each in panels]
         values = [
             row["total"]["median_us"] / 1e3 for sides in mine for points in sides.values() for row in points.values()
         ]
@@ -140,18 +157,12 @@ def layers(records: Sequence[dict[str, Any]]) -> Figure:
                 axis.plot(x, y, style, marker="o", ms=2.5, lw=1.4, color=COLOURS[side])
         _time_axis(axis, values)
         _context_axis(axis, sorted({n for sides in mine for points in sides.values() for n in points}))
-    from matplotlib.lines import Line2D
-
-    shown = [side for side in SIDES if any(side in sides for found in panels for sides in found.values())]
-    handles = [Line2D([], [], color=COLOURS[side], marker="o", ms=2.5, label=LABELS[side]) for side in shown]
-    gpus = [model_of(record["gpu"]) for record in records]
-    handles += [Line2D([], [], color="black", ls=style, label=gpu) for gpu, style in zip(gpus, LINES, strict=False)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
-    _footer(figure, records, "One attention layer with its projections, cold L2 cache, under a CUDA graph")
+    _legend(figure, found, [side for side in SIDES if any(side in sides for each in panels for sides in each.values())])
+    _footer(figure, found, "One attention layer with its projections, cold L2 cache, under a CUDA graph")
     return figure
 
 
-def layer_operations(record: dict[str, Any]) -> Figure:
+def layer_operations(record: Record) -> Figure:
     """Where the time goes: stacked by operation at three contexts."""
     panels = curves(record["rows"])
     figure, axes = _panels(panels, 3.4, 2.9)
@@ -181,50 +192,63 @@ def layer_operations(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def kernels(record: dict[str, Any]) -> Figure:
-    """Ours against the best peer, case by case; the bar's end is the speed over it."""
-    rows = [row for row in record["rows"] if "speedup" in row]
-    figure, (axis,) = _figure(1, 1, 7.5, 0.8 + 0.17 * len(rows))
-    names = [f"{row['operation']}  {' '.join(f'{k}={v}' for k, v in row['shape'].items())}" for row in rows]
-    speed = [row["speedup"] for row in rows]
-    colours = [COLOURS["ours"] if value >= 1 else COLOURS["in-tree"] for value in speed]
-    axis.barh(range(len(rows)), [value - 1 for value in speed], left=1, color=colours, height=0.7)
+def kernels(found: Sequence[Record]) -> Figure:
+    """Ours against the best peer, case by case; the bar's end is the speed over it. A shade for each GPU."""
+    speed = [{_case(row): row for row in record["rows"] if "speedup" in row} for record in found]
+    names = list(dict.fromkeys(name for rows in speed for name in rows))
+    figure, (axis,) = _figure(1, 1, 7.5, 1.2 + (0.06 + 0.1 * len(found)) * len(names))
+    height = 0.8 / len(found)
+    for i, rows in enumerate(speed):
+        for place, name in enumerate(names):
+            if name not in rows:
+                continue
+            value, peer = rows[name]["speedup"], rows[name]["best_peer"]
+            colour = COLOURS["ours"] if value >= 1 else COLOURS["in-tree"]
+            at = place + (i - (len(found) - 1) / 2) * height
+            axis.barh(at, value - 1, left=1, color=colour, height=height, alpha=1 - 0.45 * i / len(found))
+            text = f"{value:.2f}× {peer}" if i == 0 else f"{value:.2f}×"
+            axis.annotate(text, (max(value, 1), at), (3, 0), textcoords="offset points", va="center", fontsize=6)
     axis.axvline(1, color="black", lw=0.8)
-    for i, (row, value) in enumerate(zip(rows, speed, strict=True)):
-        text = f"{value:.2f}× {row['best_peer']}"
-        axis.annotate(text, (max(value, 1), i), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    axis.set_yticks(range(len(rows)), names, fontsize=6.5)
+    axis.set_yticks(range(len(names)), names, fontsize=6.5)
     axis.invert_yaxis()
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.margins(x=0.3, y=0.01)
-    axis.set_xlabel("speed over the best peer (cold L2; above 1 ours is faster)")
+    order = ", then ".join(model_of(record["gpu"]) for record in found)
+    axis.set_xlabel(f"speed over the best peer ({order}; cold L2; above 1 ours is faster)")
     axis.grid(axis="y", visible=False)
-    _footer(figure, [record], "Medians of interleaved rounds under CUDA graphs, every result proven right first")
+    _footer(figure, found, "Medians of interleaved rounds under CUDA graphs, every result proven right first")
     return figure
 
 
-def cost(record: dict[str, Any]) -> Figure:
-    """Dollars a million tokens against the position, like the paper's figure 3."""
-    figure, axes = _figure(1, 2, 8.0, 3.4)
+def _case(row: Record) -> str:
+    return f"{row['operation']}  {' '.join(f'{name}={value}' for name, value in row['shape'].items())}"
+
+
+def cost(found: Sequence[Record]) -> Figure:
+    """Dollars a million tokens against the position, like the paper's figure 3; a line style for each GPU."""
+    figure, axes = _figure(1, 2, 9.0, 3.6)
     for axis, mode in zip(axes, ("prefill", "decode"), strict=True):
-        mine = [row for row in record["rows"] if row["mode"] == mode]
-        for side in SIDES:
-            points = [(row["L"], row["usd_per_million"]) for row in mine if row["side"] == side]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", ms=3, color=COLOURS[side], label=LABELS[side])
-        contexts = sorted({row["L"] for row in mine})
-        axis.set_xticks(contexts[-3:], [f"{n >> 10}K" for n in contexts[-3:]])
+        contexts: set[int] = set()
+        for record, style in zip(found, LINES, strict=False):
+            mine = [row for row in record["rows"] if row["mode"] == mode]
+            contexts |= {row["L"] for row in mine}
+            for side in SIDES:
+                points = [(row["L"], row["usd_per_million"]) for row in mine if row["side"] == side]
+                if points:
+                    axis.plot(*zip(*points, strict=True), style, marker="o", ms=3, color=COLOURS[side])
+        ticks = sorted(contexts)[-3:]
+        axis.set_xticks(ticks, [f"{n >> 10}K" for n in ticks])
         axis.set_xlabel("position of the token")
         axis.set_ylabel("US$ a million tokens")
         axis.set_ylim(bottom=0)
         axis.set_title(mode)
-    axes[0].legend(frameon=False, fontsize=8)
-    _footer(figure, [record], record["method"])
+    _legend(figure, found, [side for side in SIDES if any(row["side"] == side for r in found for row in r["rows"])])
+    _footer(figure, found, "; ".join(dict.fromkeys(record["method"] for record in found)))
     return figure
 
 
-def serve(record: dict[str, Any]) -> Figure:
+def serve(record: Record) -> Figure:
     """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
     rows = [row for row in record["rows"] if "ttft_ms" in row]
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
@@ -253,12 +277,12 @@ def serve(record: dict[str, Any]) -> Figure:
     return figure
 
 
-PICTURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
-    "kernels": {"": kernels},
-    "layer": {"-operations": layer_operations},
-    "cost": {"": cost},
-    "serve": {"": serve},
+TOGETHER: dict[str, Callable[[Sequence[Record]], Figure]] = {"kernels": kernels, "layer": layers, "cost": cost}
+"""Kind of a record -> how those of several GPUs are drawn together."""
+ALONE: dict[str, tuple[str, Callable[[Record], Figure]]] = {
+    "layer": ("-operations", layer_operations),
+    "serve": ("", serve),
 }
-"""Kind of a record -> what follows its name in that of the picture, and how it is drawn."""
-RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms"}
-"""Kind of a record -> the key of a row that has something to draw."""
+"""Kind of a record -> what follows its name in that of its own picture, and how it is drawn."""
+RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms", "compare": "ratio"}
+"""Kind of a record -> the key of a row that has a result."""

@@ -63,56 +63,43 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
         path = results / file
         return lambda: render(json.loads(path.read_text())) if path.exists() else NOT_MEASURED
 
-    def each(kind: str, render: Callable[[Record], str]) -> Callable[[], str]:
+    def each(kind: str, render: Callable[[Record], str], *, pictures: bool = False) -> Callable[[], str]:
         """A section for each GPU."""
 
-        def sections() -> str:
-            found = load(results, kind)
-            return "\n\n".join(f"{source(record)}\n\n{render(record)}" for record in found.values())
+        def section(path: Path, record: Record) -> str:
+            drawn = plots.paths(record, path) if pictures else []
+            return "\n\n".join((source(record), *(link(picture, folder) for picture in drawn), render(record)))
 
-        return lambda: sections() or NOT_MEASURED
+        return lambda: "\n\n".join(section(*found) for found in load(results, kind).items()) or NOT_MEASURED
 
-    def together(kind: str, render: Callable[[list[Record]], str], pictures: Callable[[], str]) -> Callable[[], str]:
-        """The GPUs side by side, with the pictures before the tables."""
+    def together(kind: str, render: Callable[[list[Record]], str]) -> Callable[[], str]:
+        """The GPUs side by side: where the records are from, the pictures, the tables."""
 
         def section() -> str:
-            found = list(load(results, kind).values())
-            sources = "\\\n".join(source(record) for record in found)
-            return "\n\n".join((sources, pictures(), render(found))) if found else NOT_MEASURED
+            found = load(results, kind)
+            if not found:
+                return NOT_MEASURED
+            sources = "\\\n".join(source(record) for record in found.values())
+            alone = [picture for path, record in found.items() for picture in plots.paths(record, path)]
+            shared = [results / f"{kind}.png"] if any(map(plots.has_results, found.values())) else []
+            return "\n\n".join(
+                (sources, *(link(picture, folder) for picture in (*shared, *alone)), render([*found.values()]))
+            )
 
         return section
-
-    def beside(kind: str) -> Callable[[], str]:
-        """The pictures of the records of a kind, in the columns of a table."""
-
-        def table() -> str:
-            found = {path: record for path, record in load(results, kind).items() if plots.paths(record, path)}
-            headings = [records.model_of(record["gpu"]) for record in found.values()]
-            links = [link(picture, folder) for path, record in found.items() for picture in plots.paths(record, path)]
-            return markdown(headings, [links]) if len(links) > 1 else "".join(links)
-
-        return table
-
-    def of_layers() -> str:
-        found = load(results, "layer")
-        alone = [picture for path, record in found.items() for picture in plots.paths(record, path)]
-        return "\n\n".join(link(picture, folder) for picture in (results / LAYERS, *alone))
 
     return {
         "compile matrix": single("compile_matrix.json", compile_matrix.markdown),
         "recall": single("recall.json", recall.markdown),
         "engine speed": single("engine.json", engine_view.markdown),
         "speed": each("kernels", kernels_table),
-        "kernels": together("kernels", kernels_summary, beside("kernels")),
-        "layer": together("layer", layer_tables, of_layers),
-        "cost": together("cost", cost_table, beside("cost")),
-        "serve": each("serve", serve_table),
-        "headline": lambda: headline(list(load(results, "layer").values()), link(results / LAYERS, folder)),
+        "kernels": together("kernels", kernels_summary),
+        "layer": together("layer", layer_tables),
+        "cost": together("cost", cost_table),
+        "serve": each("serve", serve_table, pictures=True),
+        "repeat": lambda: repeats([*load(results, "compare").values()]) or NOT_MEASURED,
+        "headline": lambda: headline(list(load(results, "layer").values()), link(results / "layer.png", folder)),
     }
-
-
-LAYERS = "layer.png"
-"""The picture of every GPU's layers, in the folder of the results."""
 
 
 def load(results: Path, kind: str) -> dict[Path, Record]:
@@ -120,15 +107,24 @@ def load(results: Path, kind: str) -> dict[Path, Record]:
 
 
 def draw_all(results: Path) -> list[Path]:
-    """The pictures of every record, beside it, and that of all layers."""
+    """The pictures of every record, beside it, and those of several GPUs, beside their folders."""
     found = [picture for path in sorted(results.glob("*/*.json")) for picture in plots.draw(records.read(path), path)]
-    return found + plots.draw_layers(list(load(results, "layer").values()), results / LAYERS)
+    for kind in plots.TOGETHER:
+        found += plots.draw_together(list(load(results, kind).values()), results / f"{kind}.png")
+    return found
+
+
+PICTURE_TEXTS = {
+    "layer": "One attention layer: time against context",
+    "layer-operations": "One attention layer: where the time goes",
+    "kernels": "Speed over the best peer, case by case",
+    "cost": "Dollars a million tokens against the position",
+}
 
 
 def link(picture: Path, folder: Path) -> str:
     place = Path(os.path.relpath(picture, folder)).as_posix()
-    text = "one attention layer against the context" if picture.name == LAYERS else picture.stem
-    return f"![{text}]({place})"
+    return f"![{PICTURE_TEXTS.get(picture.stem, picture.stem)}]({place})"
 
 
 def source(record: Record) -> str:
@@ -227,6 +223,19 @@ def cost_table(found: list[Record]) -> str:
     rows = [[records.model_of(record["gpu"]), *cells] for record in found for cells in cost.cells_of(record, contexts)]
     table = markdown(["GPU", "step", "side", *(f"{context >> 10}K" for context in contexts)], rows)
     return f"US dollars a million tokens: {'; '.join(dict.fromkeys(record['method'] for record in found))}.\n\n{table}"
+
+
+def repeats(found: list[Record]) -> str:
+    """Each comparison of two runs in a line."""
+    lines = []
+    for record in found:
+        first, second = record["runs"]
+        kind = first["kind"]
+        where = f"{first['gpu']}, commit {first['commit']}, {first['date']}"
+        if second["commit"] != first["commit"]:
+            where += f", then commit {second['commit']}, {second['date']}"
+        lines.append(f"- `dsv32 bench {kind}` twice on {where}: {record['summary']}.")
+    return "\n".join(lines)
 
 
 def serve_table(record: Record) -> str:

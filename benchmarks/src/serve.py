@@ -54,6 +54,8 @@ METHOD = (
     "whether or not the server keeps up; or in a burst, all at once. Prompts of random token ids, answers of fixed "
     "length; every backend gets the same requests, after a warm-up with others. {model}."
 )
+TOGETHER_CACHE = 6 << 30
+TOGETHER = " The servers shared one GPU and took turns, load by load, so that one worked at a time."
 DUMMY = (
     "DeepSeek-V3.2's sizes with few layers, {heads} heads on one GPU, {experts} of 256 experts, dummy bfloat16 weights"
 )
@@ -83,6 +85,8 @@ class Plan:
     answer_s: float = 600
     checkpoint: Path | None = None
     """Serve this one in place of dummy weights; then `layers`, `experts` and `heads` are its own."""
+    together: bool = False
+    """All servers at once on one GPU, loaded in turn; else one after the other."""
     options: Sequence[str] = ()
     """More options for the engine's command."""
 
@@ -91,7 +95,7 @@ def run(
     plan: Plan, output: Path, *, on_state: Callable[[str], None] = lambda text: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Start, load and stop each server in turn; the record is on disk after each row.
+    """Start, load and stop the servers, one after the other or together; the record is on disk after each row.
 
     A record of the same commit, versions, GPU and method that is at `output` is added to, so that servers can be
     measured one by one; what is measured again replaces what it had.
@@ -102,12 +106,14 @@ def run(
     check(plan)
     dummy = DUMMY.format(heads=plan.heads, experts=plan.experts)
     method = METHOD.format(model=f"Checkpoint {plan.checkpoint.name}" if plan.checkpoint else dummy)
+    method += TOGETHER if plan.together else ""
     record: dict[str, Any] = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
     if output.exists():
         record = merged(records.read(output, "serve"), record)
+    served = list(itertools.product(plan.backends, plan.layers))
     with serving.stopping_on_sigterm():
-        for backend, layers in itertools.product(plan.backends, plan.layers):
-            for row in serve(plan, backend, layers, on_state):
+        for group in [served] if plan.together else [[one] for one in served]:
+            for row in measure(plan, group, on_state):
                 on_row(row)
                 record = merged(record, {**record, "rows": [row]})
                 records.write(record, output)
@@ -140,6 +146,8 @@ def check(plan: Plan) -> None:
         raise CommandError(
             f"--backend {','.join(others)}: {plan.engine} alone does not serve these models without a GPU"
         )
+    if plan.together and plan.engine != "vllm":
+        raise CommandError("--together needs --engine vllm, whose servers can be given shares of a GPU")
     if "dense" in plan.backends and plan.checkpoint is not None:
         raise CommandError("--backend dense needs dummy weights; leave --checkpoint out")
     if "plugin" in plan.backends:
@@ -149,45 +157,70 @@ def check(plan: Plan) -> None:
             raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
 
 
-def serve(plan: Plan, backend: str, layers: int, on_state: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows of one server: one a workload and rate, as they are measured."""
-    about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers}
-    loads = [(workload, rate) for workload in plan.workloads for rate in plan.rates]
+def measure(plan: Plan, group: Sequence[tuple[str, int]], on_state: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of some servers that run at once, as they are measured: each load on one server after the other."""
     with ExitStack() as stack:
+        servers = [Subject(plan, backend, layers, stack, on_state) for backend, layers in group]
+        for server in servers:
+            server.prepare()
+        for workload, rate in itertools.product(plan.workloads, plan.rates):
+            for server in servers:
+                yield server.row(workload, rate)
+
+
+class Subject:
+    """A server that starts when this is made and stops with `stack`. Once it has failed, its rows say why."""
+
+    def __init__(
+        self, plan: Plan, backend: str, layers: int, stack: ExitStack, on_state: Callable[[str], None]
+    ) -> None:
+        self.plan, self.backend, self._on_state = plan, backend, on_state
+        self.name = f"{plan.engine} {backend}, {layers} layers"
+        self.about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv32-bench-")))
         model = plan.checkpoint or folder / "model"
         if plan.checkpoint is None:
             write_model(model, plan, backend, layers)
         else:
-            about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+            self.about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0"}
-        server = SERVERS[plan.engine](
+        self._server = SERVERS[plan.engine](
             model, options(plan, backend), log_path=folder / "server.log", env={**ENVIRONMENT, **switch}
         )
-        name = f"{plan.engine} {backend}, {layers} layers"
-        about["server"] = " ".join(server.command[2:])
+        self.about["server"] = " ".join(self._server.command[2:])
+        stack.enter_context(self._server)
+
+    def prepare(self) -> None:
+        """Wait for it, make sure whose code serves, and let it compile what the loads need."""
         try:
-            stack.enter_context(server)
-            ready_s = server.wait_until_ready(plan.start_s, lambda s: on_state(f"{name}: starting, {s:.0f} s"))
-            about["ready_s"] = round(ready_s, 1)
-            proof = PROOF.search(server.log())
-            if (proof is not None) != (backend == "plugin"):
-                raise serving.ServerError(f"another backend serves than {backend}\n{server.log_tail()}")
-            about["served_by"] = proof.group() if proof else f"{plan.engine}'s own code"
-            for workload in plan.workloads:
-                on_state(f"{name}: {workload}, warming up")
-                warm_up = replace(plan, seed=plan.seed + 1, requests=min(WARM_UPS, plan.requests))
-                load(server.url, warm_up, workload, math.inf, lambda: None)
-            while loads:
-                workload, rate = loads[0]
-                state = functools.partial(_say, on_state, f"{name}: {workload}", plan.requests, itertools.count(1))
-                figures = load(server.url, plan, workload, rate, state)
-                server.check_running()
-                yield {**about, "workload": workload, "load": load_name(rate), **figures}
-                loads.pop(0)
+            ready_s = self._server.wait_until_ready(
+                self.plan.start_s, lambda s: self._on_state(f"{self.name}: starting, {s:.0f} s")
+            )
+            self.about["ready_s"] = round(ready_s, 1)
+            proof = PROOF.search(self._server.log())
+            if (proof is not None) != (self.backend == "plugin"):
+                raise serving.ServerError(f"another backend serves than {self.backend}\n{self._server.log_tail()}")
+            self.about["served_by"] = proof.group() if proof else f"{self.plan.engine}'s own code"
+            warm_up = replace(self.plan, seed=self.plan.seed + 1, requests=min(WARM_UPS, self.plan.requests))
+            for workload in self.plan.workloads:
+                self._on_state(f"{self.name}: {workload}, warming up")
+                load(self._server.url, warm_up, workload, math.inf, lambda: None)
         except serving.ServerError as error:
-            for workload, rate in loads:
-                yield {**about, "workload": workload, "load": load_name(rate), "error": str(error)[-2000:]}
+            self.about["error"] = str(error)[-2000:]
+
+    def row(self, workload: str, rate: float) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "error" not in self.about:
+            state = functools.partial(
+                _say, self._on_state, f"{self.name}: {workload}", self.plan.requests, itertools.count(1)
+            )
+            found = load(self._server.url, self.plan, workload, rate, state)
+            try:
+                self._server.check_running()
+            except serving.ServerError as error:
+                found = {}
+                self.about["error"] = str(error)[-2000:]
+        return {**self.about, "workload": workload, "load": load_name(rate), **found}
 
 
 def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
@@ -237,6 +270,10 @@ def options(plan: Plan, backend: str) -> list[str]:
             common += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20)]
         elif backend != "dense":
             common += ["--kv-cache-dtype", "fp8_ds_mla"]
+        if on_gpu and plan.together:
+            # With a cache of a given size the engine need not measure the memory, which others change meanwhile.
+            share = 0.9 / (len(plan.backends) * len(plan.layers))
+            common += ["--gpu-memory-utilization", f"{share:.2f}", "--kv-cache-memory-bytes", str(TOGETHER_CACHE)]
     dummy = [] if plan.checkpoint else ["--load-format", "dummy"]
     return [*common, *dummy, *plan.options]
 

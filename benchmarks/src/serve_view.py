@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         "rates": arguments.rate,
         **{name: getattr(arguments, name) for name in ("requests", "layers", "experts", "heads", "longest")},
         "checkpoint": arguments.checkpoint,
+        "together": arguments.together,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
     plan = serve.Plan(engine=arguments.engine, options=arguments.options, **given)

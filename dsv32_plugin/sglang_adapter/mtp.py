@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.decoder import DraftInput
 from dsv32_plugin.sglang_adapter import guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
@@ -30,8 +31,8 @@ class SharedHead(nn.Module):
         self.norm = SglangLayers(None).norm(config.hidden_size, config.rms_norm_eps)
 
 
-class MtpLayer(DsaDecoderLayer):
-    """layer(eh_proj([norm(next token's embedding) | norm(this one's hidden state)])) (DeepSeek-V3, equation 21)."""
+class MtpLayer(DsaDecoderLayer, DraftInput):
+    """A decoder layer over the next token's embedding and this one's hidden state."""
 
     def __init__(
         self,
@@ -42,13 +43,7 @@ class MtpLayer(DsaDecoderLayer):
         prefix: str,
     ) -> None:
         super().__init__(config, quant_config, layer, rope_table_pr, prefix)
-        layers = SglangLayers(quant_config)
-        self.enorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-        self.hnorm = layers.norm(config.hidden_size, config.rms_norm_eps)
-        # In bfloat16 also where the checkpoint is block-fp8.
-        self.eh_proj = layers.replicated(
-            2 * config.hidden_size, config.hidden_size, f"{prefix}.eh_proj", quantised=False
-        )
+        self.add_draft_input(config, SglangLayers(quant_config), prefix)
         self.shared_head = SharedHead(config)
 
     def predict(
@@ -56,8 +51,7 @@ class MtpLayer(DsaDecoderLayer):
     ) -> torch.Tensor:
         """Hidden states, normalised as the target's are: for the logits and for the next draft step."""
         slots_tk = hidden_th.new_empty(hidden_th.shape[0], topk, dtype=torch.int32)
-        joined_th = self.eh_proj(torch.cat([self.enorm(embedded_th), self.hnorm(hidden_th)], dim=-1))[0]
-        hidden_th, residual_th = self(positions_t, joined_th, None, slots_tk)
+        hidden_th, residual_th = self(positions_t, self.draft_input(embedded_th, hidden_th), None, slots_tk)
         return self.shared_head.norm(hidden_th, residual_th)[0]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from dsv32_plugin.sglang_adapter import guard
 if TYPE_CHECKING:
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+logger = logging.getLogger(__name__)
 
 
 def create_decode_backend(original: Callable[[DraftBackendFactory], Any], factory: DraftBackendFactory) -> Any:
@@ -31,10 +35,19 @@ def create_draft_extend_backend(original: Callable[[DraftBackendFactory], Any], 
 
 
 def capture_graphs(original: Callable[[EagleDraftWorker], None], worker: EagleDraftWorker) -> None:
-    """SGLang captures the draft's own steps for every backend, and its run over a verdict for some."""
+    """Goes around the method that captures the draft's own steps, and its run over a verdict for some backends only."""
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
+    from sglang.srt.speculative.eagle_draft_cuda_graph_runner import EAGLEDraftCudaGraphRunner
     from sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner import EAGLEDraftExtendCudaGraphRunner
 
-    original(worker)
-    if guard.is_our_draft(worker.draft_runner.model) and not check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
-        worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
+    if not guard.is_our_draft(worker.draft_runner.model):
+        original(worker)
+        return
+    worker.cuda_graph_runner = worker.cuda_graph_runner_for_draft_extend = None
+    if check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
+        return
+    began = time.perf_counter()
+    if worker.speculative_num_steps > 1:
+        worker.cuda_graph_runner = EAGLEDraftCudaGraphRunner(worker)
+    worker.cuda_graph_runner_for_draft_extend = EAGLEDraftExtendCudaGraphRunner(worker)
+    logger.info("dsv32: CUDA graphs of the drafts captured in %.1f s", time.perf_counter() - began)

@@ -10,13 +10,14 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.utils import maybe_prefix
 
 from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.decoder import DraftInput
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, weights
+from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
 from dsv32_plugin.weights import PACKED_MODULES, is_of_target
 
@@ -36,17 +37,12 @@ class SharedHead(nn.Module):
         self.head: nn.Module = OfTarget()
 
 
-class MtpLayer(DsaDecoderLayer):
-    """layer(eh_proj([norm(next token's embedding) | norm(this one's hidden state)])) (DeepSeek-V3, equation 21)."""
+class MtpLayer(DsaDecoderLayer, DraftInput):
+    """A decoder layer over the next token's embedding and this one's hidden state."""
 
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, rope_table_pr: torch.Tensor, prefix: str) -> None:
         super().__init__(config, vllm_config, rope_table_pr, prefix)
-        self.enorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hnorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        # In bfloat16 also where the checkpoint is block-fp8.
-        self.eh_proj = ReplicatedLinear(
-            2 * config.hidden_size, config.hidden_size, bias=False, quant_config=None, prefix=f"{prefix}.eh_proj"
-        )
+        self.add_draft_input(config, VllmLayers(vllm_config), prefix)
         self.shared_head = SharedHead(config)
 
     def predict(
@@ -58,8 +54,7 @@ class MtpLayer(DsaDecoderLayer):
     ) -> torch.Tensor:
         # The first token of a sequence has no token before it that could have predicted it.
         embedded_th = torch.where(positions_t.unsqueeze(1) == 0, 0, embedded_th)
-        joined_th = self.eh_proj(torch.cat([self.enorm(embedded_th), self.hnorm(hidden_th)], dim=-1))[0]
-        hidden_th, residual_th = self(positions_t, joined_th, None, slots_tk)
+        hidden_th, residual_th = self(positions_t, self.draft_input(embedded_th, hidden_th), None, slots_tk)
         return hidden_th + residual_th
 
 

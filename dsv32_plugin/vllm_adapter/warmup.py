@@ -28,24 +28,34 @@ class WarmUp:
         """Of each kind of layer one, and the buffer of selections, as long as a batch can be."""
         self._attentions, self._slots_tk = attentions, slots_tk
         self._most, topk = slots_tk.shape
-        self._made_up = warmup.MadeUp(vllm_config.model_config.max_model_len, topk, slots_tk.device)
-        queries = 1 + vllm_config.num_speculative_tokens
-        most_decodes = vllm_config.scheduler_config.max_num_seqs * queries
-        hidden_size = vllm_config.model_config.get_hidden_size()
-        hidden_th = slots_tk.new_zeros(self._most, hidden_size, dtype=torch.get_default_dtype())
-        # As in a run of the model, which is not being built then.
+        model_config = vllm_config.model_config
+        self._hidden_size, self._dtype = model_config.get_hidden_size(), model_config.dtype
+        self._made_up = warmup.MadeUp(model_config.max_model_len, topk, slots_tk.device)
+        self._queries = 1 + vllm_config.num_speculative_tokens
+        self._most_decodes = vllm_config.scheduler_config.max_num_seqs * self._queries
+        self._running: warmup.WarmUp | None = None
+        # What is allocated while the model is built belongs to the weights then, and is kept.
+        if not model_config.enable_sleep_mode:
+            self._begin()
+            torch.accelerator.empty_cache()
+
+    def _begin(self) -> None:
+        hidden_th = self._slots_tk.new_zeros(self._most, self._hidden_size, dtype=self._dtype)
+        # As in a run of the model, also while it is built.
         with torch.inference_mode(), torch.device("cpu"), set_default_torch_dtype(torch.float32):
             self._running = warmup.WarmUp(
                 self._layers(),
-                lambda: self._made_up.batches(self._most, most_decodes, queries),
+                lambda: self._made_up.batches(self._most, self._most_decodes, self._queries),
                 hidden_th,
-                slots_tk,
+                self._slots_tk,
                 compiles=get_world_group().local_rank == 0,
             )
-        torch.accelerator.empty_cache()
 
     def finish(self, hidden_th: torch.Tensor) -> None:
         """In the run by which vLLM measures memory: `hidden_th` has as many tokens as a batch can have."""
+        if self._running is None:
+            self._begin()
+        assert self._running is not None
         self._running.load(get_world_group().barrier)
         layers = self._layers()
         for attention, caches in layers:

@@ -33,7 +33,7 @@ SUPPORT: dict[str, tuple[str, ...]] = {
     "index_topk_paged": ("reference", "triton", "hopper"),
     "index_topk_ragged": ("reference", "triton", "hopper"),
     "sparse_mla": ("reference", "triton", "hopper"),
-    "dense_mla": ("reference", "triton"),
+    "dense_mla": ("reference", "triton", "hopper"),
     "masked_mha": ("reference", "triton"),
 }
 """Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""

@@ -18,6 +18,21 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny
 TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64)
 
 
+def visited(*cases: Case) -> dict[str, Any]:
+    """The row of a case after a visit to each of these, which are the same."""
+    found = harness.Visits()
+    for case in cases:
+        found.add(case, clock.CpuClock(), {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
+    return found.row(cases[0])
+
+
+def layer_rows(step: layer_sides.Step, visits: int = 1) -> list[dict[str, Any]]:
+    found = layer.LayerVisits(step)
+    for _ in range(visits):
+        found.add(clock.CpuClock())
+    return found.rows()
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return rows
@@ -76,8 +91,40 @@ def test_a_kernel_that_turns_wrong_while_it_is_timed_has_no_speed() -> None:
             raise AssertionError("wrong after some launches")
 
     case = Case("x", {}, lambda: Work(lambda: launches.append(1), check, bytes=1))
-    row = harness.measure(case, clock.CpuClock(), {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
+    row = visited(case)
     assert row["error"] == "AssertionError: wrong after some launches"
+    assert "times" not in row
+
+
+def test_every_visit_counts() -> None:
+    class Rising:
+        """Each visit to a case takes longer than the last."""
+
+        us = 0.0
+
+        def time(self, variants: dict[str, Any], *, cold: bool = True) -> dict[str, clock.Timing]:
+            self.us += 1.0
+            return {name: clock.Timing((self.us,) * 5) for name in variants}
+
+    case = Case("x", {}, lambda: Work(lambda: None, lambda: None, bytes=1, peers={"other": lambda: None}))
+    found, rising = harness.Visits(), Rising()
+    for _ in range(3):
+        found.add(case, rising, {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
+    row = found.row(case)
+    assert row["times"]["ours"] == row["times"]["other"] == {"median_us": 3.0, "low_us": 1.0, "high_us": 5.0}
+    assert row["warm"]["ours"] == {"median_us": 4.0, "low_us": 2.0, "high_us": 6.0}
+    assert row["rounds"] == 15
+
+
+def test_a_case_that_is_wrong_in_one_visit_has_no_speed() -> None:
+    answers = iter([None, None, "wrong"])
+
+    def check() -> None:
+        assert next(answers) is None, "wrong in the second visit"
+
+    case = Case("x", {}, lambda: Work(lambda: None, check, bytes=1))
+    row = visited(case, case, case)
+    assert "wrong in the second visit" in row["error"]
     assert "times" not in row
 
 
@@ -95,8 +142,7 @@ def test_a_peer_that_computes_something_else_is_not_compared() -> None:
         peers={"fine": lambda: None, "other": lambda: None, "broken": broken},
         peer_checks={"other": differs},
     )
-    ceiling = {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0}
-    row = harness.measure(Case("x", {}, lambda: work), clock.CpuClock(), ceiling)
+    row = visited(Case("x", {}, lambda: work))
     assert set(row["times"]) == {"ours", "fine"}
     assert row["missing"] == {"other": "AssertionError: another selection", "broken": "RuntimeError: no such symbol"}
     assert row["best_peer"] == "fine"
@@ -159,7 +205,7 @@ def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyP
         return result
 
     monkeypatch.setattr(layer_sides.dsa, "select_slots", wrong)
-    rows = layer.measure(layer_sides.Step(1, 2112, 1, 2, 64), clock.CpuClock())
+    rows = layer_rows(layer_sides.Step(1, 2112, 1, 2, 64))
     ours = next(row for row in rows if row["side"] == "ours")
     assert "AssertionError: token 0: not" in ours["error"]
     assert "total" not in ours
@@ -179,6 +225,8 @@ def test_the_indexer_is_skipped_while_everything_is_selected(
     new: int, operations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dsa, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
-    rows = layer.measure(layer_sides.Step(1, 64, new, 2, 64), clock.CpuClock())
+    rows = layer_rows(layer_sides.Step(1, 64, new, 2, 64), visits=2)
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations
+    assert ours["rounds"] == 4
+    assert sum(ours["operations"].values()) == pytest.approx(ours["total"]["median_us"], abs=0.1)

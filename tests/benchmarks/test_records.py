@@ -84,6 +84,24 @@ def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "0 faster, 0 same, 1 slower" in capsys.readouterr().out
 
 
+def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
+    for name, us in (("a", 10.0), ("b", 10.6)):
+        records.write(synthetic.kernels(us), tmp_path / f"{name}.json")
+    output = tmp_path / "h100" / "compare.json"
+    assert (
+        cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(output)]) == 0
+    )
+    record = records.read(output, "compare")
+    assert [row["verdict"] for row in record["rows"]] == ["slower", "slower", "same"]
+    text = report.blocks(tmp_path, tmp_path)["repeat"]()
+    assert (
+        "`dsv32 bench kernels` twice on NVIDIA H100 made up, commit abc1234, 2026-01-01: 3 times: 0 faster, 1 same, 2"
+        in text
+    )
+    # 10.1 is the highest before, 10.494 the lowest after.
+    assert "at most 3.9% apart" in text
+
+
 def test_cost_is_time_times_price(layer_path: Path) -> None:
     assert cli.main(["bench", "cost", str(layer_path), "--price", "3.6", "--rest-decode-us", "100"]) == 0
     record = records.read(layer_path.with_name("cost.json"), "cost")
@@ -103,32 +121,31 @@ def test_cost_names_what_the_record_has() -> None:
         cost.compute(synthetic.layer(), batch=3)
 
 
-def test_every_kind_of_record_is_drawn(tmp_path: Path) -> None:
+def test_every_kind_of_record_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    layer = synthetic.layer()
-    for record in (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve()):
-        path = tmp_path / f"{record['kind']}.json"
-        written = plots.draw(record, path)
-        assert written == plots.paths(record, path) != []
-        assert all(picture.stat().st_size > 5000 for picture in written)
-
-
-def test_the_layers_of_several_gpus_are_drawn_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    paths = [tmp_path / gpu / "layer.json" for gpu in ("h100", "h200")]
-    for path, us in zip(paths, (1000.0, 800.0), strict=True):
-        records.write(synthetic.layer(us), path)
-    assert cli.main(["bench", "plot", *map(str, paths)]) == 0
-    both = (tmp_path / "h100" / "layer.png").read_bytes()
-    assert cli.main(["bench", "plot", str(paths[0])]) == 0
-    assert len(capsys.readouterr().out.split()) == 5  # the operations of each, and the times of both and of one
-    assert (tmp_path / "h100" / "layer.png").read_bytes() != both
+    given = []
+    for gpu, us in (("h100", 1000.0), ("h200", 500.0)):
+        layer = synthetic.layer(us, f"NVIDIA {gpu}")
+        for record in (layer, cost.compute(layer), synthetic.kernels(us / 100), synthetic.serve()):
+            given.append(tmp_path / gpu / f"{record['kind']}.json")
+            records.write(record, given[-1])
+    assert cli.main(["bench", "plot", *map(str, given)]) == 0
+    alone = [f"{gpu}/{name}.png" for gpu in ("h100", "h200") for name in ("layer-operations", "serve")]
+    together = [f"h100/{name}.png" for name in ("kernels", "layer", "cost")]
+    pictures = [tmp_path / name for name in alone + together]
+    assert capsys.readouterr().out.split() == [str(picture) for picture in pictures]
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+    # One GPU's picture is another than that of both.
+    for path, picture in zip(given[:3], ("layer", "cost", "kernels"), strict=True):
+        both = (tmp_path / "h100" / f"{picture}.png").read_bytes()
+        assert cli.main(["bench", "plot", str(path)]) == 0
+        assert (tmp_path / "h100" / f"{picture}.png").read_bytes() != both
 
 
 def test_a_record_without_results_has_no_picture(tmp_path: Path) -> None:
     record = synthetic.kernels()
     record["rows"] = [{"operation": "x", "shape": {}, "error": "wrong"}]
-    assert plots.paths(record, tmp_path / "kernels.json") == []
+    assert plots.draw_together([record], tmp_path / "kernels.png") == []
 
 
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,13 +160,15 @@ def checkout(tmp_path: Path) -> Path:
     results = tmp_path / "benchmarks" / "results"
     for gpu, us in (("h100", 1000.0), ("h200", 500.0)):
         layer = synthetic.layer(us, f"NVIDIA {gpu.upper()} made up", commit=f"abc-{gpu}")
-        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve())
+        repeated = compare.record(*2 * (synthetic.kernels(),), compare.compare(*2 * (synthetic.kernels(),)))
+        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve(), repeated)
         for record in made if gpu == "h100" else made[:2]:
             path = results / gpu / f"{record['kind']}.json"
             records.write(record, path)
             for picture in plots.paths(record, path):
                 picture.touch()
-    (results / report.LAYERS).touch()
+    for kind in plots.TOGETHER:
+        (results / f"{kind}.png").touch()
     (tmp_path / "docs").mkdir()
     for name in (name for name in report.DOCUMENTS if (ROOT / name).exists()):
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
@@ -159,7 +178,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     report.write(checkout, check=False)
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert "![layer-operations](../benchmarks/results/h100/layer-operations.png)" in page
+    assert "![One attention layer: where the time goes](../benchmarks/results/h100/layer-operations.png)" in page
     assert "| vllm | in-tree | 2 | chat | 2/s | 4 of 4 | 20.0 (30.0) | 20.0 (30.0) | 100 | 50 |" in page
     assert "Missing on H100: torch (not here)." in page
     assert report.NOT_MEASURED not in page
@@ -201,6 +220,6 @@ def test_every_record_of_this_checkout_can_be_read() -> None:
     paths = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
     assert paths
     for path in paths:
-        record: dict[str, Any] = records.read(path, *plots.PICTURES)
+        record: dict[str, Any] = records.read(path, *plots.RESULT)
         assert json.loads(json.dumps(record)) == record
         assert record["commit"]

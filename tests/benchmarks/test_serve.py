@@ -96,6 +96,14 @@ def test_a_plan_gives_a_row_for_each_load_and_extends_what_was_alone(
     assert len(set(first_tokens)) == half == 6, "two warm-ups and four loads"
 
 
+def test_servers_together_take_turns(sent: Any, tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, backends=("plugin", "dense"), layers=(2,), workloads=("chat",), together=True)
+    record = serve.run(plan, tmp_path / "serve.json")
+    turns = [("alone", "plugin"), ("alone", "dense"), ("burst", "plugin"), ("burst", "dense")]
+    assert [(row["load"], row["backend"]) for row in record["rows"]] == turns
+    assert "took turns" in record["method"]
+
+
 def test_a_record_is_added_to(sent: Any, tmp_path: Path) -> None:
     path = tmp_path / "serve.json"
     small = serve.Plan(workloads=("chat",), rates=(0.0,), requests=3, longest=256)

@@ -3,6 +3,8 @@
 Both are teacher forced. A prompt counts by its mean error over its tokens, whatever its length. The tokens of an answer
 are the engine's choice, and a rounding error that makes a token likelier makes it chosen: the run that the engine is
 measured by is judged on its own choice, too, at every step of the engine's answer.
+
+With DSV32_PARITY_REPORT=FILE the tests write down what they find; `python tests/engine/judge.py FILE` prints a table.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import random
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -54,7 +57,7 @@ class Errors:
 
 
 def assert_near(found: Mapping[str, Errors], margin: float, **what: str) -> None:
-    """Raise AssertionError if a ratio exceeds the margin. DSV32_PARITY_REPORT names a file to which all are added."""
+    """Raise AssertionError if a ratio exceeds the margin."""
     if report := os.environ.get("DSV32_PARITY_REPORT"):
         with Path(report).open("a") as out:
             for way, errors in found.items():
@@ -119,3 +122,20 @@ class Judge:
 
 def _at(logprobs_nv: torch.Tensor, tokens_n: torch.Tensor) -> torch.Tensor:
     return logprobs_nv.gather(1, tokens_n[:, None])[:, 0]
+
+
+def _table(report: Path) -> Iterator[str]:
+    """Rows of ratio and spread, a variant each."""
+    found: dict[str, dict[str, str]] = {}
+    for line in report.read_text().splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["variant"], {})[entry["way"]] = f"{entry['ratio']:.3g} ± {entry['spread']:.1g}"
+    ways = list(dict.fromkeys(way for row in found.values() for way in row))
+    yield " | ".join(["| variant", *ways]) + " |"
+    yield " | ".join(["| ---", *("---" for _ in ways)]) + " |"
+    for variant in sorted(found):
+        yield " | ".join([f"| {variant}", *(found[variant].get(way, "") for way in ways)]) + " |"
+
+
+if __name__ == "__main__":
+    print(*_table(Path(sys.argv[1])), sep="\n")

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import BAD_CONFIGS, BAD_WEIGHTS, SPEC, Build, edit_config, edit_weight
+from checkpoints import BAD_CONFIGS, BAD_WEIGHTS, Build, edit_config, edit_weight
 from engines import installed
-
-from dsv32_plugin.tiny import TinySpec
 
 NAME = installed().name
 building = import_module(f"building_{NAME}")
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def build() -> Iterator[Build]:
-    with building.builder() as build:
-        yield build
-
-
-@pytest.fixture
-def model(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(checkpoint(SPEC), tmp_path / "model"))
-
-
-def test_a_good_checkpoint_is_built_from_our_classes(build: Build, model: Path) -> None:
-    built = build(model)
+def test_a_good_checkpoint_is_built_from_our_classes(build: Build, damageable: Path) -> None:
+    built = build(damageable)
     assert type(built).__module__ == f"dsv32_plugin.{NAME}_adapter.model"
     modules = {type(module).__module__ for module in built.modules()}
     assert not any("deepseek" in name for name in modules), "no class of the engine's own model is used"
 
 
 @pytest.mark.parametrize(("changes", "says"), BAD_CONFIGS)
-def test_a_bad_config_names_its_key(build: Build, model: Path, changes: dict[str, Any], says: str) -> None:
-    edit_config(model, **changes)
+def test_a_bad_config_names_its_key(build: Build, damageable: Path, changes: dict[str, Any], says: str) -> None:
+    edit_config(damageable, **changes)
     with pytest.raises(ValueError, match="config key") as error:
-        build(model)
+        build(damageable)
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "change", "says"), BAD_WEIGHTS)
 def test_a_bad_weight_is_named(
-    build: Build, model: Path, name: str, change: Callable[[torch.Tensor], dict[str, torch.Tensor]], says: str
+    build: Build, damageable: Path, name: str, change: Callable[[torch.Tensor], dict[str, torch.Tensor]], says: str
 ) -> None:
-    edit_weight(model, name, change)
+    edit_weight(damageable, name, change)
     with pytest.raises(ValueError, match="checkpoint: ") as error:
-        build(model)
+        build(damageable)
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize(("options", "says"), building.BAD_OPTIONS)
-def test_a_bad_option_is_named(build: Build, model: Path, options: dict[str, Any], says: str) -> None:
+def test_a_bad_option_is_named(build: Build, damageable: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match="--") as error:
-        build(model, **options)
+        build(damageable, **options)
     assert says in str(error.value)
 
 

@@ -1,18 +1,36 @@
-"""What is wrong with SGLang itself, or with what became of our hooks, ends the start by its name."""
+"""What is wrong with SGLang itself, with our hooks in it, or with drafts ends the start by its name."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("sglang")
 
+from checkpoints import Build
 from sglang.srt.plugins import hook_registry, load_plugins
 
 import dsv32_plugin.sglang_adapter
 from dsv32_plugin.sglang_adapter import compat, guard, registration
 
 pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "STANDALONE"])
+def test_another_draft_model_is_refused(build: Build, damageable: Path, tmp_path: Path, algorithm: str) -> None:
+    other = shutil.copytree(damageable, tmp_path / "other")
+    with pytest.raises(NotImplementedError, match="--speculative-") as error:
+        build(damageable, speculative_algorithm=algorithm, speculative_draft_model_path=str(other))
+    says = f"expected nothing, got {other}" if algorithm == "EAGLE" else "expected EAGLE, got STANDALONE"
+    assert says in str(error.value)
+
+
+def test_drafts_without_a_draft_layer_are_refused(build: Build, damageable: Path) -> None:
+    with pytest.raises(ValueError, match="config key num_nextn_predict_layers: expected 1 for --speculative-algorithm"):
+        build(damageable, speculative_algorithm="EAGLE")
 
 
 def test_another_model_behind_our_backend_is_refused() -> None:

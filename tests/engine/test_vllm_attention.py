@@ -61,7 +61,7 @@ def test_the_sizes_are_those_a_server_meets() -> None:
     assert max(batch.slots_t.shape[0] for batch in batches) == MAX_TOKENS
     assert {dsa.needs_selection(batch, TOPK) for batch in batches} == {True, False}
     assert {batch.decodes.visible_bn.shape[1] for batch in batches if batch.decodes} == {1, 2, 3}
-    assert {dsa.expands(batch, 1 << 16) for batch in batches} == {True, False}
+    assert {dsa.expands(batch, 1 << 20) for batch in batches} == {True, False}
     for batch in batches:
         assert int(batch.visible_t.max()) <= batch.max_visible <= MAX_LEN
         assert (batch.slots_t == -1).all()

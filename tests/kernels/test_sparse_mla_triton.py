@@ -21,13 +21,17 @@ SCALE = 0.135
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 CACHES = ["fp8", "float"]
 IMPLEMENTATIONS = {"triton": sparse_triton.sparse_mla}
+DENSE = {"triton": dense_triton.dense_mla}
 if HAS_GPU and implementation_for("sparse_mla", "cuda").name == "hopper":
+    from dsv32_plugin.kernels.dense_mla import hopper as dense_hopper
     from dsv32_plugin.kernels.sparse_mla import hopper
 
     IMPLEMENTATIONS["hopper"] = hopper.sparse_mla
+    DENSE["hopper"] = dense_hopper.dense_mla
 
 gpu = pytest.mark.gpu
 every_implementation = pytest.mark.parametrize("sparse_mla", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+every_dense = pytest.mark.parametrize("dense_mla", DENSE.values(), ids=DENSE.keys())
 either = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="needs a GPU or the interpreter")
 
 
@@ -325,20 +329,75 @@ def test_runs_agree_bit_for_bit_and_rows_do_not_in_the_invariant_mode_depend_on_
 
 
 @gpu
+@every_dense
 @pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize("heads", [16, 128])
-def test_dense(kind, heads):
-    cache, exact = make_cache(kind, 8192)
-    pages = torch.randperm(128, dtype=torch.int32, device=DEVICE).view(4, 32)
-    pages[2, 20:] = INT_MAX
-    lengths = torch.tensor([2048, 700, 1300, 0], dtype=torch.int32, device=DEVICE)
+@pytest.mark.parametrize("heads", [3, 16, 24, 128])
+@pytest.mark.parametrize("page_size", [48, 64])
+def test_dense(dense_mla, kind, heads, page_size):
+    """Several tokens of a sequence, an unknown page in the middle and at the end, NaN in rows that no token sees."""
+    pages = 128
+    cache, exact = make_cache(kind, pages * page_size, page_size)
+    table = torch.randperm(pages, dtype=torch.int32, device=DEVICE).view(4, 32)
+    table[2, 20:] = INT_MAX
+    table[1, 3] = -1
+    longest = 32 * page_size
+    lengths = torch.tensor([longest, 700, longest - 40, 0], dtype=torch.int32, device=DEVICE)
+    last = table[1, 700 // page_size]
+    cache[last, 700 % page_size :] = 0xFF if kind == "fp8" else float("nan")
     seq = torch.arange(4, dtype=torch.int32, device=DEVICE).repeat_interleave(3)
     behind = torch.tensor([2, 1, 0], dtype=torch.int32, device=DEVICE).repeat(4)
     visible = (lengths.repeat_interleave(3) - behind).clamp(0)
     q_latent, q_rope = make_query(12, heads, torch.bfloat16)
-    result = dense_triton.dense_mla(q_latent, q_rope, cache, pages, seq, visible, SCALE, max_visible=2048)
-    slots = dense_slots(pages, seq, visible, 2048, 64, 128)
-    check(result, q_latent, q_rope, exact, slots, torch.bfloat16)
+    for bound in (longest, longest + 500, 640):
+        result = dense_mla(q_latent, q_rope, cache, table, seq, visible, SCALE, max_visible=bound)
+        slots = dense_slots(table, seq, visible, bound, page_size, pages)
+        check(result, q_latent, q_rope, exact, slots, torch.bfloat16)
+
+
+@gpu
+@every_dense
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("heads", [16, 128])
+def test_dense_in_a_captured_graph_follows_new_lengths(dense_mla, kind, heads):
+    cache, exact = make_cache(kind, 8192)
+    table = torch.randperm(128, dtype=torch.int32, device=DEVICE).view(4, 32)
+    seq = torch.arange(4, dtype=torch.int32, device=DEVICE)
+    visible = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    q_latent, q_rope = make_query(4, heads, torch.bfloat16)
+    out, lse = torch.empty_like(q_latent, memory_format=torch.contiguous_format), torch.empty(4, heads, device=DEVICE)
+
+    def run():
+        dense_mla(q_latent, q_rope, cache, table, seq, visible, SCALE, max_visible=2048, out=out, lse=lse)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for lengths in ([2048, 5, 0, 1000], [1, 2048, 2048, 0], [0, 0, 0, 0], [64, 128, 129, 2047]):
+        visible.copy_(torch.tensor(lengths))
+        out.fill_(float("nan"))
+        graph.replay()
+        check((out, lse), q_latent, q_rope, exact, dense_slots(table, seq, visible, 2048, 64, 128), torch.bfloat16)
+
+
+@gpu
+@every_dense
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("heads", [16, 128])
+def test_dense_rows_do_not_in_the_invariant_mode_depend_on_the_batch(dense_mla, kind, heads, monkeypatch):
+    monkeypatch.setattr(sparse_triton, "BATCH_INVARIANT", True)
+    cache, _ = make_cache(kind, 8192)
+    table = torch.randperm(128, dtype=torch.int32, device=DEVICE).view(4, 32)
+    seq = torch.arange(200, dtype=torch.int32, device=DEVICE) % 4
+    visible = (torch.arange(200, dtype=torch.int32, device=DEVICE) * 37) % 2048 + 1
+    q_latent, q_rope = make_query(200, heads, torch.bfloat16)
+    out, lse = dense_mla(q_latent, q_rope, cache, table, seq, visible, SCALE, max_visible=2048)
+    for rows in (slice(0, 1), slice(7, 10), slice(100, 164)):
+        part, part_lse = dense_mla(
+            q_latent[rows], q_rope[rows], cache, table, seq[rows], visible[rows], SCALE, max_visible=2048
+        )
+        assert torch.equal(part, out[rows])
+        assert torch.equal(part_lse, lse[rows])
 
 
 @gpu

@@ -19,6 +19,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.language.extra.cuda import gdc_wait
 
 from ...cache_layout import (
     LATENT_BYTES_FP8,
@@ -29,7 +30,7 @@ from ...cache_layout import (
     LATENT_TILES,
     ROPE_DIM,
 )
-from .addresses import KEYS, UNIT, last_present, load_slots, row_units
+from .addresses import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
 
 HEADS = gl.constexpr(16)
 RANK = gl.constexpr(LATENT_RANK)
@@ -43,11 +44,9 @@ FP8_ROPE = gl.constexpr(LATENT_ROPE_OFFSET)
 LN2 = gl.constexpr(0.6931471805599453)
 TOP = gl.constexpr(2.0**15)
 """Near the largest float16: what queries and weights are brought below."""
-FETCHERS = gl.constexpr(128)
-"""Threads that only copy."""
+FETCH_WARPS = gl.constexpr(4)
+"""That only copy. Eight leave the others too few registers: T=4096 1860 us, four 1710."""
 FETCH_REGISTERS = gl.constexpr(48)
-MAX_REGISTERS = 128
-"""For each of 256 threads, so that a multiprocessor holds two programs; the warps share them out unevenly."""
 
 # The rows of ACC, each with its four scales.
 SCALES = gl.constexpr(
@@ -78,12 +77,12 @@ FOUR_WARPS_TILES = gl.constexpr(
         shape=[4, 4],
     )
 )
+# 16 bytes a thread, 128 of each of four rows a warp.
+ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [FETCH_WARPS.value, 1], [1, 0]))
+SCALE_ROWS = gl.constexpr(gl.BlockedLayout([1, 4], [32, 1], [FETCH_WARPS.value, 1], [1, 0]))
 ACC = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 16, 16]))
 FRAGMENT = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=ACC.value, k_width=2))
 Q_BLOCKED = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
-# 16 bytes a thread, 128 of each of four rows a warp.
-ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
-SCALE_ROWS = gl.constexpr(gl.BlockedLayout([1, 4], [32, 1], [4, 1], [1, 0]))
 WGMMA_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 P_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2))
 CODES_SHARED = gl.constexpr(gl.SwizzledSharedLayout(vec=8, per_phase=1, max_phase=8, order=[1, 0]))
@@ -134,22 +133,14 @@ def _widen(pairs, ACROSS: gl.constexpr):
 
 
 @gluon.jit
-def _steps(index_ptr, begin, limit, num_slots, SCAN: gl.constexpr):
-    """At least one, so that both groups of warps agree: without any key its weights are zero."""
-    end = last_present(index_ptr, begin, limit, num_slots, SCAN)
-    return gl.maximum((end - begin + KEYS - 1) // KEYS, 1)
-
-
-@gluon.jit
-def _copy(step, source, buffers, PAGE: gl.constexpr):
+def _copy(step, cache_ptr, keys, stride_page, buffers, PAGE: gl.constexpr, PAGED: gl.constexpr):
     """Start copying the rows of one step, 656 bytes each, into its buffer."""
-    cache_ptr, index_ptr, begin, limit, num_slots, stride_page = source
     codes_shared, scales_shared, rope_shared, full, empty = buffers
     buffer = step % 2
-    slot = load_slots(index_ptr, begin + step * KEYS, limit, gl.SliceLayout(1, ROWS))
-    units = row_units(slot, num_slots, stride_page, FP8_BYTES, PAGE)
-    slot = load_slots(index_ptr, begin + step * KEYS, limit, gl.SliceLayout(1, SCALE_ROWS))
-    scale_units = row_units(slot, num_slots, stride_page, FP8_BYTES, PAGE)
+    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, ROWS))
+    units = row_units(slot, stride_page, FP8_BYTES, PAGE)
+    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, SCALE_ROWS))
+    scale_units = row_units(slot, stride_page, FP8_BYTES, PAGE)
     rows = cache_ptr + units * UNIT
     present = (units >= 0)[:, None]
     mbarrier.wait(empty.index(buffer), (step // 2 + 1) % 2)
@@ -166,12 +157,11 @@ def _copy(step, source, buffers, PAGE: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(source, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr):
+def _fetch(cache_ptr, keys, stride_page, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr, PAGED: gl.constexpr):
     """The warps that copy rows."""
-    _, index_ptr, begin, limit, num_slots, _ = source
-    _copy(0, source, buffers, PAGE)
-    for step in range(1, _steps(index_ptr, begin, limit, num_slots, SCAN)):
-        _copy(step, source, buffers, PAGE)
+    _copy(0, cache_ptr, keys, stride_page, buffers, PAGE, PAGED)
+    for step in range(1, count_steps(keys, SCAN, PAGED)):
+        _copy(step, cache_ptr, keys, stride_page, buffers, PAGE, PAGED)
 
 
 @gluon.jit
@@ -216,15 +206,12 @@ def _values(even, odd, weights, acc_even, acc_odd):
 def _attend(
     q_latent_ptr,
     q_rope_ptr,
-    index_ptr,
+    keys,
     out_ptr,
     lse_ptr,
     stride_q_latent_h,
     stride_q_rope_h,
     stride_out_h,
-    begin,
-    limit,
-    num_slots,
     heads,
     zero,
     scale,
@@ -236,6 +223,8 @@ def _attend(
     buffers,
     SPLITS: gl.constexpr,
     SCAN: gl.constexpr,
+    PAGE: gl.constexpr,
+    PAGED: gl.constexpr,
 ):
     """The warps that compute."""
     codes_shared, scales_shared, rope_shared, full, empty = buffers
@@ -272,13 +261,12 @@ def _attend(
     KEY_ROWS: gl.constexpr = gl.SliceLayout(1, ACC)
     ITEMS: gl.constexpr = gl.SliceLayout(0, FOUR_WARPS_TILES)
     base = zero
-    for step in range(_steps(index_ptr, begin, limit, num_slots, SCAN)):
+    for step in range(count_steps(keys, SCAN, PAGED)):
         # Always zero, but not known to be: the operands' descriptors are then computed here from one register. As
         # constants of the loop they would fill a hundred and spill.
         base = base * zero
         buffer = step % 2
-        slot = load_slots(index_ptr, begin + step * KEYS, limit, KEY_ROWS)
-        present = (slot >= 0) & (slot < num_slots)
+        present = load_slots(keys, step, PAGE, PAGED, KEY_ROWS) >= 0
         mbarrier.wait(full.index(buffer), step // 2 % 2)
         hopper.fence_async_shared()
         codes = codes_shared.index(buffer)
@@ -379,12 +367,14 @@ def _attend(
     gl.store(lse_ptr + offs_h * SPLITS, lse, mask=offs_h < heads)
 
 
-@gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads", "zero"])
+@gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads", "table_pages", "zero"])
 def few_heads_fp8_kernel(
     q_latent_ptr,
     q_rope_ptr,
     cache_ptr,
     index_ptr,
+    seq_ptr,
+    visible_ptr,
     out_ptr,
     lse_ptr,
     stride_q_latent_t,
@@ -399,18 +389,32 @@ def few_heads_fp8_kernel(
     num_keys,
     chunk,
     heads,
+    table_pages,
     zero,
     scale,
     SPLITS: gl.constexpr,
     SCAN: gl.constexpr,
     PAGE: gl.constexpr,
+    PAGED: gl.constexpr,
 ):
     pid = gl.program_id(0)
     split = pid % SPLITS
     t = (pid // SPLITS).to(gl.int64)
-    begin = split * chunk
-    index_ptr += t * stride_index
-    limit = gl.minimum(begin + chunk, num_keys)
+    gdc_wait()
+    keys = keys_of(
+        t,
+        split,
+        index_ptr,
+        seq_ptr,
+        visible_ptr,
+        stride_index,
+        num_slots,
+        num_keys,
+        chunk,
+        table_pages,
+        PAGE,
+        PAGED,
+    )
     codes_shared = gl.allocate_shared_memory(gl.int16, [2, KEYS, RANK // 2], CODES_SHARED)
     rope_shared = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, ROPE], WGMMA_SHARED)
     scales_shared = gl.allocate_shared_memory(gl.float32, [2, KEYS, TILES], SCALES_SHARED)
@@ -422,11 +426,10 @@ def few_heads_fp8_kernel(
     full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
-        mbarrier.init(full.index(i), count=FETCHERS)
+        mbarrier.init(full.index(i), count=32 * FETCH_WARPS)
         mbarrier.init(empty.index(i), count=1)
     hopper.fence_async_shared()
     gl.thread_barrier()
-    source = (cache_ptr, index_ptr, begin, limit, num_slots, stride_page)
     buffers = (codes_shared, scales_shared, rope_shared, full, empty)
     gl.warp_specialize(
         [
@@ -435,15 +438,12 @@ def few_heads_fp8_kernel(
                 (
                     q_latent_ptr + t * stride_q_latent_t,
                     q_rope_ptr + t * stride_q_rope_t,
-                    index_ptr,
+                    keys,
                     out_ptr + t * stride_out_t + split * RANK,
                     lse_ptr + t * heads * SPLITS + split,
                     stride_q_latent_h,
                     stride_q_rope_h,
                     stride_out_h,
-                    begin,
-                    limit,
-                    num_slots,
                     heads,
                     zero,
                     scale,
@@ -455,10 +455,12 @@ def few_heads_fp8_kernel(
                     buffers,
                     SPLITS,
                     SCAN,
+                    PAGE,
+                    PAGED,
                 ),
             ),
-            (_fetch, (source, buffers, SCAN, PAGE)),
+            (_fetch, (cache_ptr, keys, stride_page, buffers, SCAN, PAGE, PAGED)),
         ],
-        [4],
+        [FETCH_WARPS],
         [FETCH_REGISTERS],
     )

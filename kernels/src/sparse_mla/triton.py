@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from ...cache_layout import (
     LATENT_BYTES_FP8,
@@ -30,6 +31,7 @@ from ...cache_layout import (
     ROPE_DIM,
 )
 from ..aot import TARGETS, AotCase, Target, target_of_device
+from ..launch import dependent_launch_on
 
 BATCH_INVARIANT = os.environ.get("DSV32_BATCH_INVARIANT") == "1"
 """Split every row at the same keys whatever else is in the batch."""
@@ -254,11 +256,14 @@ def _combine_kernel(
     heads,
     SPLITS: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Add the chunks of one head of one token, in ascending order of the keys."""
     row = tl.program_id(0).to(tl.int64)
     offs_s = tl.arange(0, BLOCK_S)
     offs_d = tl.arange(0, RANK)
+    if DEPENDENT:
+        gdc_wait()
     # parts [BLOCK_S, RANK]
     lse_s = tl.load(part_lse_ptr + row * SPLITS + offs_s, mask=offs_s < SPLITS, other=float("-inf"))
     part_ptrs = part_ptr + (row * SPLITS + offs_s[:, None]) * RANK + offs_d[None, :]
@@ -401,6 +406,7 @@ def _combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse:
     tokens, heads, _ = out.shape
     splits = part.shape[2]
     block_s = triton.next_power_of_2(splits)
+    options, constexprs = _combine_options(chip(out.device)[0], splits)
     _combine_kernel[(tokens * heads,)](
         part,
         part_lse,
@@ -410,7 +416,8 @@ def _combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse:
         heads,
         SPLITS=splits,
         BLOCK_S=block_s,
-        num_warps=_combine_warps(splits),
+        **constexprs,
+        **options,
     )
 
 
@@ -427,8 +434,13 @@ def _lifted(target: Target, fp8: bool, dtype: Any) -> bool:
     return fp8 and dtype == tl.bfloat16 and target.is_cuda
 
 
-def _combine_warps(splits: int) -> int:
-    return 4 if splits <= 8 else 8
+def _combine_options(target: Target, splits: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(options of a launch, constexprs that follow from the chip)."""
+    dependent = dependent_launch_on(target)
+    options: dict[str, Any] = {"num_warps": 4 if splits <= 8 else 8}
+    if dependent:
+        options["launch_pdl"] = True
+    return options, {"DEPENDENT": dependent}
 
 
 def scan_width(chunk: int, num_keys: int) -> int:
@@ -478,7 +490,7 @@ def aot_cases(target: Target, *, paged: bool = False) -> list[AotCase]:
                 if key not in cases:
                     cases[key] = _aot_case(target, config, cache_type, heads, splits, chunk, paged, dtype)
     found = list(cases.values())
-    return found if paged else found + [_aot_combine(splits) for splits in (2, 4, 8, 16, 32)]
+    return found if paged else found + [_aot_combine(target, splits) for splits in (2, 4, 8, 16, 32)]
 
 
 def _aot_case(
@@ -533,7 +545,7 @@ def _aot_case(
     )
 
 
-def _aot_combine(splits: int) -> AotCase:
+def _aot_combine(target: Target, splits: int) -> AotCase:
     signature = {
         "part_ptr": "*fp32:16",
         "part_lse_ptr": "*fp32:16",
@@ -543,5 +555,7 @@ def _aot_combine(splits: int) -> AotCase:
         "stride_out_h": "i32:16",
         "heads": "i32",
     }
-    constexprs = {"SPLITS": splits, "BLOCK_S": splits}
-    return AotCase(f"combine-{splits}splits", _combine_kernel, signature, constexprs, _combine_warps(splits))
+    options, constexprs = _combine_options(target, splits)
+    num_warps = options.pop("num_warps")
+    constexprs |= {"SPLITS": splits, "BLOCK_S": splits}
+    return AotCase(f"combine-{splits}splits", _combine_kernel, signature, constexprs, num_warps, options=options)
