@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PretrainedConfig
 
-from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
@@ -74,7 +73,7 @@ def check_options(server_args: ServerArgs) -> None:
         raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {server_args.page_size}")
     if server_args.device != "cpu" and server_args.page_size != PAGE_SIZE:
         raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {server_args.page_size}")
-    check_speculation(server_args)
+    _check_speculation(server_args)
     for option, off in UNSUPPORTED.items():
         value = getattr(server_args, option)
         if (value or None) != (off or None):
@@ -83,8 +82,7 @@ def check_options(server_args: ServerArgs) -> None:
             )
 
 
-def check_speculation(server_args: ServerArgs) -> None:
-    """Raise for drafts that this adapter does not run."""
+def _check_speculation(server_args: ServerArgs) -> None:
     if server_args.speculative_algorithm is None:
         return
     if server_args.speculative_algorithm != "EAGLE":
@@ -98,11 +96,6 @@ def check_speculation(server_args: ServerArgs) -> None:
         raise NotImplementedError(
             f"--speculative-algorithm: sglang {installed_version()} has no place for the hook on {', '.join(missing)}; "
             f"install sglang=={TESTED_VERSION}, or leave the option out"
-        )
-    if server_args.device != "cpu" and not settings.allow_untested_engine():
-        raise NotImplementedError(
-            "--speculative-algorithm: no answer with drafts has been checked on a GPU yet; leave it out, or set "
-            "DSV32_ALLOW_UNTESTED_ENGINE=1 to try it"
         )
     if server_args.speculative_draft_model_path != server_args.model_path:
         raise NotImplementedError(

@@ -46,8 +46,7 @@ def serve(model: Path, log_path: Path, drafts: int, *options: str) -> Iterator[s
     """The address of a server that drafts so many tokens; it is proven to run the plugin's models."""
     chain = ["--speculative-num-steps", str(drafts), "--speculative-eagle-topk", "1"]
     chain += ["--speculative-num-draft-tokens", str(drafts + 1)]
-    env = {"DSV32_ALLOW_UNTESTED_ENGINE": "1"}
-    with SglangServer(model, [*OPTIONS, *ON_GPU, *chain, *options], log_path=log_path, env=env) as server:
+    with SglangServer(model, [*OPTIONS, *ON_GPU, *chain, *options], log_path=log_path) as server:
         server.wait_until_ready(START_TIMEOUT_S)
         assert "dsv32: serving" in server.log()
         assert "dsv32: drafting" in server.log()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -14,9 +12,7 @@ pytest.importorskip("sglang")
 
 from building_sglang import builder
 from checkpoints import SPEC, Build
-from sglang.srt.plugins import load_plugins
 
-from dsv32_plugin.sglang_adapter import guard
 from dsv32_plugin.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
@@ -43,14 +39,3 @@ def test_another_draft_model_is_refused(
 def test_drafts_without_a_draft_layer_are_refused(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:
     with pytest.raises(ValueError, match="config key num_nextn_predict_layers: expected 1 for --speculative-algorithm"):
         build(checkpoint(SPEC), speculative_algorithm="EAGLE")
-
-
-def test_a_gpu_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    load_plugins()
-    path = str(tmp_path)
-    arguments = {"speculative_algorithm": "EAGLE", "speculative_num_steps": 3, "model_path": path, "device": "cuda"}
-    server_args: Any = SimpleNamespace(**arguments, speculative_draft_model_path=path)
-    with pytest.raises(NotImplementedError, match="set DSV32_ALLOW_UNTESTED_ENGINE=1 to try it"):
-        guard.check_speculation(server_args)
-    monkeypatch.setenv("DSV32_ALLOW_UNTESTED_ENGINE", "1")
-    guard.check_speculation(server_args)
