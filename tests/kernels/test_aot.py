@@ -46,6 +46,14 @@ def test_record_is_complete_and_clean(target):
     assert {name: error for name, error in mine.items() if error} == {}
 
 
+def test_registers_leave_room_for_the_programs_of_index_logits():
+    from dsv32_plugin.kernels.index_logits import hopper
+
+    rows = json.loads((BENCHMARKS / "results" / "compile_matrix.json").read_text())["rows"]
+    mine = [r["registers"] for r in rows if (r["operation"], r["implementation"]) == ("index_logits", "hopper")]
+    assert max(mine) <= 65536 // (hopper.PROGRAMS * hopper.WARPS * 32)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernels", PRESENT)
 def test_something_is_listed(target, kernels):

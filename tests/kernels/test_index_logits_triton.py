@@ -89,8 +89,8 @@ def test_paged(kernels, dtype, tokens):
 @either
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_pages_that_are_absent(kernels, page_size):
-    inputs = cases.index_logits_paged_inputs([192], 2, HEADS, page_size=page_size, device=DEVICE)
-    inputs["block_table_bp"][0, :2] = torch.tensor([-1, 2**30], dtype=torch.int32)
+    inputs = cases.index_logits_paged_inputs([256], 2, HEADS, page_size=page_size, device=DEVICE)
+    inputs["block_table_bp"][0, :3] = torch.tensor([-1, 2**30, -(2**31)], dtype=torch.int32)
     inputs["visible_bn"] += 1000
     inputs["max_visible"] = 400
     inputs["block_table_bp"] = inputs["block_table_bp"][:, :4]

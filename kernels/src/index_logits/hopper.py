@@ -154,7 +154,7 @@ PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
 def _line(table_ptr, index, stop, num_pages, table_width, page_lines):
     """Line of the cache at which page `index` of a sequence begins, a negative one where it is not in the cache."""
     page = gl.load(table_ptr + index, mask=index < gl.minimum(stop, table_width), other=-1)
-    return gl.where(page < num_pages, page, -1) * page_lines
+    return gl.where((page >= 0) & (page < num_pages), page, -1) * page_lines
 
 
 @gluon.jit

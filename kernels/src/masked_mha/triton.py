@@ -17,6 +17,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = 1.4426950408889634
 WORD = tl.constexpr(32)
 """Keys a word of the bit mask."""
+WORD_SHIFT = tl.constexpr(5)
 
 SELECT_BLOCK = 256
 """Selected positions a program of the mask kernel sets."""
@@ -94,9 +95,9 @@ def _attend_block(
     if MASKED:
         visible = (offs_s[None, :] >= first[:, None]) & (offs_s[None, :] < last[:, None]) & mask_m[:, None]
         if SELECTED:
-            position = tl.where(visible, offs_s[None, :] - first[:, None], 0)
-            word = tl.load(mask_rows[:, None] + position // WORD, mask=visible, other=0)
-            visible = visible & (((word >> (position % WORD)) & 1) != 0)
+            position = offs_s[None, :] - first[:, None]
+            word = tl.load(mask_rows[:, None] + (position >> WORD_SHIFT), mask=visible, other=0)
+            visible = visible & (((word >> (position & (WORD - 1))) & 1) != 0)
         # A value that is not finite must reach the tokens that see it and no other; 0 * NaN would reach all.
         finite = tl.abs(v.to(tl.float32)) < float("inf")
         spoiled = tl.min(finite.to(tl.int32), 1) == 0

@@ -183,6 +183,7 @@ def _aot_case(fp8: bool, heads: int, splits: int, chunk: int, paged: bool) -> Ao
         signature |= optional
     else:
         constexprs |= dict.fromkeys(optional)
+    spills = fp8 and heads <= FEW_HEADS.value
     kind, cache = "few-heads" if heads <= FEW_HEADS.value else "many-heads", "fp8" if fp8 else "bf16"
     return AotCase(
         f"{kind}-{cache}-{heads}heads-{splits}splits",
@@ -191,6 +192,6 @@ def _aot_case(fp8: bool, heads: int, splits: int, chunk: int, paged: bool) -> Ao
         constexprs,
         NUM_WARPS,
         options=options,
-        spill_bytes=16 if fp8 else 0,
-        spill_reason="a few addresses of the warps that fetch, once a step of 64 keys" if fp8 else "",
+        spill_bytes=16 if spills else 0,
+        spill_reason="a few addresses of the warps that fetch, once a step of 64 keys" if spills else "",
     )
