@@ -139,12 +139,19 @@ def _start_profile(worker: Any) -> None:
 
 
 def _stop_profile(worker: Any) -> list[float]:
-    """Milliseconds that each CUDA graph launched since the start took on the GPU, in order."""
+    torch.cuda.synchronize(worker.device)
     worker.dsv32_profile.stop()
-    events = list(worker.dsv32_profile.profiler.kineto_results.events())
+    found = graph_spans_ms(list(worker.dsv32_profile.profiler.kineto_results.events()))
     del worker.dsv32_profile
-    launched = {event.correlation_id() for event in events if event.name() == GRAPH_LAUNCH}
-    spans: dict[int, list[int]] = {number: [] for number in launched}
+    return found
+
+
+def graph_spans_ms(events: Sequence[Any]) -> list[float]:
+    """Milliseconds that each CUDA graph took on the GPU, in order, by the profiler's events.
+
+    What a graph launches has the number of its launch.
+    """
+    spans: dict[int, list[int]] = {e.correlation_id(): [] for e in events if e.name() == GRAPH_LAUNCH}
     for event in events:
         if event.correlation_id() in spans and event.device_type() == torch.autograd.DeviceType.CUDA:
             spans[event.correlation_id()] += event.start_ns(), event.start_ns() + event.duration_ns()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsv32_plugin import warmup
 from dsv32_plugin.benchmarks import engine, engine_view
 from dsv32_plugin.benchmarks.engine_view import Run
-from dsv32_plugin.benchmarks.engine_worker import prompt
+from dsv32_plugin.benchmarks.engine_worker import GRAPH_LAUNCH, graph_spans_ms, prompt
 
 
 def record(*entries: dict[str, Any], gpu: str = "NVIDIA H100") -> dict[str, Any]:
@@ -93,6 +95,28 @@ def test_the_plugins_part_of_a_start_is_read_from_the_log() -> None:
         "own_s": 9.2,
     }
     assert engine.own_start("dsv32: torch.compile is off") is None
+
+
+class Event:
+    """What the profiler tells of a launch on the host or of a kernel."""
+
+    def __init__(self, name: str, number: int, start_ms: float, ms: float, *, on_gpu: bool = True) -> None:
+        types = torch.autograd.DeviceType
+        self.values = name, number, types.CUDA if on_gpu else types.CPU, int(start_ms * 1e6), int(ms * 1e6)
+
+    def __getattr__(self, name: str) -> Callable[[], Any]:
+        names = "name", "correlation_id", "device_type", "start_ns", "duration_ns"
+        return lambda: self.values[names.index(name)]
+
+
+def test_a_graph_lasts_from_its_first_kernel_to_the_end_of_its_last() -> None:
+    events = [
+        Event(GRAPH_LAUNCH, 1, 0, 9, on_gpu=False), Event(GRAPH_LAUNCH, 2, 1, 9, on_gpu=False),
+        Event("cudaLaunchKernel", 3, 2, 9, on_gpu=False),
+        Event("third", 3, 30, 5), Event("late", 2, 21, 4), Event("early", 2, 20, 2),
+        Event("a", 1, 10, 2), Event("beside a", 1, 10.5, 1),
+    ]  # fmt: skip
+    assert graph_spans_ms(events) == [2.0, 5.0], "what no graph launched does not count"
 
 
 def test_graphs_follow_what_filled_the_cache_and_dense_skips_the_longest() -> None:
