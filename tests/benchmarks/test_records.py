@@ -222,4 +222,4 @@ def test_every_record_of_this_checkout_can_be_read() -> None:
     for path in paths:
         record: dict[str, Any] = records.read(path, *plots.RESULT)
         assert json.loads(json.dumps(record)) == record
-        assert record["commit"]
+        assert all(run["commit"] for run in record.get("runs", [record]))
