@@ -78,3 +78,14 @@ def test_no_step_selects_in_a_way_of_its_own(
         num_decodes=0,
     )
     assert selections(step) <= warm[max_len]
+
+
+@given(st.integers(0, 20000), st.integers(1, 5000))
+def test_parts_of_a_step_are_alike(tokens: int, rows: int) -> None:
+    """None is so short that it would be selected as a small step is."""
+    parts = triton.parts_of(tokens, rows)
+    assert [token for part in parts for token in range(part.start, part.stop)] == list(range(tokens))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes, default=0) <= rows
+    assert not sizes or max(sizes) - min(sizes) < 2 * triton.ROWS
+    assert all(part.start % triton.ROWS == 0 for part in parts) or rows < triton.ROWS

@@ -16,7 +16,7 @@ from ..index_logits import triton as index_logits
 from ..select_topk import triton as select_topk
 
 ROWS = 8
-"""Chunks are multiples of this many tokens, so that no block of tokens is cut."""
+"""Parts are multiples of this many tokens, so that no block of tokens is cut."""
 
 
 def index_topk_paged(
@@ -80,18 +80,24 @@ def index_topk_ragged(
         out = torch.empty((tokens, topk), dtype=torch.int32, device=device)
     rows_per_sequence = 1 if block_table_bp is None else max(1, tokens // max(1, block_table_bp.shape[0]))
     stride = _row_stride(keys)
-    rows = max(1, workspace_bytes // (4 * stride))
-    rows = min(tokens, rows // ROWS * ROWS or rows)
+    parts = parts_of(tokens, max(1, workspace_bytes // (4 * stride)))
+    rows = max((part.stop - part.start for part in parts), default=0)
     workspace = torch.empty((rows, stride), dtype=torch.float32, device=device)
-    for begin in range(0, tokens, max(1, rows)):
-        part = slice(begin, min(begin + rows, tokens))
-        logits_ts = workspace[: part.stop - begin, :keys]
+    for part in parts:
+        logits_ts = workspace[: part.stop - part.start, :keys]
         launch_logits(q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part], logits_ts, fill=False)
         select_topk.launch(
-            logits_ts, start_t[part], end_t[part], topk, block_table_bp, seq_t, page_size, rows_per_sequence, begin,
-            out[part],
+            logits_ts, start_t[part], end_t[part], topk, block_table_bp, seq_t, page_size, rows_per_sequence,
+            part.start, out[part],
         )  # fmt: skip
     return out
+
+
+def parts_of(tokens: int, rows: int) -> list[slice]:
+    """As few parts of at most `rows` tokens as can be, all about as long: short ones are selected in another way."""
+    unit = ROWS if rows >= ROWS else 1
+    units, count = triton.cdiv(tokens, unit), triton.cdiv(tokens, rows // unit * unit)
+    return [slice(unit * (units * i // count), min(tokens, unit * (units * (i + 1) // count))) for i in range(count)]
 
 
 def aot_cases(target: Target) -> list[AotCase]:
