@@ -173,6 +173,12 @@ def cases() -> list[Case]:
             for kind in kinds:
                 must, aim = (1.5, 2.2) if heads == 16 else (1.0, 1.4) if batch <= 16 else (0.7, 1.1)
                 found.append(case("sparse decode", batch, 32768, heads, kind, must, aim))
+    for heads in (16, 128):
+        for batch in (1, 8, 16, 64, 128):
+            shape: dict[str, int | str] = {"B": batch, "L": 32768, "H": heads, "cache": "fp8"}
+            found.append(
+                Case("batch-invariant decode", shape, functools.partial(invariant, batch, 32768, heads, "fp8"))
+            )
     for heads, must, aim in ((16, 1.5, 2.5), (128, 0.5, 0.85)):
         for kind in ("fp8", "bf16"):
             found.append(case("sparse prefill", PREFILL_TOKENS, 32768, heads, kind, must, aim))

@@ -167,7 +167,7 @@ def run(
     `started`: when the command did, if that was before, for the seconds that it took and may take.
     """
     started = time.monotonic() if started is None else started
-    chosen = [case for case in cases if all(word in case.name for word in only.split())]
+    chosen = [case for case in cases if is_chosen(case, only)]
     peers.load()
     clock = new_clock()
     record: dict[str, Any] = {**records.provenance("kernels"), "ceilings": ceilings(clock), "rows": [], "not_run": []}
@@ -186,6 +186,10 @@ def run(
             records.write(record, output)
             bar.advance(task)
     return record
+
+
+def is_chosen(case: Case, only: str) -> bool:
+    return all(word in case.name for word in only.split())
 
 
 def progress() -> Progress:
@@ -281,6 +285,10 @@ def handle(
     if arguments.list:
         stdout.print("\n".join(case.name for case in cases()), markup=False)
         return 0
+    found = cases()
+    if not any(is_chosen(case, arguments.only) for case in found):
+        stdout.print(f"--only: expected words of a case's name, got {arguments.only!r}; --list prints the cases")
+        return 2
     whole = not arguments.only and arguments.seconds == math.inf
     output = arguments.output or records.default_path(name, whole=whole)
-    return show(run(cases(), output, only=arguments.only, seconds=arguments.seconds, started=started))
+    return show(run(found, output, only=arguments.only, seconds=arguments.seconds, started=started))
