@@ -1,38 +1,14 @@
-"""dense_mla on NVIDIA sm90: sparse_mla's kernels, led by the block table."""
+"""dense_mla on NVIDIA sm90: the portable function with sparse_mla's kernels of sm90."""
 
 from __future__ import annotations
 
-import torch
+import functools
 
 from ..aot import AotCase, Target
 from ..sparse_mla import hopper as sparse
+from . import triton as portable
 
-
-def dense_mla(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    block_table_bp: torch.Tensor,
-    seq_t: torch.Tensor,
-    visible_t: torch.Tensor,
-    scale: float,
-    *,
-    max_visible: int,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return sparse.attend(
-        q_latent_thc,
-        q_rope_thr,
-        latent_cache,
-        block_table_bp,
-        scale,
-        num_keys=max_visible,
-        seq_t=seq_t,
-        visible_t=visible_t,
-        out=out,
-        lse=lse,
-    )
+dense_mla = functools.partial(portable.dense_mla, attend=sparse.attend)
 
 
 def aot_cases(target: Target) -> list[AotCase]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..aot import AotCase, Target
@@ -20,8 +22,9 @@ def dense_mla(
     max_visible: int,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]] = sparse.attend,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return sparse.attend(
+    return attend(
         q_latent_thc,
         q_rope_thr,
         latent_cache,
