@@ -135,6 +135,7 @@ class DsaAttention(nn.Module):
         """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
         selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
         indexer = self.indexer if selected_tk is not None else None
+        copied = selected_tk is not None and dsa.copies_latents(batch, self.num_heads, caches.latents, hidden_th.dtype)
         # In steps of decodes alone many launches leave most of a GPU idle: there some run at once.
         aside = SideStream(hidden_th.device, enabled=indexer is not None and not batch.prefill_chunks)
         if indexer is not None:
@@ -147,7 +148,7 @@ class DsaAttention(nn.Module):
             aside.join()
             query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
             with aside.work():
-                dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks)
+                dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks, copied=copied)
         q_thd = self._queries(q_a_tl)
         q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
         kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr, out=q_rope_thr)
@@ -156,7 +157,7 @@ class DsaAttention(nn.Module):
         else:
             q_latent_thc = self.kv_up.absorb(q_nope_thd)
             aside.join()
-            values_thv = self._attend_latents(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk)
+            values_thv = self._attend_latents(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk, copied)
         return self.o_proj(values_thv.flatten(1))[0]
 
     def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
@@ -171,8 +172,10 @@ class DsaAttention(nn.Module):
         q_rope_thr: torch.Tensor,
         latent_cache: torch.Tensor,
         selected_tk: torch.Tensor | None,
+        copied: bool = False,
     ) -> torch.Tensor:
-        return self.kv_up.values(dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale))
+        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale, copied=copied)
+        return self.kv_up.values(out_thc)
 
     def _attend_expanded(self, batch: DsaBatch, q_thd: torch.Tensor, latent_cache: torch.Tensor) -> torch.Tensor:
         """To all visible keys: prefills to keys and values of every head, decodes to the latents."""

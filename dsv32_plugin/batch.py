@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from dsv32_plugin.cache_layout import PAGE_SIZE
+
 MAX_GATHERED_KEYS = 1 << 18
 """Index keys that one prefill chunk gathers at most, unless one sequence is longer: 256 Ki keys are 33 MiB in fp8."""
+
+
+@dataclass(frozen=True)
+class CopiedPages:
+    """Where the latents of some sequences lie in a paged copy that holds nothing else, in pages of PAGE_SIZE tokens."""
+
+    block_table_bp: torch.Tensor
+    """[sequences, pages] int32: pages of the copy."""
+    first_row_b1: torch.Tensor
+    """[sequences + 1] int32: where each sequence begins, always at a page."""
+    rows: int
+    """At least first_row_b1[-1], and whole pages."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,8 @@ class PrefillChunk:
     cu_seqlens_b1: torch.Tensor
     """[sequences + 1] int32: where each sequence's keys begin in the gathered keys."""
     total_keys: int
+    longest: int
+    """Keys of its longest sequence."""
     seq_t: torch.Tensor
     """[tokens] int32: row of `block_table_bp`."""
     start_t: torch.Tensor
@@ -28,6 +45,17 @@ class PrefillChunk:
     """[tokens] int32: the gathered keys that each token may see."""
     pairs: int
     """Query tokens times keys, summed over the sequences."""
+
+    @cached_property
+    def copied(self) -> CopiedPages:
+        """Pages of a copy of this chunk's latents; the same for every layer."""
+        num_seqs = self.block_table_bp.shape[0]
+        pages_b = (self.cu_seqlens_b1.diff() + (PAGE_SIZE - 1)) // PAGE_SIZE
+        first_page_b1 = torch.nn.functional.pad(pages_b.cumsum(0, dtype=torch.int32), (1, 0))
+        page_p = torch.arange(-(-self.longest // PAGE_SIZE), dtype=torch.int32, device=first_page_b1.device)
+        # The last page of each sequence is filled up.
+        most_pages = self.total_keys // PAGE_SIZE + num_seqs
+        return CopiedPages(first_page_b1[:-1, None] + page_p, first_page_b1 * PAGE_SIZE, most_pages * PAGE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -188,6 +216,7 @@ def _prefill_chunks(
                 block_table_bp=block_table_bp[first_seq:last_seq].clone(),
                 cu_seqlens_b1=cu_seqlens_b1,
                 total_keys=total_keys,
+                longest=max(seq_lens[first_seq:last_seq]),
                 seq_t=chunk_seq_t,
                 start_t=start_t,
                 end_t=start_t + visible_t[tokens],

@@ -9,6 +9,7 @@ import torch
 
 from dsv32_plugin import kernels, settings
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, PrefillChunk
+from dsv32_plugin.cache_layout import PAGE_SIZE
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
@@ -37,6 +38,10 @@ latents against expanded: 128 heads, T = L: 512 844 1276, 1024 1308 1207, 2048 2
 T = 512 1246 1134; 16 heads, L = 2048: T = 2048 974 1044, four of them 2463 1234."""
 
 
+LEAST_COPYING_TOKENS = 256
+"""Prefill tokens from which on a copy of the latents may pay; then one program attends to all keys of its heads."""
+
+
 def gathered_keys(max_visible: int, topk: int) -> int:
     """Keys that a prefill chunk of a batch gathers at most, unless one sequence is longer."""
     return MAX_EXPANDED_KEYS if max_visible <= topk else MAX_GATHERED_KEYS
@@ -51,6 +56,20 @@ def expands(batch: DsaBatch, heads: int) -> bool:
     return not settings.batch_invariant() and heads * pairs >= EXPANDED_PAIRS
 
 
+def copies_latents(batch: DsaBatch, heads: int, latent_cache: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether prefills attend to a copy of their latents in `dtype`: attention over bfloat16 is faster than over fp8.
+
+    It must, for all heads and tokens, make up for one read and one write of every latent. Never in the batch-invariant
+    mode: what a token gets would depend on the others.
+    """
+    if latent_cache.dtype is not torch.uint8 or dtype is not torch.bfloat16 or settings.batch_invariant():
+        return False
+    tokens = sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks)
+    keys = sum(chunk.total_keys for chunk in batch.prefill_chunks)
+    most = max((chunk.total_keys for chunk in batch.prefill_chunks), default=0)
+    return tokens >= LEAST_COPYING_TOKENS and heads * tokens >= keys and most <= MAX_GATHERED_KEYS
+
+
 def needs_selection(batch: DsaBatch, topk: int) -> bool:
     """Whether some token may see more keys than it may select. If not, every key is selected and scoring is skipped."""
     return batch.max_visible > topk
@@ -63,6 +82,8 @@ def select_slots(
     index_cache: torch.Tensor,
     slots_tk: torch.Tensor,
     ranks: Ranks | None = None,
+    *,
+    copied: bool = False,
 ) -> torch.Tensor:
     """Score the visible index keys of every token and write the cache slots of the best K (paper, equations 1 and 2).
 
@@ -72,6 +93,7 @@ def select_slots(
         index_cache: [pages, page size, width] index keys, this step's included.
         slots_tk: [T, K] int32, written: slots in ascending position, then -1.
         ranks: with whom the tokens of prefills are shared out; all of them hold the same arguments.
+        copied: whether the slots of prefill tokens are those of `PrefillChunk.copied`, as `attend` is then told, too.
     """
     topk = slots_tk.shape[1]
     if batch.decodes is not None:
@@ -89,7 +111,7 @@ def select_slots(
         )
     for chunk in batch.prefill_chunks:
         rows = chunk.tokens
-        _select_chunk(chunk, q_tid[rows], weights_ti[rows], index_cache, slots_tk[rows], ranks)
+        _select_chunk(chunk, q_tid[rows], weights_ti[rows], index_cache, slots_tk[rows], ranks, copied)
     return slots_tk
 
 
@@ -100,11 +122,16 @@ def _select_chunk(
     index_cache: torch.Tensor,
     slots_tk: torch.Tensor,
     ranks: Ranks | None,
+    copied: bool,
 ) -> None:
     tokens, topk = slots_tk.shape
+    table_bp, page_size = chunk.block_table_bp, index_cache.shape[1]
     k_sd, k_scale_s = kernels.gather_index_keys(
         index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
     )
+
+    if copied:
+        table_bp, page_size = chunk.copied.block_table_bp, PAGE_SIZE
 
     def select(rows: slice, out: torch.Tensor) -> None:
         kernels.index_topk_ragged(
@@ -115,9 +142,9 @@ def _select_chunk(
             chunk.start_t[rows].contiguous(),
             chunk.end_t[rows].contiguous(),
             topk,
-            block_table_bp=chunk.block_table_bp,
+            block_table_bp=table_bp,
             seq_t=chunk.seq_t[rows].contiguous(),
-            page_size=index_cache.shape[1],
+            page_size=page_size,
             out=out,
         )
 
@@ -140,17 +167,36 @@ def attend(
     latent_cache: torch.Tensor,
     slots_tk: torch.Tensor | None,
     scale: float,
+    *,
+    copied: bool = False,
 ) -> torch.Tensor:
-    """Attend to the selected slots, or to every visible key where `slots_tk` is None. Returns [T, H, C]."""
-    if slots_tk is not None:
+    """Attend to the selected slots, or to every visible key where `slots_tk` is None. Returns [T, H, C].
+
+    copied: whether the slots of prefill tokens are those of a copy of their sequences' latents, which is made here.
+    """
+    if slots_tk is None:
+        return kernels.dense_mla(
+            q_latent_thc,
+            q_rope_thr,
+            latent_cache,
+            batch.block_table_bp,
+            batch.seq_t,
+            batch.visible_t,
+            scale,
+            max_visible=batch.max_visible,
+        )[0]
+    if not copied:
         return kernels.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale)[0]
-    return kernels.dense_mla(
-        q_latent_thc,
-        q_rope_thr,
-        latent_cache,
-        batch.block_table_bp,
-        batch.seq_t,
-        batch.visible_t,
-        scale,
-        max_visible=batch.max_visible,
-    )[0]
+    out_thc = torch.empty_like(q_latent_thc, memory_format=torch.contiguous_format)
+
+    def attend_rows(rows: slice, cache: torch.Tensor) -> None:
+        kernels.sparse_mla(q_latent_thc[rows], q_rope_thr[rows], cache, slots_tk[rows], scale, out=out_thc[rows])
+
+    if batch.decodes is not None:
+        attend_rows(batch.decodes.tokens, latent_cache)
+    for chunk in batch.prefill_chunks:
+        rows_sc = kernels.gather_latents(
+            latent_cache, chunk.block_table_bp, chunk.copied.first_row_b1, chunk.copied.rows, dtype=q_latent_thc.dtype
+        )
+        attend_rows(chunk.tokens, rows_sc.unflatten(0, (-1, PAGE_SIZE)))
+    return out_thc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 
@@ -110,6 +111,66 @@ def test_decodes_may_come_last(
     assert (batch.decodes.visible_bn.numel() if batch.decodes else 0) == decoding
     assert sum(chunk.tokens.stop - chunk.tokens.start for chunk in batch.prefill_chunks) == sum(queries) - decoding
     assert torch.equal(selected(batch), alone(batch))
+
+
+def latents_fp8(num_seqs: int) -> torch.Tensor:
+    """Every code finite and every scale a power of two."""
+    generator = torch.Generator().manual_seed(1)
+    cache = torch.zeros(num_seqs * 4, PAGE, layout.LATENT_BYTES_FP8, dtype=torch.uint8)
+    values = torch.randn(num_seqs * 4, PAGE, layout.LATENT_RANK, generator=generator)
+    cache[..., : layout.LATENT_RANK] = values.to(torch.float8_e4m3fn).view(torch.uint8)
+    scales = cache[..., layout.LATENT_SCALES_OFFSET : layout.LATENT_ROPE_OFFSET].view(torch.float32)
+    scales.copy_(2.0 ** torch.randint(-3, 3, scales.shape, generator=generator))
+    cache[..., layout.LATENT_ROPE_OFFSET :].view(torch.bfloat16).normal_(generator=generator)
+    return cache
+
+
+@pytest.mark.parametrize("max_gathered_keys", [1, 70, 10**6])
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), BATCHES)
+def test_a_copy_of_the_latents_changes_no_answer(
+    lengths: list[int], queries: list[int], num_decodes: int, max_gathered_keys: int
+) -> None:
+    batch = describe(lengths, queries, num_decodes, max_gathered_keys=max_gathered_keys)
+    num_tokens, num_seqs = sum(queries), len(lengths)
+    q_tid, weights_ti, index_cache = inputs(num_tokens, num_seqs)
+    generator = torch.Generator().manual_seed(2)
+    q_latent_thc = torch.randn(num_tokens, 3, layout.LATENT_RANK, generator=generator)
+    q_rope_thr = torch.randn(num_tokens, 3, layout.ROPE_DIM, generator=generator)
+    latent_cache = latents_fp8(num_seqs)
+    for seq, length in enumerate(lengths):  # what no token has written
+        pages = latent_cache[batch.block_table_bp[seq].long()].flatten(0, 1)
+        pages[length:] = 0xFF
+        latent_cache[batch.block_table_bp[seq].long()] = pages.view(4, PAGE, -1)
+
+    def attended(copied: bool) -> torch.Tensor:
+        slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
+        dsa.select_slots(batch, q_tid, weights_ti, index_cache, slots_tk, copied=copied)
+        return dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, slots_tk, 0.1, copied=copied)
+
+    assert attended(False).isfinite().all()
+    assert torch.equal(attended(True), attended(False))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "heads", "pays"),
+    [
+        pytest.param(256, 32768, 128, True, id="all-heads"),
+        pytest.param(255, 32768, 128, False, id="too-few-tokens-to-fill-a-chip"),
+        pytest.param(2048, 32768, 16, True, id="a-rank-of-eight"),
+        pytest.param(1024, 32768, 16, False, id="too-few-heads-and-tokens-for-the-keys"),
+        pytest.param(4096, 1 << 19, 128, False, id="too-many-keys-to-copy"),
+    ],
+)
+def test_latents_are_copied_where_it_pays(
+    tokens: int, length: int, heads: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = describe([length], [tokens], 0)
+    cache = latents_fp8(1)
+    assert dsa.copies_latents(batch, heads, cache, torch.bfloat16) == pays
+    assert not dsa.copies_latents(batch, heads, cache.view(torch.bfloat16), torch.bfloat16)
+    assert not dsa.copies_latents(batch, heads, cache, torch.float32)
+    monkeypatch.setenv("DSV32_BATCH_INVARIANT", "1")
+    assert not dsa.copies_latents(batch, heads, cache, torch.bfloat16)
 
 
 def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:

@@ -19,6 +19,7 @@ from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
 from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.select_topk.reference import positions_to_slots
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
 
 Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 1536, 128, 128, 64, 2048
@@ -252,11 +253,13 @@ class Ours(Sparse):
         self.batch = inputs.batch()
         self.selects = dsa.needs_selection(self.batch, TOPK)
         expands = not self.selects and dsa.expands(self.batch, step.heads)
+        self.copied = self.selects and dsa.copies_latents(self.batch, step.heads, self.latent, torch.bfloat16)
         self.expansion = Expansion(step) if expands else None
+        self.selected: torch.Tensor | None = None
         self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=not expands)
         self.stages = [(PROJECTIONS, self.projections.run), (NORMS, self._norms)]
         if self.selects:
-            self.slots = torch.empty(step.tokens, TOPK, dtype=torch.int32, device=DEVICE)
+            self.selected = torch.empty(step.tokens, TOPK, dtype=torch.int32, device=DEVICE)
             self.stages += [(INDEXER, self._select), (ATTENTION, self._attend)]
         elif expands:
             self.stages += [(UP, self._expand), (ATTENTION, self._attend_expanded)]
@@ -278,11 +281,13 @@ class Ours(Sparse):
 
     def _select(self) -> None:
         assert self.index_q is not None
-        assert self.slots is not None
-        dsa.select_slots(self.batch, self.index_q, self.index_weights, self.index, self.slots)
+        assert self.selected is not None
+        dsa.select_slots(self.batch, self.index_q, self.index_weights, self.index, self.selected, copied=self.copied)
 
     def _attend(self) -> None:
-        self.out = dsa.attend(self.batch, self.inputs.q_latent, self.q_rope, self.latent, self.slots, SCALE)
+        self.out = dsa.attend(
+            self.batch, self.inputs.q_latent, self.q_rope, self.latent, self.selected, SCALE, copied=self.copied
+        )
 
     def _expand(self) -> None:
         assert self.expansion is not None
@@ -300,6 +305,11 @@ class Ours(Sparse):
 
     def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
         if self.expansion is None:
+            self.slots = self.selected
+            if self.copied and self.selected is not None:
+                (chunk,) = self.batch.prefill_chunks
+                # One sequence: a slot of the copy is a position.
+                self.slots = positions_to_slots(self.selected, self.inputs.block_table, chunk.seq_t, PAGE)
             super().check_token(token, table, visible)
         else:
             q = torch.cat((self.expansion.q_nope[token], self.q_rope[token]), -1)
