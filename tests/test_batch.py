@@ -156,8 +156,8 @@ def test_a_copy_of_the_latents_changes_no_answer(
     [
         pytest.param(256, 32768, 128, True, id="all-heads"),
         pytest.param(255, 32768, 128, False, id="too-few-tokens-to-fill-a-chip"),
-        pytest.param(2048, 32768, 16, True, id="a-rank-of-eight"),
-        pytest.param(1024, 32768, 16, False, id="too-few-heads-and-tokens-for-the-keys"),
+        pytest.param(512, 32768, 16, True, id="a-rank-of-eight"),
+        pytest.param(511, 32768, 16, False, id="too-few-heads-and-tokens-for-the-keys"),
         pytest.param(4096, 1 << 19, 128, False, id="too-many-keys-to-copy"),
     ],
 )
