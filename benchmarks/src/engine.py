@@ -46,9 +46,8 @@ from dsv32_plugin.benchmarks.engine_view import (
     takes,
 )
 from dsv32_plugin.benchmarks.engine_worker import MARK
-from dsv32_plugin.benchmarks.records import CHECKOUT
+from dsv32_plugin.benchmarks.records import CHECKOUT, model_of
 
-RECORD = CHECKOUT / "benchmarks" / "results" / "engine.json"
 CONFIG: dict[str, Any] = {
     "attention_bias": False,
     "bos_token_id": 0,
@@ -297,6 +296,13 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def gpu_and_driver() -> tuple[str, str]:
+    """Their names, without a CUDA context in this process."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+    return gpu, driver
+
+
 def open_record(path: Path) -> dict[str, Any]:
     """The record to add to; one of this GPU and these versions if there is none."""
     from importlib.metadata import PackageNotFoundError, version
@@ -309,9 +315,8 @@ def open_record(path: Path) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
-    head = {"gpu": gpu, "driver": driver, "versions": versions}
+    gpu, driver = gpu_and_driver()
+    head = {"kind": "engine", "gpu": gpu, "driver": driver, "versions": versions}
     if not path.exists():
         return {**head, "runs": []}
     record = json.loads(path.read_text())
@@ -340,10 +345,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
     parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
     parser.add_argument("--logs", type=Path, help="keep the engines' logs in this folder")
-    parser.add_argument("--output", type=Path, default=RECORD)
+    parser.add_argument("--output", type=Path, help="the record (default: benchmarks/results/GPU/engine.json)")
     parser.add_argument("--table", action="store_true", help="print the record and stop")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add these records to --output and stop")
     args = parser.parse_args()
+    if args.output is None:
+        args.output = CHECKOUT / "benchmarks" / "results" / model_of(gpu_and_driver()[0]).lower() / "engine.json"
     if args.table or args.merge:
         paths = [*([args.output] if args.output.exists() else []), *args.merge]
         record, *others = [json.loads(path.read_text()) for path in paths]

@@ -91,7 +91,9 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
     return {
         "compile matrix": single("compile_matrix.json", compile_matrix.markdown),
         "recall": single("recall.json", recall.markdown),
-        "engine speed": single("engine.json", engine_view.markdown),
+        "engine speed": lambda: (
+            "\n\n".join(map(engine_view.markdown, load(results, "engine").values())) or NOT_MEASURED
+        ),
         "speed": each("kernels", kernels_table),
         "kernels": together("kernels", kernels_summary),
         "layer": together("layer", layer_tables),
