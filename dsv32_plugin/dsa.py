@@ -44,7 +44,8 @@ LEAST_COPYING_TOKENS = 256
 COPIED_KEYS = 4
 """Keys for each head of each prefill token up to which a copy of the latents pays. H200, attention over fp8 against
 the copy and attention over bfloat16, T = 256, 1024, 4096: 16 heads, L = 32K 1.05 1.25 1.30 times as fast, L = 128K 0.65
-1.02 1.19; 32 heads, L = 128K 0.94 1.29 1.42; 128 heads, L = 8K 1.23 1.24 1.25, L = 128K 1.14 1.37 1.45."""
+1.02 1.19; 32 heads, L = 128K 0.94 1.29 1.42; 128 heads, L = 8K 1.23 1.24 1.25, L = 128K 1.14 1.37 1.45. By the kernels
+of every GPU, T = 1024, L = 32K: 16 heads 2.08, 128 heads 3.70."""
 
 
 def gathered_keys(max_visible: int, topk: int) -> int:
