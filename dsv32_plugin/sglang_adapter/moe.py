@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
@@ -11,6 +13,7 @@ from torch import nn
 
 from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
 from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.sglang_adapter import float32
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 
 
@@ -44,12 +47,9 @@ class Moe(nn.Module):
             top_k=config.num_experts_per_tok,
             layer_id=layer,
             renormalize=config.norm_topk_prob,
-            use_grouped_topk=True,
-            num_expert_group=config.n_group,
-            topk_group=config.topk_group,
             scoring_func=config.scoring_func,
-            correction_bias=self.gate.e_score_correction_bias,
             quant_config=quant_config,
+            **_routing(config, self.gate.e_score_correction_bias),
         )
         self.experts = get_moe_impl_class(quant_config)(
             num_experts=config.n_routed_experts,
@@ -73,3 +73,15 @@ class Moe(nn.Module):
     def forward(self, x_th: torch.Tensor) -> torch.Tensor:
         routed_th = self.experts(x_th, self.topk(x_th, self.gate(x_th)))
         return tensor_model_parallel_all_reduce(torch.add(self.shared_experts(x_th), routed_th, alpha=self.scale))
+
+
+def _routing(config: DsaConfig, bias_e: torch.Tensor) -> dict[str, Any]:
+    """How SGLang chooses experts: by its kernel, which approximates the sigmoid and always normalises, where it may."""
+    if torch.get_default_dtype() == torch.float32 or not config.norm_topk_prob:
+        return {"custom_routing_function": float32.routing(config, bias_e)}
+    return {
+        "use_grouped_topk": True,
+        "num_expert_group": config.n_group,
+        "topk_group": config.topk_group,
+        "correction_bias": bias_e,
+    }

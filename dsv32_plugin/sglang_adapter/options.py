@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -46,6 +46,7 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
     server_args.cuda_graph_config.prefill.backend = Backend.DISABLED
     if server_args.device == "cpu":
         server_args.cuda_graph_config.decode.backend = Backend.DISABLED
+    float32.multiply_exactly(server_args)
     # A sum over the ranks that is part of a norm: the model has none, and its workspace would be made at every start.
     server_args.enforce_disable_flashinfer_allreduce_fusion = True
     # To SGLang it is a DeepSeek with MLA like any other: the DSA branch sets cache types and kernels of SGLang's own

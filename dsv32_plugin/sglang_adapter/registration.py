@@ -40,7 +40,7 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import options, parsers, pool, rendering, streaming
+    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, streaming
 
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
@@ -56,6 +56,7 @@ def hooks() -> list[Hook]:
             parameters=("self",),
         ),
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
+        Hook(float32.EXPERT_PRODUCTS, float32.store_exactly, parameters=float32.EXPERT_PRODUCT_PARAMETERS),
         Hook(
             f"{chat}._encode_messages",
             rendering.encode_messages_around,
