@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
-from sglang.srt.server_args import get_global_server_args
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.attention import LayerCaches, quantises_index_keys
+from dsv32_plugin.sglang_adapter import arguments
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -53,7 +53,7 @@ class DsaTokenToKVPool(DSATokenToKVPool):
             override_kv_cache_dim=cache_layout.LATENT_BYTES_FP8 if stored_fp8 else None,
         )
         self.index_head_dim = index_head_dim
-        model_dtype = get_global_server_args().get_model_config().dtype
+        model_dtype = arguments.model_config(arguments.of_process()).dtype
         width, index_dtype = cache_layout.INDEX_BYTES, torch.uint8
         if not quantises_index_keys(model_dtype):
             width, index_dtype = index_head_dim, model_dtype
