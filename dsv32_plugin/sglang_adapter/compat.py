@@ -18,6 +18,7 @@ TESTED_VERSION = "0.5.15.post1"
 """The release to install: every test runs against it, those for a GPU included."""
 TESTED_RELEASES: dict[tuple[int, ...], str] = {
     (0, 5, 15): "tested",
+    (0, 5, 23): f"tested without a GPU only; {TESTED_VERSION} with one, too",
 }
 """Those whose hooks this adapter was written for, and how far. Between them SGLang moved piece by piece."""
 

@@ -73,7 +73,7 @@ if compat.declares_options():
             id="aux-hidden-states",
         ),
     ]
-TESTED_VERSIONS = [compat.TESTED_VERSION]
+TESTED_VERSIONS = [compat.TESTED_VERSION, "0.5.23"]
 UNTESTED_VERSIONS = ["0.5.14", "0.5.16", "0.5.24", "0.6.0", "dev"]
 
 
