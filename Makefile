@@ -4,9 +4,13 @@ PYTHON ?= python3
 ENGINE ?= vllm
 BIN := .venv/bin
 SGLANG_BIN := .venv-sglang/bin
+# A newer SGLang that the plugin also serves; pyproject.toml has the one to use.
+SGLANG_NEXT := 0.5.23
+SGLANG_NEXT_BIN := .venv-sglang-next/bin
 UV := .tools/bin/uv
 READY := .venv/.ready
 SGLANG_READY := .venv-sglang/.ready
+SGLANG_NEXT_READY := .venv-sglang-next/.ready
 TYPED := build/typed
 PYTEST_OPTIONS ?=
 
@@ -14,13 +18,14 @@ PYTEST_OPTIONS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-sglang-next lint clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make test    lint, types and tests, those with the real engines included"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what these made, the environments included"
+	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"
 
 ifeq ($(ENGINE),sglang)
 demo: $(SGLANG_READY)
@@ -34,6 +39,9 @@ test: lint $(SGLANG_READY)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 	$(SGLANG_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
 
+test-sglang-next: $(SGLANG_NEXT_READY)
+	$(SGLANG_NEXT_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
+
 # The folders of the checkout map into one package, so types are checked as installed.
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -43,13 +51,14 @@ lint: $(READY)
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 clean:
-	rm -rf .venv .venv-sglang .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-sglang-next .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): ENGINE_EXTRA := vllm
-$(SGLANG_READY): ENGINE_EXTRA := sglang
-$(READY) $(SGLANG_READY): pyproject.toml | $(UV)
+$(READY): WANTED := -e ".[vllm,dev]"
+$(SGLANG_READY): WANTED := -e ".[sglang,dev]"
+$(SGLANG_NEXT_READY): WANTED := -e ".[dev]" sglang==$(SGLANG_NEXT)
+$(READY) $(SGLANG_READY) $(SGLANG_NEXT_READY): pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
-	$(UV) pip install --python $(@D)/bin/python -e ".[$(ENGINE_EXTRA),dev]"
+	$(UV) pip install --python $(@D)/bin/python $(WANTED)
 	@touch $@
 
 $(UV):

@@ -55,6 +55,8 @@ class Engine:
     adapter: Any
     """The package with what must be registered."""
     backend: str
+    version_remark: Callable[[str], str] = lambda version: "tested"
+    """How far a version without a problem is tested."""
 
     @property
     def probe(self) -> str:
@@ -78,6 +80,7 @@ SGLANG = Engine(
     sglang_compat.engine_version_problem,
     sglang_adapter,
     f"attention backend {sglang_adapter.BACKEND_NAME}",
+    sglang_compat.engine_version_remark,
 )
 ENGINES = (VLLM, SGLANG)
 
@@ -105,7 +108,7 @@ def _versions() -> Iterator[Finding]:
         found = _version(engine.distribution) or ""
         problem = engine.version_problem(found)
         level = "ok" if problem is None else "warning" if settings.allow_untested_engine() else "wrong"
-        yield Finding(section, engine.distribution, found, level, problem or "tested")
+        yield Finding(section, engine.distribution, found, level, problem or engine.version_remark(found))
     if not installed():
         advice = f"pip install '{DISTRIBUTION}[vllm]' or '{DISTRIBUTION}[sglang]'"
         yield Finding(section, "vllm or sglang", "not installed", "wrong", advice)

@@ -208,6 +208,13 @@ def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return install
 
 
+def test_a_release_that_is_less_tested_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {"sglang": "0.5.15.post1"}.get)
+    assert found("ok")["sglang"].advice == "tested"
+    monkeypatch.setattr(doctor, "_version", {"sglang": "0.5.23"}.get)
+    assert found("ok")["sglang"].advice.startswith("tested without a GPU only")
+
+
 @pytest.mark.engine
 class TestWithVllm:
     """The same questions to the real vLLM."""

@@ -14,12 +14,14 @@ import pytest
 
 pytest.importorskip("sglang")
 
+from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from sglang.srt.platforms import current_platform
 
 from dsv32_plugin.parsers.protocol import THINK_END
-from dsv32_plugin.sglang_adapter import PARSER_NAME, parsers, registration, rendering, streaming
+from dsv32_plugin.sglang_adapter import PARSER_NAME, compat, parsers, registration, rendering, streaming
 
 pytestmark = pytest.mark.engine
 
@@ -60,11 +62,15 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "_get_reasoning_from_request",
         lambda self, request: rendering.reasoning_around(original, self, request),
     )
-    monkeypatch.setattr(
-        OpenAIServingChat,
-        "_generate_stream_content",
-        lambda self, **step: streaming.generate_around(stream, self, **step),
-    )
+    if not compat.ends_streams():
+        monkeypatch.setattr(
+            OpenAIServingChat,
+            "_generate_stream_content",
+            lambda self, **step: streaming.generate_around(stream, self, **step),
+        )
+    # Where options are published, the endpoint asks them.
+    published = SimpleNamespace(incremental_streaming_output=False, enable_cache_report=False)
+    monkeypatch.setattr(serving_chat, "get_serving", lambda: published, raising=False)
     monkeypatch.setattr(
         FunctionCallParser,
         "get_structure_constraint",
@@ -80,6 +86,7 @@ def make_serving() -> Any:
     serving.tokenizer_manager = SimpleNamespace(tokenizer=None, server_args=server_args)
     serving.template_manager = SimpleNamespace(force_reasoning=False)
     serving.reasoning_parser = serving.tool_call_parser = PARSER_NAME
+    serving._encoding_adapter = None
     return serving
 
 
@@ -93,6 +100,8 @@ def streamed(text: str, cuts: list[int], request: ChatCompletionRequest) -> tupl
 
     async def chunks() -> AsyncIterator[str]:
         serving, state = make_serving(), {name: {} for name in ("offsets", "reasoning", "calls", "has")}
+        taken = inspect.signature(inspect.unwrap(OpenAIServingChat._generate_stream_content)).parameters
+        created = {"created": 0} if "created" in taken else {}
         for end in cuts:
             content = {"text": text[:end], "meta_info": {"id": "1"}}
             async for chunk in serving._generate_stream_content(
@@ -109,6 +118,7 @@ def streamed(text: str, cuts: list[int], request: ChatCompletionRequest) -> tupl
                 prompt_tokens={},
                 reasoning_tokens={},
                 completion_tokens={},
+                **created,
             ):
                 yield chunk
 
@@ -193,9 +203,12 @@ def test_who_thinks(options: dict[str, Any], thinks: bool) -> None:
 
 
 def test_the_page_of_patches_names_every_hook() -> None:
+    """For the release that is installed here."""
     page = (Path(__file__).parent.parent / "docs" / "patches.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    if not current_platform.is_out_of_tree():
+        page = page.partition("Only without a GPU")[0]
+    release = compat.installed_version().partition(".post")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
+    rows = {target.strip("`") for _, target, releases, *_ in cells if releases in ("both", release)}
     wanted = [*registration.hooks(), *registration.draft_hooks()]
-    targets = {hook.target.removeprefix("sglang.srt.") for hook in wanted}
-    assert targets <= rows
-    assert {row for row in rows if row.split(".")[0] in {target.split(".")[0] for target in targets}} == targets
+    assert {hook.target.removeprefix("sglang.") for hook in wanted} == rows

@@ -19,6 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import settings
 from dsv32_plugin.sglang_adapter import cpu, options, pool, warmup
+from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
@@ -126,10 +127,10 @@ def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enable
     args: Any = SimpleNamespace(enable_deterministic_inference=enabled, attention_backend="dsv32")
     seen = []
     with patch.dict(os.environ):
-        options.adjust_for_determinism(lambda args: seen.append(args.attention_backend), args)
+        options.adjust_for_determinism(lambda args: seen.append(in_effect(args).attention_backend), args)
         assert settings.batch_invariant() is (enabled and served)
     assert seen == ["triton" if enabled and served else "dsv32"]
-    assert args.attention_backend == "dsv32"
+    assert in_effect(args).attention_backend == "dsv32"
 
 
 def eagle_step(mode: ForwardMode, lengths: list[int], tokens: int) -> Any:
@@ -208,13 +209,10 @@ def test_a_part_of_another_size_is_refused(packed: Any) -> None:
 
 
 @pytest.mark.parametrize(("chunk", "most"), [(8192, 8192), (-1, 40000), (None, 40000)])
-def test_the_warm_up_reaches_the_longest_prefill(chunk: int | None, most: int) -> None:
-    args: Any = SimpleNamespace(
-        chunked_prefill_size=chunk,
-        max_prefill_tokens=16384,
-        get_model_config=lambda: SimpleNamespace(context_len=40000),
-    )
-    assert warmup.most_tokens(args) == most
+def test_the_warm_up_reaches_the_longest_prefill(monkeypatch: pytest.MonkeyPatch, chunk: int | None, most: int) -> None:
+    monkeypatch.setattr(warmup, "model_config", lambda options: SimpleNamespace(context_len=40000))
+    chosen = SimpleNamespace(chunked_prefill_size=chunk, max_prefill_tokens=16384)
+    assert warmup.most_tokens(chosen) == most
 
 
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)
@@ -225,6 +223,19 @@ def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype
     elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
     reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
     assert needed <= reckoned <= 1.05 * needed
+
+
+def test_a_pool_must_be_ours_and_hold_what_is_selected_from() -> None:
+    """One layer selects, the other shares; SGLang 0.5.23 gives the latter no index keys."""
+    made: Any = object.__new__(pool.DsaTokenToKVPool)
+    made.start_layer = 4
+    made._hold_index_keys([torch.zeros(3, 8), torch.zeros(0, 8)])
+    assert pool.as_dsa_pool(made, [4]) is made
+    with pytest.raises(RuntimeError, match=r"found none in layers \[5\]"):
+        pool.as_dsa_pool(made, [4, 5])
+    made.__class__ = type("Sharded", (pool.DsaTokenToKVPool,), {})
+    with pytest.raises(RuntimeError, match="Sharded; an option chose another kind of cache"):
+        pool.as_dsa_pool(made, [4])
 
 
 def test_the_last_slot_of_a_sequence() -> None:

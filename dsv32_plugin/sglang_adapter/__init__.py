@@ -17,8 +17,8 @@ BACKEND_PATH = "dsv32_plugin.sglang_adapter.backend.DsaBackend"
 CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.cpu.DsaCpuPlatform"
 MODEL_PATH = "dsv32_plugin.sglang_adapter.model:DsaForCausalLM"
 DRAFT_MODEL_PATH = "dsv32_plugin.sglang_adapter.mtp:DsaMtp"
-DRAFT_ARCHITECTURE = "DeepseekV3ForCausalLMNextN"
-"""What SGLang calls the draft model of every DeepSeek, V3 included."""
+DRAFT_ARCHITECTURES = ("DeepseekV3ForCausalLMNextN", "GlmMoeDsaForCausalLMNextN")
+"""What SGLang calls the draft model of every DeepSeek, V3 included; 0.5.23 that of GLM-5 by a name of its own."""
 MODELS = dict.fromkeys(ARCHITECTURES.values(), MODEL_PATH)
 """Architecture in config.json -> the class that serves it."""
 

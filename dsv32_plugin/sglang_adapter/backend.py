@@ -12,9 +12,10 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from dsv32_plugin import dsa, settings
+from dsv32_plugin.attention import DsaAttention
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard, warmup
-from dsv32_plugin.sglang_adapter.options import longest_sequence
+from dsv32_plugin.sglang_adapter.arguments import in_effect, longest_sequence
 from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ class DsaBackend(AttentionBackend):
     def __init__(self, runner: ModelRunner, *, warms_up: bool = True) -> None:
         super().__init__()
         guard.check_model(runner.model, is_draft=runner.is_draft_worker)
-        self.token_to_kv_pool = as_dsa_pool(runner.token_to_kv_pool)
+        attentions = [module for module in runner.model.modules() if isinstance(module, DsaAttention)]
+        selecting = [attention.layer for attention in attentions if attention.indexer is not None]
+        self.token_to_kv_pool = as_dsa_pool(runner.token_to_kv_pool, selecting)
         self.req_to_token_pool = runner.req_to_token_pool
         self.page_size = runner.page_size
-        self.max_context_len = longest_sequence(runner.server_args)
+        options = in_effect(runner.server_args)
+        self.max_context_len = longest_sequence(options)
         self.on_cpu = runner.device == "cpu"
         self.topk = runner.model.dsa_config.index_topk
-        self.drafted = runner.server_args.speculative_num_draft_tokens
+        self.drafted = options.speculative_num_draft_tokens
         """Tokens of a sequence in a step that verifies drafts, the one before the first draft included."""
         self.forward_metadata: DsaBatch | None = None
         if warms_up and not self.on_cpu:

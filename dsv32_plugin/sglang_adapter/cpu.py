@@ -12,7 +12,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, compat
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -50,7 +50,6 @@ class DsaCpuPlatform(SRTPlatform):
         from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
         from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
         from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
-        from sglang.srt.layers.utils.multi_platform import MultiPlatformOp
 
         def experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
             hidden_th = moe_forward_native(
@@ -58,20 +57,37 @@ class DsaCpuPlatform(SRTPlatform):
             )
             return StandardCombineInput(hidden_states=hidden_th)
 
-        MultiPlatformOp.register_oot_forward(UnquantizedFusedMoEMethod, experts, DISPATCH_KEY)
+        UnquantizedFusedMoEMethod.register_oot_forward(UnquantizedFusedMoEMethod, experts, DISPATCH_KEY)
 
     def get_default_attention_backend(self) -> str:
         return BACKEND_NAME
 
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        """0.5.23; None where SGLang's own will do."""
+        return self.get_dsa_kv_pool_cls() if kind == "dsa" else None
+
     def get_dsa_kv_pool_cls(self) -> type:
+        """0.5.15."""
         from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
 
         return DsaTokenToKVPool
 
-    def get_paged_allocator_cls(self) -> type:
+    def get_paged_allocator_cls(self) -> type | None:
+        """SGLang's own is without Triton where the platform is asked."""
+        if compat.asks_the_platform():
+            return None
         from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
 
         return CpuPagedAllocator
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """The guard names what is refused, and why."""
+        return True
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        from dsv32_plugin.sglang_adapter.cpu_speculation import assign_extend_cache_locs_func
+
+        return assign_extend_cache_locs_func
 
     def get_quantization_config(self, quantization: str) -> type | None:
         from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
@@ -94,7 +110,7 @@ class DsaCpuPlatform(SRTPlatform):
         memory = psutil.virtual_memory()
         return float(memory.total - memory.available)
 
-    def is_pin_memory_available(self) -> bool:
+    def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
 
 

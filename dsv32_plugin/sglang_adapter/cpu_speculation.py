@@ -5,6 +5,7 @@ Each function or class stands in for the one of the same name (docs/patches.md).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ class _Kernel:
         return cls.run
 
     @staticmethod
-    def run(*args: Any) -> None:
+    def run(*args: Any, **options: Any) -> None:
         raise NotImplementedError
 
 
@@ -40,6 +41,7 @@ class AssignDraftCacheLocs(_Kernel):
         pool_len: int,
         topk: int,
         steps: int,
+        **of_gpus: Any,
     ) -> None:
         position_bs = seq_lens[:, None] + torch.arange(steps)
         out_cache_loc.copy_(req_to_token[req_pool_indices[:, None], position_bs].flatten())
@@ -90,7 +92,8 @@ def build_tree_kernel_efficient(
     topk: int,
     spec_steps: int,
     num_verify_tokens: int,
-    *args: Any,
+    *of_masks: Any,
+    **more_of_masks: Any,
 ) -> tuple[torch.Tensor | None, ...]:
     """A tree that is a chain, in which each token but the last has one child.
 
@@ -125,11 +128,32 @@ def eagle_sample(
         the chosen tokens [B * N]; how many of each sequence hold [B], the one after its last right draft included;
         their rows [B, N], then -1.
     """
-    drafted = verify_input.draft_token_num
-    logits_tv = logits_output.next_token_logits
-    _penalise(logits_tv, batch.sampling_info, drafted)
+    mask = None
     if vocab_mask is not None:
-        verify_input.grammar.apply_vocab_mask(logits=logits_tv, vocab_mask=vocab_mask)
+        mask = partial(verify_input.grammar.apply_vocab_mask, vocab_mask=vocab_mask)
+    return _verdict(verify_input, batch, logits_output.next_token_logits, mask)
+
+
+def eagle_sample_masked(
+    verify_input: EagleVerifyInput,
+    batch: ScheduleBatch,
+    logits_output: LogitsProcessorOutput,
+    grammar_mask: Any = None,
+    *of_other_algorithms: Any,
+    **of_watermarks: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`eagle_sample` of 0.5.23; the guard lets no watermarks in here."""
+    mask = None if grammar_mask is None else grammar_mask.apply
+    return _verdict(verify_input, batch, logits_output.next_token_logits, mask)
+
+
+def _verdict(
+    verify_input: EagleVerifyInput, batch: ScheduleBatch, logits_tv: torch.Tensor, mask: Callable[..., None] | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    drafted = verify_input.draft_token_num
+    _penalise(logits_tv, batch.sampling_info, drafted)
+    if mask is not None:
+        mask(logits=logits_tv)
     chosen_t = _choose(logits_tv, batch.sampling_info, drafted)
     tokens_bn = verify_input.draft_token.view(-1, drafted)
     right_bd = tokens_bn[:, 1:] == chosen_t.view(-1, drafted)[:, :-1]

@@ -14,32 +14,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dsv32_plugin.sglang_adapter import BACKEND_NAME
+from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config, of_process
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
-
     from dsv32_plugin.config import DsaConfig
 
-EXPERT_PRODUCTS = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_kernels.invoke_fused_moe_kernel"
+EXPERT_PRODUCTS = (
+    "sglang.kernels.ops.moe.fused_moe_triton_kernels.invoke_fused_moe_kernel",
+    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_kernels.invoke_fused_moe_kernel",
+)
+"""Where it is in 0.5.23, and where in 0.5.15."""
 EXPERT_PRODUCT_PARAMETERS = (
     *("A", "B", "bias", "C", "A_scale", "B_scale", "B_zp", "topk_weights", "topk_ids", "sorted_token_ids"),
     *("expert_ids", "num_tokens_post_padded", "mul_routed_weight", "top_k", "config", "compute_type"),
 )
 
 
-def multiply_exactly(server_args: ServerArgs) -> None:
+def multiply_exactly(options: Any) -> None:
     """Make Triton's products float32 in the processes that compute, which inherit the environment."""
-    if server_args.device != "cpu" and server_args.get_model_config().dtype == torch.float32:
+    if options.device != "cpu" and model_config(options).dtype == torch.float32:
         os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 
 def store_exactly(original: Callable[..., None], *args: Any, compute_type: Any, **kwargs: Any) -> None:
     """Goes around the launch of the experts' products, for which SGLang knows bfloat16 and else says float16."""
     import triton.language as tl
-    from sglang.srt.server_args import get_global_server_args
 
     multiplied = args[0]
-    if multiplied.dtype == torch.float32 and BACKEND_NAME in get_global_server_args().get_attention_backends():
+    if multiplied.dtype == torch.float32 and BACKEND_NAME in attention_backends(of_process()):
         compute_type = tl.float32
     original(*args, compute_type=compute_type, **kwargs)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PretrainedConfig
 
+from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
-from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, installed_version
+from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
+from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, declares_options, installed_version
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
     from torch import nn
 
     from dsv32_plugin.sglang_adapter.registration import Hook
@@ -42,52 +43,90 @@ UNSUPPORTED: dict[str, Any] = {
     "speculative_use_rejection_sampling": False,
 }
 """Options that change how attention, caches or experts are laid out, and the one value that the plugin has."""
+UNSUPPORTED_WHERE_DECLARED: dict[str, Any] = {
+    "attn_dp_size": 1,
+    "dwdp_size": 1,
+    "enable_amd_monokernel": False,
+    "enable_cp_decode_attn_tp": False,
+    "enable_cp_tp_group_sharing": False,
+    "enable_dense_mlp_attn_tp": False,
+    "enable_dsa_cache_layer_split": False,
+    "enable_kv_cache_sharding": False,
+    "enable_layernorm_sp": False,
+    "enable_nvidia_megakernel": False,
+    "enable_paged_experts": False,
+    "enable_return_aux_hidden_states": False,
+    "enable_unified_cache_external_linker": False,
+    "enable_waterfill": False,
+    "speculative_draft_kv_cache_dtype": None,
+    "speculative_use_block_verification": False,
+    "startup_weight_load_mode": "serial",
+}
+"""Those that the releases have which declare their options."""
 
 
-def read_config(server_args: ServerArgs) -> DsaConfig:
+def read_config(options: Any) -> DsaConfig:
     """The checkpoint's config as it is stored, with `--json-model-override-args` applied.
 
     Not as Transformers has it, which puts a default of its own where a key is missing.
     """
-    stored, _ = PretrainedConfig.get_config_dict(server_args.model_path, revision=server_args.revision)
-    return DsaConfig.from_hf({**stored, **json.loads(server_args.json_model_override_args)})
+    stored, _ = PretrainedConfig.get_config_dict(options.model_path, revision=options.revision)
+    return DsaConfig.from_hf({**stored, **json.loads(options.json_model_override_args)})
 
 
-def check_options(server_args: ServerArgs) -> None:
+def check_options(options: Any) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
-    model = server_args.get_model_config()
+    _check_chats()
+    model = model_config(options)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
     if getattr(model.hf_config, "tie_word_embeddings", False):
         raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
-    backends = set(server_args.get_attention_backends())
+    backends = attention_backends(options)
     if backends != {BACKEND_NAME}:
         found = ", ".join(sorted(str(backend) for backend in backends))
         raise ValueError(f"--attention-backend: expected {BACKEND_NAME} or nothing, got {found}; {IN_TREE_HINT}")
-    if server_args.kv_cache_dtype not in KV_CACHE_DTYPES:
+    if options.kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ValueError(
-            f"--kv-cache-dtype: expected {', '.join(KV_CACHE_DTYPES)}, got {server_args.kv_cache_dtype}; "
+            f"--kv-cache-dtype: expected {', '.join(KV_CACHE_DTYPES)}, got {options.kv_cache_dtype}; "
             "fp8_e4m3 is the 656-byte layout"
         )
-    if server_args.device == "cpu" and server_args.page_size % PAGE_SIZE_MULTIPLE:
-        raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {server_args.page_size}")
-    if server_args.device != "cpu" and server_args.page_size != PAGE_SIZE:
-        raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {server_args.page_size}")
-    _check_speculation(server_args)
-    for option, off in UNSUPPORTED.items():
-        value = getattr(server_args, option)
+    if options.device == "cpu" and options.page_size % PAGE_SIZE_MULTIPLE:
+        raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {options.page_size}")
+    if options.device != "cpu" and options.page_size != PAGE_SIZE:
+        raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {options.page_size}")
+    _check_speculation(options)
+    if options.enable_deterministic_inference and not settings.batch_invariant():
+        raise RuntimeError(
+            f"--enable-deterministic-inference did not reach the plugin's kernels; set DSV32_BATCH_INVARIANT=1, or "
+            f"{IN_TREE_HINT}"
+        )
+    newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else {}
+    for option, off in {**UNSUPPORTED, **newer}.items():
+        value = getattr(options, option)
         if (value or None) != (off or None):
             raise NotImplementedError(
                 f"--{option.replace('_', '-')}: the plugin supports {off}, got {value}; leave it out, or {IN_TREE_HINT}"
             )
 
 
-def _check_speculation(server_args: ServerArgs) -> None:
-    if server_args.speculative_algorithm is None:
-        return
-    if server_args.speculative_algorithm != "EAGLE":
+def _check_chats() -> None:
+    """Of the releases that have it, the server in Rust renders prompts and parses answers by itself."""
+    from sglang.srt.environ import envs
+
+    rust = getattr(envs, "SGLANG_RUST_SERVER", None)
+    if rust is not None and rust.get():
         raise NotImplementedError(
-            f"--speculative-algorithm: expected EAGLE, got {server_args.speculative_algorithm}; leave it out, or "
+            f"SGLANG_RUST_SERVER: it has none of the plugin's encoding and parsers; leave it out, or {IN_TREE_HINT}"
+        )
+
+
+def _check_speculation(options: Any) -> None:
+    if options.speculative_algorithm is None:
+        return
+    if options.speculative_algorithm != "EAGLE":
+        raise NotImplementedError(
+            f"--speculative-algorithm: expected EAGLE, got {options.speculative_algorithm}; leave it out, or "
             f"{IN_TREE_HINT}"
         )
     from dsv32_plugin.sglang_adapter.registration import draft_hooks
@@ -97,12 +136,14 @@ def _check_speculation(server_args: ServerArgs) -> None:
             f"--speculative-algorithm: sglang {installed_version()} has no place for the hook on {', '.join(missing)}; "
             f"install sglang=={TESTED_VERSION}, or leave the option out"
         )
-    if server_args.speculative_draft_model_path != server_args.model_path:
+    if options.speculative_draft_model_path != options.model_path:
         raise NotImplementedError(
-            f"--speculative-draft-model-path: expected nothing, got {server_args.speculative_draft_model_path}; "
+            f"--speculative-draft-model-path: expected nothing, got {options.speculative_draft_model_path}; "
             "the draft layer is the checkpoint's own"
         )
-    drafts = server_args.speculative_num_steps
+    if options.device == "cpu" and getattr(options, "enable_watermark", False):
+        raise NotImplementedError("--enable-watermark: not with drafts on a CPU; leave it out")
+    drafts = options.speculative_num_steps
     if not 1 <= drafts <= MAX_DRAFTS:
         raise NotImplementedError(f"--speculative-num-steps: expected 1 to {MAX_DRAFTS}, got {drafts}")
 

@@ -12,7 +12,6 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.registry import ModelRegistry
-from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -21,11 +20,10 @@ from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURE, DRAFT_MODEL_PATH, guard, weights
+from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH, arguments, guard, weights
 from dsv32_plugin.sglang_adapter.attention import DsaAttention
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
-from dsv32_plugin.sglang_adapter.options import longest_sequence
 from dsv32_plugin.sglang_adapter.pool import announce_index_keys
 from dsv32_plugin.weights import layer_of
 
@@ -55,7 +53,7 @@ class DsaDecoderLayer(DecoderLayer):
 
 def rope_table_of(config: DsaConfig) -> torch.Tensor:
     """For every position that the server can reach."""
-    max_positions = longest_sequence(get_global_server_args())
+    max_positions = arguments.longest_sequence(arguments.of_process())
     return rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device())
 
 
@@ -95,16 +93,16 @@ class DsaForCausalLM(nn.Module):
         self, config: PretrainedConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         super().__init__()
-        server_args = get_global_server_args()
-        guard.check_options(server_args)
+        options = arguments.of_process()
+        guard.check_options(options)
         guard.check_hooks()
-        dsa_config = guard.read_config(server_args)
+        dsa_config = guard.read_config(options)
         dsa_config.check(SglangLayers(quant_config).tp_size)
         announce_index_keys(torch.get_default_dtype())
-        if server_args.speculative_algorithm is not None:
+        if options.speculative_algorithm is not None:
             guard.check_draft_layer(dsa_config)
             # SGLang has one name for the draft models of all DeepSeeks. The one that this process loads next is ours.
-            ModelRegistry.models[DRAFT_ARCHITECTURE] = pkgutil.resolve_name(DRAFT_MODEL_PATH)
+            ModelRegistry.models.update(dict.fromkeys(DRAFT_ARCHITECTURES, pkgutil.resolve_name(DRAFT_MODEL_PATH)))
         self.config = config
         self.dsa_config = dsa_config
         self.quant_config = quant_config

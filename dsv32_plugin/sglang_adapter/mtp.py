@@ -9,13 +9,12 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.server_args import get_global_server_args
 from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.decoder import DraftInput
-from dsv32_plugin.sglang_adapter import guard, weights
+from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
 from dsv32_plugin.weights import is_of_target
@@ -73,7 +72,7 @@ class DsaMtp(nn.Module):
         self, config: PretrainedConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         super().__init__()
-        self.dsa_config = guard.read_config(get_global_server_args())
+        self.dsa_config = guard.read_config(arguments.of_process())
         self.config = config
         self.quant_config = quant_config
         # By these the pool of the draft model holds one layer, and knows it by its number.

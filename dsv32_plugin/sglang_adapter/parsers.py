@@ -1,7 +1,7 @@
 """`--reasoning-parser dsv32` and `--tool-call-parser dsv32`: SGLang's two parser hooks over one state machine.
 
-SGLang hands the stream to the reasoning detector, and what that returns as normal text to the tool detector. It never
-says that the stream is over: `streaming` does.
+SGLang hands the stream to the reasoning detector, and what that returns as normal text to the tool detector. That the
+stream is over it says by `finish`; 0.5.15 does not, and `streaming` sets `ending`.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class DsaReasoningDetector(BaseReasoningFormatDetector):
         reasoning, self._unsaid = self._unsaid, ""
         return ReasoningResult(reasoning_text=reasoning, normal_text=result.normal_text)
 
+    def finish(self) -> ReasoningResult:
+        """The stream is over: what was held back."""
+        self.ending = True
+        return self.parse_streaming_increment("")
+
     def _parse(self, text: str) -> ReasoningResult:
         events, rest = feed_reasoning(self._parser, text)
         if self.ending and not self._parser.reasoning_ended:
@@ -108,6 +113,11 @@ class DsaToolDetector(BaseFormatDetector):
         if self.ending:
             events += self._parser.finish()
         return _tool_result(events)
+
+    def finish(self, tools: list[Tool]) -> ToolResult:
+        """The stream is over: what was held back."""
+        self.ending = True
+        return self.parse_streaming_increment("", tools)
 
     def supports_structural_tag(self) -> bool:
         """A forced call is constrained to DSML, the format that the model was trained on, and not to bare JSON."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
-from sglang.srt.server_args import get_global_server_args
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.attention import LayerCaches, quantises_index_keys
+from dsv32_plugin.sglang_adapter import arguments, compat
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -35,7 +36,18 @@ class DsaTokenToKVPool(DSATokenToKVPool):
         start_layer: int | None = None,
         end_layer: int | None = None,
         index_buf_size: int | None = None,
+        skip_topk_layers: list[bool] | None = None,
+        index_kpool: int = 1,
+        **of_other_layouts: Any,
     ) -> None:
+        """
+        Args:
+            skip_topk_layers: the layers that share a selection, where SGLang gives them no index keys.
+            index_kpool: tokens that one index key stands for; a feature of other architectures.
+            of_other_layouts: what SGLang needs for these, and for options that the plugin refuses.
+        """
+        if index_kpool != 1:
+            raise NotImplementedError(f"config key index_kpool: expected 1, got {index_kpool}")
         stored_fp8 = dtype == torch.float8_e4m3fn
         MLATokenToKVPool.__init__(
             self,
@@ -52,17 +64,33 @@ class DsaTokenToKVPool(DSATokenToKVPool):
             use_dsa=True,
             override_kv_cache_dim=cache_layout.LATENT_BYTES_FP8 if stored_fp8 else None,
         )
-        self.index_head_dim = index_head_dim
-        model_dtype = get_global_server_args().get_model_config().dtype
+        self.index_head_dim, self.index_page_size = index_head_dim, page_size
+        self.index_kpool, self.kpool_use_compress = 1, False
+        self.skip_topk_layers = skip_topk_layers or [False] * layer_num
+        model_dtype = arguments.model_config(arguments.of_process()).dtype
         width, index_dtype = cache_layout.INDEX_BYTES, torch.uint8
         if not quantises_index_keys(model_dtype):
             width, index_dtype = index_head_dim, model_dtype
         self.index_k_with_scale_buffer_dtype = index_dtype
         pages = ((size if index_buf_size is None else index_buf_size) + page_size + 1) // page_size
-        self.index_k_with_scale_buffer = [
-            torch.zeros((pages, page_size * width), dtype=index_dtype, device=device) for _ in range(layer_num)
-        ]
+        self._hold_index_keys(
+            [
+                torch.zeros((0 if shares else pages, page_size * width), dtype=index_dtype, device=device)
+                for shares in self.skip_topk_layers
+            ]
+        )
         self._finalize_allocation_log(size)
+
+    def _hold_index_keys(self, buffers: list[torch.Tensor]) -> None:
+        """Where SGLang looks for them."""
+        if not compat.wraps_index_keys():
+            self.index_k_with_scale_buffer = buffers
+            return
+        from sglang.srt.mem_cache.index_key_cache import IndexKeyCache
+
+        # Its own constructor makes buffers for fp8 keys only.
+        self.index_key_cache = object.__new__(IndexKeyCache)
+        self.index_key_cache.pool, self.index_key_cache.buffer = self, buffers
 
     def layer_caches(self, layer: int, selects: bool) -> LayerCaches:
         """This layer's caches as the kernels take them, [pages, page size, width]."""
@@ -133,12 +161,15 @@ def _pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
     return (lengths + page_size - 1) // page_size
 
 
-def as_dsa_pool(pool: Any) -> DsaTokenToKVPool:
-    """Raise RuntimeError unless SGLang built our pool."""
-    if not isinstance(pool, DsaTokenToKVPool):
+def as_dsa_pool(pool: Any, selecting: Iterable[int]) -> DsaTokenToKVPool:
+    """Raise RuntimeError unless SGLang built our pool, and no kind of its own out of it, for layers that select."""
+    if type(pool) is not DsaTokenToKVPool:
         found = f"{type(pool).__module__}.{type(pool).__qualname__}"
         raise RuntimeError(
             f"KV pool: expected {DsaTokenToKVPool.__module__}.DsaTokenToKVPool, got {found}; "
             "an option chose another kind of cache, which the plugin does not support"
         )
+    without = [layer for layer in selecting if not len(pool.index_k_with_scale_buffer[layer - pool.start_layer])]
+    if without:
+        raise RuntimeError(f"KV pool: expected index keys in every layer that selects, found none in layers {without}")
     return pool

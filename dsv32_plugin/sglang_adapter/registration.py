@@ -30,6 +30,8 @@ def register() -> None:
     compat.check_engine_version()
     _register_model_and_backend()
     _register_parsers()
+    if compat.declares_options():
+        _register_steps()
     _register_hooks(hooks())
     # Without these, speculative decoding is refused, and all else works.
     with suppress(compat.HookError):
@@ -42,21 +44,16 @@ def hooks() -> list[Hook]:
 
     from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, streaming
 
+    arguments = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
-    everywhere = [
-        Hook(
-            "sglang.srt.server_args.ServerArgs._handle_model_specific_adjustments",
-            options.adjust_for_model,
-            parameters=("self",),
-        ),
-        Hook(
-            "sglang.srt.server_args.ServerArgs._handle_deterministic_inference",
-            options.adjust_for_determinism,
-            parameters=("self",),
-        ),
+    wanted = [
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
-        Hook(float32.EXPERT_PRODUCTS, float32.store_exactly, parameters=float32.EXPERT_PRODUCT_PARAMETERS),
+        Hook(
+            compat.first_of(*float32.EXPERT_PRODUCTS),
+            float32.store_exactly,
+            parameters=float32.EXPERT_PRODUCT_PARAMETERS,
+        ),
         Hook(
             f"{chat}._encode_messages",
             rendering.encode_messages_around,
@@ -68,11 +65,18 @@ def hooks() -> list[Hook]:
             parsers.constraint_around,
             parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
         ),
-        Hook(f"{chat}._generate_stream_content", streaming.generate_around, parameters=("self", "content", "index")),
     ]
-    if not current_platform.is_out_of_tree():
-        return everywhere
-    return [*everywhere, *_cpu_hooks()]
+    if not compat.declares_options():
+        wanted += [
+            Hook(f"{arguments}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),
+            Hook(f"{arguments}._handle_deterministic_inference", options.adjust_for_determinism, parameters=("self",)),
+        ]
+    if not compat.ends_streams():
+        stream = f"{chat}._generate_stream_content"
+        wanted.append(Hook(stream, streaming.generate_around, parameters=("self", "content", "index")))
+    if current_platform.is_out_of_tree() and not compat.asks_the_platform():
+        wanted += _cpu_hooks()
+    return wanted
 
 
 def _cpu_hooks() -> list[Hook]:
@@ -80,12 +84,7 @@ def _cpu_hooks() -> list[Hook]:
 
     return [
         Hook("sglang.srt.utils.common.support_triton", cpu.support_triton_around, parameters=("backend",)),
-        Hook(
-            "sglang.srt.mem_cache.common.get_last_loc",
-            cpu.get_last_loc,
-            replaces=True,
-            parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
-        ),
+        _last_loc_hook(),
         Hook(
             "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.apply_vocab_mask",
             cpu.apply_vocab_mask,
@@ -99,6 +98,17 @@ def _cpu_hooks() -> list[Hook]:
             parameters=("self",),
         ),
     ]
+
+
+def _last_loc_hook() -> Hook:
+    from dsv32_plugin.sglang_adapter import cpu
+
+    return Hook(
+        compat.first_of("sglang.srt.mem_cache.allocation.get_last_loc", "sglang.srt.mem_cache.common.get_last_loc"),
+        cpu.get_last_loc,
+        replaces=True,
+        parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
+    )
 
 
 def draft_hooks() -> list[Hook]:
@@ -123,64 +133,57 @@ def draft_hooks() -> list[Hook]:
 def _cpu_draft_hooks() -> list[Hook]:
     from dsv32_plugin.sglang_adapter import cpu_speculation
 
-    eagle, slots = "sglang.srt.speculative.eagle_utils", "sglang.srt.speculative.triton_ops.cache_locs"
-    return [
-        Hook(f"{slots}.assign_draft_cache_locs_contiguous", cpu_speculation.AssignDraftCacheLocs, replaces=True),
+    eagle, kernels = "sglang.srt.speculative.eagle_utils", "sglang.kernels.ops.speculative"
+    kernels_before, allocation = "sglang.srt.speculative.triton_ops", "sglang.srt.mem_cache.allocation"
+    span = ("req_pool_indices", "req_to_token", "start_offset", "end_offset")
+    tree = ("bonus_tokens", "parent_list", "top_scores_index", "draft_tokens", "seq_lens", "seq_lens_sum")
+    wanted = [
         Hook(
-            "sglang.srt.speculative.triton_ops.eagle.fill_bonus_tokens",
+            compat.first_of(
+                f"{kernels}.cache_locs.assign_draft_cache_locs_contiguous",
+                f"{kernels_before}.cache_locs.assign_draft_cache_locs_contiguous",
+            ),
+            cpu_speculation.AssignDraftCacheLocs,
+            replaces=True,
+        ),
+        Hook(
+            compat.first_of(f"{kernels}.eagle.fill_bonus_tokens", f"{kernels_before}.eagle.fill_bonus_tokens"),
             cpu_speculation.FillBonusTokens,
             replaces=True,
         ),
         Hook(
-            f"{slots}.assign_req_to_token_pool_func",
+            compat.first_of(
+                f"{allocation}.assign_req_to_token_pool_func",
+                f"{kernels_before}.cache_locs.assign_req_to_token_pool_func",
+            ),
             cpu_speculation.assign_req_to_token_pool_func,
             replaces=True,
-            parameters=(
-                "req_pool_indices",
-                "req_to_token",
-                "start_offset",
-                "end_offset",
-                "out_cache_loc",
-                "batch_size",
-            ),
-        ),
-        Hook(
-            f"{slots}.assign_extend_cache_locs_func",
-            cpu_speculation.assign_extend_cache_locs_func,
-            replaces=True,
-            parameters=(
-                "req_pool_indices",
-                "req_to_token",
-                "start_offset",
-                "end_offset",
-                "batch_size",
-                "draft_token_num",
-                "device",
-            ),
+            parameters=(*span, "out_cache_loc", "batch_size"),
         ),
         Hook(
             f"{eagle}.build_tree_kernel_efficient",
             cpu_speculation.build_tree_kernel_efficient,
             replaces=True,
-            parameters=(
-                "bonus_tokens",
-                "parent_list",
-                "top_scores_index",
-                "draft_tokens",
-                "seq_lens",
-                "seq_lens_sum",
-                "topk",
-                "spec_steps",
-                "num_verify_tokens",
-            ),
+            parameters=(*tree, "topk", "spec_steps", "num_verify_tokens"),
         ),
-        Hook(
-            f"{eagle}.eagle_sample",
-            cpu_speculation.eagle_sample,
-            replaces=True,
-            parameters=("verify_input", "batch", "logits_output", "vocab_mask"),
-        ),
+        _verdict_hook(),
     ]
+    if compat.asks_the_platform():
+        # All other batches go without; the platform has the rest.
+        return [*wanted, _last_loc_hook()]
+    extend = f"{kernels_before}.cache_locs.assign_extend_cache_locs_func"
+    parameters = (*span, "batch_size", "draft_token_num", "device")
+    return [*wanted, Hook(extend, cpu_speculation.assign_extend_cache_locs_func, replaces=True, parameters=parameters)]
+
+
+def _verdict_hook() -> Hook:
+    """0.5.23 hands a grammar's mask over with what applies it."""
+    from dsv32_plugin.sglang_adapter import cpu_speculation
+
+    target, given = "sglang.srt.speculative.eagle_utils.eagle_sample", ("verify_input", "batch", "logits_output")
+    if compat.masks_itself():
+        return Hook(target, cpu_speculation.eagle_sample_masked, replaces=True, parameters=(*given, "grammar_mask"))
+    return Hook(target, cpu_speculation.eagle_sample, replaces=True, parameters=(*given, "vocab_mask"))
 
 
 def _register_model_and_backend() -> None:
@@ -205,6 +208,27 @@ def _register_parsers() -> None:
 
     FunctionCallParser.ToolCallParserEnum[PARSER_NAME] = DsaToolDetector
     ReasoningParser.DetectorMap[PARSER_NAME] = DsaReasoningDetector
+
+
+def _register_steps() -> None:
+    """The steps of deciding upon options that SGLang lets a plugin go around."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    from dsv32_plugin.sglang_adapter import options
+
+    for name, code in (
+        ("handle_model_specific_adjustments", options.adjust_for_model),
+        ("handle_deterministic_inference", options.adjust_for_determinism),
+    ):
+        try:
+            register_resolution_hook(name)(_as_step(code))
+        except ValueError as error:
+            raise compat.HookError(compat.hook_problem(f"step {name}", "none of that name")) from error
+
+
+def _as_step(code: Callable[[Callable[[Any], None], Any], None]) -> Callable[[Any, Callable[[Any], None]], None]:
+    """SGLang's hooks are given what they go around first, its steps are given it last."""
+    return lambda server_args, original: code(original, server_args)
 
 
 def _register_hooks(wanted: list[Hook]) -> None:

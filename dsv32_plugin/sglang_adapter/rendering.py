@@ -20,6 +20,7 @@ def encode_messages_around(
     messages: list[dict[str, Any]],
     request: ChatCompletionRequest,
     thinking_mode: Any,
+    **of_other_models: Any,
 ) -> list[int] | None:
     """SGLang's place for encoders of one's own. A chat template, where the checkpoint brings one, is obeyed.
 
@@ -28,14 +29,14 @@ def encode_messages_around(
     manager = serving.tokenizer_manager
     architectures = manager.model_config.hf_config.architectures or [""]
     if architectures[0] != DEEPSEEK_V32 or manager.tokenizer.chat_template:
-        return original(serving, messages, request, thinking_mode)
+        return original(serving, messages, request, thinking_mode, **of_other_models)
     options = {
         **(request.chat_template_kwargs or {}),
         "thinking": thinks(request),
         "tools": _functions(request),
         "continue_final_message": request.continue_final_message,
     }
-    names = (manager.server_args.model_path, manager.server_args.served_model_name)
+    names = (manager.model_path, manager.served_model_name)
     prompt = chat.render(messages, options, chat.variant(*names))
     ids: list[int] = manager.tokenizer.encode(prompt, add_special_tokens=False)
     return ids

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 
 from dsv32_plugin import warmup
 from dsv32_plugin.attention import DsaAttention
 from dsv32_plugin.kernels import ahead
+from dsv32_plugin.sglang_adapter.arguments import in_effect, model_config
 from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
-    from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ def run(runner: ModelRunner, pool: DsaTokenToKVPool, max_len: int, queries: int)
         max_len: tokens of the longest sequence that the server can have.
         queries: the most tokens of a decode, drafted ones included.
     """
-    config = runner.model.dsa_config
+    config, ranks = runner.model.dsa_config, get_parallel().tp_group
     most_decodes = runner.max_running_requests * queries
-    most = max(most_tokens(runner.server_args), most_decodes)
+    most = max(most_tokens(in_effect(runner.server_args)), most_decodes)
     made_up = warmup.MadeUp(max_len, config.index_topk, torch.device(runner.device))
     hidden_th = torch.zeros(most, config.hidden_size, dtype=runner.dtype, device=runner.device)
     slots_tk = torch.empty(most, config.index_topk, dtype=torch.int32, device=runner.device)
@@ -42,16 +43,16 @@ def run(runner: ModelRunner, pool: DsaTokenToKVPool, max_len: int, queries: int)
         lambda: made_up.batches(most, most_decodes, queries),
         hidden_th,
         slots_tk,
-        compiles=runner.tp_group.local_rank == 0,
+        compiles=ranks.local_rank == 0,
     )
-    found.load(runner.tp_group.barrier)
+    found.load(ranks.barrier)
     logger.info("dsv32: %s", found.run(layers, hidden_th, slots_tk))
     ahead.report_late(logger)
 
 
-def most_tokens(server_args: ServerArgs) -> int:
+def most_tokens(options: Any) -> int:
     """That a prefill has at most; without chunks one prompt may have more than `max_prefill_tokens`."""
-    chunk = server_args.chunked_prefill_size or 0
+    chunk = options.chunked_prefill_size or 0
     if chunk > 0:
         return chunk
-    return max(server_args.max_prefill_tokens, server_args.get_model_config().context_len)
+    return max(options.max_prefill_tokens, model_config(options).context_len)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Build
+from sglang.srt import runtime_context
 from sglang.srt.configs.device_config import DeviceConfig
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
@@ -18,7 +19,7 @@ from sglang.srt.distributed.parallel_state import cleanup_dist_env_and_memory
 from sglang.srt.layers.dp_attention import initialize_dp_attention
 from sglang.srt.model_loader import get_model
 from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.srt.server_args import ServerArgs
 
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.sglang_adapter import compat
@@ -59,8 +60,29 @@ BAD_OPTIONS = [
         id="rejection-sampling",
     ),
 ]
-TESTED_VERSIONS = [compat.TESTED_VERSION]
-UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
+if compat.declares_options():
+    BAD_OPTIONS += [
+        pytest.param(
+            {"startup_weight_load_mode": "overlap"},
+            "--startup-weight-load-mode: the plugin supports serial, got overlap",
+            id="overlapped-load",
+        ),
+        pytest.param(
+            {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"},
+            "--enable-return-aux-hidden-states: the plugin supports False",
+            id="aux-hidden-states",
+        ),
+    ]
+TESTED_VERSIONS = [compat.TESTED_VERSION, "0.5.23"]
+UNTESTED_VERSIONS = ["0.5.14", "0.5.16", "0.5.24", "0.6.0", "dev"]
+
+
+def publish(server_args: ServerArgs) -> None:
+    """Make them those of this process, its first rank."""
+    if compat.declares_options():
+        runtime_context.publish(server_args, role="scheduler", ranks=runtime_context.SpawnRanks(world_rank=0))
+    else:
+        runtime_context.get_context().set_server_args(server_args)
 
 
 @contextmanager
@@ -71,14 +93,14 @@ def builder() -> Iterator[Build]:
     def build(model: Path, **options: Any) -> torch.nn.Module:
         nonlocal started
         server_args = ServerArgs(model_path=str(model), **{"dtype": "float32", "context_length": 256, **options})
-        set_global_server_args_for_scheduler(server_args)
+        publish(server_args)
         model_config = ModelConfig.from_server_args(server_args)
         if not started:
             address = f"tcp://127.0.0.1:{free_port()}"
             init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
             initialize_model_parallel()
             started = True
-        initialize_dp_attention(server_args, model_config)
+        initialize_dp_attention(*((server_args,) if compat.declares_options() else (server_args, model_config)))
         load_config = LoadConfig(load_format="auto")
         return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
 

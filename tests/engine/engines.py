@@ -14,7 +14,7 @@ from client import Completion
 
 from dsv32_plugin.serving import Server, SglangServer, VllmServer
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)

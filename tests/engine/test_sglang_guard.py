@@ -11,10 +11,12 @@ import torch
 pytest.importorskip("sglang")
 
 from checkpoints import Build
+from sglang.srt.environ import envs
 from sglang.srt.plugins import hook_registry, load_plugins
 
 import dsv32_plugin.sglang_adapter
-from dsv32_plugin.sglang_adapter import compat, guard, registration
+from dsv32_plugin import settings
+from dsv32_plugin.sglang_adapter import arguments, compat, guard, registration
 
 pytestmark = pytest.mark.engine
 
@@ -31,6 +33,17 @@ def test_another_draft_model_is_refused(build: Build, damageable: Path, tmp_path
 def test_drafts_without_a_draft_layer_are_refused(build: Build, damageable: Path) -> None:
     with pytest.raises(ValueError, match="config key num_nextn_predict_layers: expected 1 for --speculative-algorithm"):
         build(damageable, speculative_algorithm="EAGLE")
+
+
+def test_determinism_reaches_the_kernels_or_the_start_ends(
+    build: Build, damageable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSV32_BATCH_INVARIANT", "0")
+    build(damageable, enable_deterministic_inference=True)
+    assert settings.batch_invariant()
+    monkeypatch.setenv("DSV32_BATCH_INVARIANT", "0")
+    with pytest.raises(RuntimeError, match="--enable-deterministic-inference did not reach the plugin's kernels"):
+        guard.check_options(arguments.of_process())
 
 
 def test_another_model_behind_our_backend_is_refused() -> None:
@@ -60,6 +73,23 @@ def test_a_hook_that_does_not_fit_names_the_versions(target: str, parameters: tu
         compat.check_hook(target, parameters)
     assert f"sglang {compat.installed_version()}" in str(error.value)
     assert f"sglang=={compat.TESTED_VERSION}" in str(error.value)
+
+
+@pytest.mark.skipif(not compat.declares_options(), reason="this release has hooks for it")
+def test_a_step_that_is_gone_names_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.arg_groups import resolution_hooks
+
+    monkeypatch.setattr(resolution_hooks, "_OVERRIDABLE_HOOKS", frozenset())
+    with pytest.raises(compat.HookError, match="expected step handle_model_specific_adjustments to hook into") as error:
+        registration._register_steps()
+    assert f"sglang=={compat.TESTED_VERSION}" in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(envs, "SGLANG_RUST_SERVER"), reason="this release has none")
+def test_the_server_in_rust_is_refused(build: Build, damageable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    with pytest.raises(NotImplementedError, match="SGLANG_RUST_SERVER: it has none of the plugin's encoding"):
+        build(damageable)
 
 
 def test_a_failed_registration_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ START_TIMEOUT_S = 600
 TOPK = 64
 OPTIONS = [
     "--chunked-prefill-size", "512",
+    # Has no effect with drafts.
+    "--enable-mixed-chunk",
     "--max-running-requests", "16",
     "--max-total-tokens", "32768",
     "--skip-server-warmup",
