@@ -50,6 +50,9 @@ def multiply_exactly(device: str, dtype: torch.dtype) -> None:
         float32.multiply_exactly(SimpleNamespace(device=device))
 
 
+@pytest.mark.skipif(
+    not hasattr(DeepseekV32MoE, "route_tokens_to_experts"), reason="a newer Transformers routes in another module"
+)
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("name", SPECS)
 def test_experts_are_those_of_hugging_face(name: str, renormalize: bool) -> None:
