@@ -258,9 +258,12 @@ def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], fo
         entry["failed"] = list(worker.tail)
         print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
     else:
-        # Beside the others' starts only what the plugin says of its own part is worth keeping.
+        # Beside the others' starts only what the plugin says of its own part is worth keeping, and no more than a
+        # start by itself has said.
+        startup = entry.setdefault("startup", {})
         times = {} if args.start_together else found
-        entry.setdefault("startup", {})[worker.state] = times | (worker.own_start or {})
+        if times or not startup.get(worker.state):
+            startup[worker.state] = times | (worker.own_start or {})
     print(f"{worker.run.name}: {found}", flush=True)
     save(record, args.output)
 

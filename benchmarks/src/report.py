@@ -259,11 +259,12 @@ def serve_table(record: Record) -> str:
 def serve_extended(record: Record) -> str:
     """What two depths say about the whole model, apart from what was measured."""
     deeper = [row for row in record["rows"] if "extrapolated" in row]
-    rows = [
-        [row["engine"], row["backend"], row["workload"], row["load"]]
-        + [f"{row['extrapolated'][key]:.1f}" for key in ("ttft_ms", "tpot_ms")]
-        for row in deeper
-    ]
+    rows = []
+    for row in deeper:
+        low, high = row["extrapolated"]["tpot_ms_range"]
+        first, token = (row["extrapolated"][key] for key in ("ttft_ms", "tpot_ms"))
+        names = [row[key] for key in ("engine", "backend", "workload", "load")]
+        rows.append([*names, f"{first:.0f}", f"{token:.1f} ({low:.1f} to {high:.1f})"])
     if not rows:
         return ""
     methods = dict.fromkeys(row["extrapolated"]["method"] for row in deeper)

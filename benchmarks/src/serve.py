@@ -61,8 +61,10 @@ DUMMY = (
 )
 EXTRAPOLATION = (
     "t({full}) = t({b}) + ({full} - {b}) * (t({b}) - t({a})) / ({b} - {a}), from the medians with {a} and {b} layers, "
-    "of requests that were alone, so that nothing queued: each further layer takes as long as those between. It is a "
-    "model of {full} such layers on one GPU, not of a served DeepSeek-V3.2"
+    "of requests that were alone, so that nothing queued: each further layer takes as long as those between. The range "
+    "of the time of a token is what the 10th and 90th percentiles of both allow: with few layers much of it is the "
+    "host's, which differs from request to request. It is a model of {full} such layers on one GPU, not of a served "
+    "DeepSeek-V3.2"
 )
 
 
@@ -196,7 +198,8 @@ class Subject:
             ready_s = self._server.wait_until_ready(
                 self.plan.start_s, lambda s: self._on_state(f"{self.name}: starting, {s:.0f} s")
             )
-            self.about["ready_s"] = round(ready_s, 1)
+            if not self.plan.together:  # then it is ready while another is waited for
+                self.about["ready_s"] = round(ready_s, 1)
             proof = PROOF.search(self._server.log())
             if (proof is not None) != (self.backend == "plugin"):
                 raise serving.ServerError(f"another backend serves than {self.backend}\n{self._server.log_tail()}")
@@ -292,11 +295,14 @@ def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
         if not twins or "ttft_ms" not in row:
             continue
         a, b = min(twins, key=lambda twin: twin["layers"]), row
-        slope = {
-            key: (b[key]["median"] - a[key]["median"]) / (b["layers"] - a["layers"]) for key in ("ttft_ms", "tpot_ms")
-        }
+        steps = (full - b["layers"]) / (b["layers"] - a["layers"])
+
+        def extended(key: str, of_a: str, of_b: str, a: Any = a, b: Any = b, steps: float = steps) -> float:
+            return float(round(b[key][of_b] + steps * (b[key][of_b] - a[key][of_a]), 2))
+
         row["extrapolated"] = {
             "layers": full,
-            **{key: round(b[key]["median"] + (full - b["layers"]) * slope[key], 2) for key in slope},
+            **{key: extended(key, "median", "median") for key in ("ttft_ms", "tpot_ms")},
+            "tpot_ms_range": [extended("tpot_ms", "p90", "p10"), extended("tpot_ms", "p10", "p90")],
             "method": EXTRAPOLATION.format(full=full, a=a["layers"], b=b["layers"]),
         }

@@ -50,8 +50,9 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{name}: {row['error']}"
     first, token = row["ttft_ms"], row["tpot_ms"]
+    ready = f"ready after {row['ready_s']} s, " if "ready_s" in row else ""
     return (
-        f"{name}: {row['completed']} of {row['requests']} answered, ready after {row['ready_s']} s, first token "
+        f"{name}: {row['completed']} of {row['requests']} answered, {ready}first token "
         f"{first['median']:.0f} ms, per token {token['median']:.1f} ms, {row['output_tokens_per_s']:.0f} tokens/s"
     )
 

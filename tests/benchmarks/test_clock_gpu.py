@@ -24,14 +24,14 @@ def test_one_clock_times_again_and_again(clock: GpuClock) -> None:
 
 
 def test_a_cold_cache_is_slower_than_a_warm_one(clock: GpuClock) -> None:
-    x = torch.ones(1 << 22, device="cuda")  # 16 MiB, which fits the L2 cache of every GPU since sm80
+    x = torch.ones(1 << 22, device="cuda")  # 16 MiB, which fits the L2 cache of A100 and later ones of its kind
     out = torch.empty((), device="cuda")
 
     def read() -> None:
         torch.sum(x, dim=0, out=out)
 
     cold, warm = clock.time({"x": read})["x"], clock.time({"x": read}, cold=False)["x"]
-    assert cold.median_us > 1.2 * warm.median_us
+    assert cold.low_us > warm.high_us
 
 
 def test_a_cold_time_is_that_of_the_launch_alone(clock: GpuClock) -> None:

@@ -142,7 +142,8 @@ def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
 def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     def row(layers: int, first: float, token: float) -> dict[str, Any]:
         about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "alone", "layers": layers}
-        return {**about, "ttft_ms": {"median": first}, "tpot_ms": {"median": token}}
+        token_ms = {"median": token, "p10": token - 0.1, "p90": token + 0.2}
+        return {**about, "ttft_ms": {"median": first}, "tpot_ms": token_ms}
 
     queued = [{**row(layers, 20.0 * layers, 4.0), "load": "2/s"} for layers in (2, 3)]
     rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}, *queued]
@@ -150,4 +151,5 @@ def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     assert [i for i, found in enumerate(rows) if "extrapolated" in found] == [1]
     found = rows[1]["extrapolated"]
     assert (found["layers"], found["ttft_ms"], found["tpot_ms"]) == (61, 25 + 58 * 5, 5 + 58 * 1)
+    assert found["tpot_ms_range"] == pytest.approx([4.9 + 58 * (4.9 - 4.2), 5.2 + 58 * (5.2 - 3.9)])
     assert "2 and 3 layers" in found["method"]
