@@ -39,6 +39,7 @@ UNSUPPORTED: dict[str, Any] = {
     "enable_multi_layer_eagle": False,
     "speculative_adaptive": False,
     "speculative_draft_attention_backend": None,
+    "speculative_draft_window_size": None,
     "speculative_token_map": None,
     "speculative_use_rejection_sampling": False,
 }
@@ -59,6 +60,7 @@ UNSUPPORTED_WHERE_DECLARED: dict[str, Any] = {
     "enable_unified_cache_external_linker": False,
     "enable_waterfill": False,
     "speculative_draft_kv_cache_dtype": None,
+    "speculative_draft_sink_size": None,
     "speculative_use_block_verification": False,
     "startup_weight_load_mode": "serial",
 }

@@ -59,6 +59,11 @@ BAD_OPTIONS = [
         "--speculative-use-rejection-sampling: the plugin supports False",
         id="rejection-sampling",
     ),
+    pytest.param(
+        {"speculative_algorithm": "EAGLE", "speculative_draft_window_size": 64},
+        "--speculative-draft-window-size: the plugin supports None, got 64",
+        id="draft-window",
+    ),
 ]
 if compat.declares_options():
     BAD_OPTIONS += [
