@@ -17,8 +17,9 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import cpu, options, pool, warmup
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, compat, cpu, options, pool, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
@@ -223,6 +224,36 @@ def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype
     elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
     reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
     assert needed <= reckoned <= 1.05 * needed
+
+
+@pytest.mark.skipif(compat.reckons_fp8_latents(), reason="SGLang reckons them by itself")
+@pytest.mark.parametrize(
+    ("dtype", "latent_bytes"),
+    [
+        pytest.param(torch.float8_e4m3fn, layout.LATENT_BYTES_FP8, id="fp8"),
+        pytest.param(torch.bfloat16, 2 * layout.LATENT_WIDTH, id="bfloat16"),
+    ],
+)
+def test_sglang_makes_room_for_latents(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, latent_bytes: int) -> None:
+    """By 576 bytes for the latents a server ran out of memory while it made its caches."""
+    from sglang.srt.model_executor import pool_configurator
+
+    sizes = {"kv_lora_rank": layout.LATENT_RANK, "qk_rope_head_dim": layout.ROPE_DIM}
+    hf_config = SimpleNamespace(architectures=["DeepseekV32ForCausalLM"], index_topk=2048, index_head_dim=128)
+    runner = SimpleNamespace(
+        use_mla_backend=True, kv_cache_dtype=dtype, model_config=SimpleNamespace(hf_config=hf_config, **sizes)
+    )
+    monkeypatch.setattr(pool_configurator, "get_attention_tp_size", lambda: 1)
+    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    monkeypatch.setattr(pool_configurator, "DSATokenToKVPool", pool.DsaTokenToKVPool)
+    monkeypatch.setattr(arguments, "of_process", lambda: None)
+    monkeypatch.setattr(arguments, "attention_backends", lambda options: {BACKEND_NAME})
+    configurator_class = pool_configurator.DefaultPoolConfigurator
+    made = object.__new__(configurator_class)
+    reckoned = pool.reckon_latents(configurator_class._compute_cell_size, made, runner, 3)
+    assert reckoned == 3 * (latent_bytes + layout.INDEX_BYTES)
+    monkeypatch.setattr(arguments, "attention_backends", lambda options: {"another"})
+    assert pool.reckon_latents(lambda *given: 5, made, runner, 3) == 5
 
 
 def test_a_pool_must_be_ours_and_hold_what_is_selected_from() -> None:

@@ -91,6 +91,11 @@ def asks_the_platform() -> bool:
     return hasattr(SRTPlatform, "capabilities")
 
 
+def reckons_fp8_latents() -> bool:
+    """Whether SGLang knows how many bytes latents in fp8 take, when it sizes the pool. 0.5.23: yes."""
+    return find_spec("sglang.srt.mem_cache.kv_cache_configurator") is not None
+
+
 def wraps_index_keys() -> bool:
     """Whether a pool holds its index keys in an object of their own. 0.5.23: yes. In 0.5.15 they are a list."""
     return find_spec("sglang.srt.mem_cache.index_key_cache") is not None

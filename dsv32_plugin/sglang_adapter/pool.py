@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.attention import LayerCaches, quantises_index_keys
-from dsv32_plugin.sglang_adapter import arguments, compat
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, compat
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -113,6 +113,18 @@ def announce_index_keys(model_dtype: torch.dtype) -> None:
     """Before SGLang sizes the caches: it reckons with 132 elements a token of the class's type, room for exact keys."""
     if not quantises_index_keys(model_dtype):
         DsaTokenToKVPool.index_k_with_scale_buffer_dtype = model_dtype
+
+
+def reckon_latents(original: Callable[[Any, Any, int], int], configurator: Any, runner: Any, num_layers: int) -> int:
+    """Goes around SGLang's bytes of a token in all layers, by which it fills the memory that is free.
+
+    It takes latents in fp8 for a byte an element; they have scales, too, and their rope part is bfloat16.
+    """
+    token_bytes = original(configurator, runner, num_layers)
+    ours = BACKEND_NAME in arguments.attention_backends(arguments.of_process())
+    if ours and runner.kv_cache_dtype == torch.float8_e4m3fn:
+        token_bytes += num_layers * (cache_layout.LATENT_BYTES_FP8 - cache_layout.LATENT_WIDTH)
+    return token_bytes
 
 
 class CpuPagedAllocator(PagedTokenToKVPoolAllocator):

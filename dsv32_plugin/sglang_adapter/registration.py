@@ -71,6 +71,14 @@ def hooks() -> list[Hook]:
             Hook(f"{arguments}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),
             Hook(f"{arguments}._handle_deterministic_inference", options.adjust_for_determinism, parameters=("self",)),
         ]
+    if not compat.reckons_fp8_latents():
+        wanted.append(
+            Hook(
+                "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
+                pool.reckon_latents,
+                parameters=("self", "mr", "num_layers"),
+            )
+        )
     if not compat.ends_streams():
         stream = f"{chat}._generate_stream_content"
         wanted.append(Hook(stream, streaming.generate_around, parameters=("self", "content", "index")))
