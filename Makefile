@@ -16,6 +16,8 @@ PYTEST_OPTIONS ?=
 
 # Threads that wait do not take a core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
+# An engine's server is three processes of thousands of modules: compiled each time, they take half of its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-sglang-next lint clean

@@ -1,13 +1,72 @@
-"""What the chat tests of both engines say, ask for and read out of an answer."""
+"""What the chat tests say, ask for and read out of an answer, with either engine."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
+
+from dsv32_plugin.serving import Server, SglangServer, VllmServer
+
+
+@dataclass(frozen=True)
+class ChatEngine:
+    """What differs between the engines for a client that chats."""
+
+    server: type[Server]
+    options: tuple[str, ...]
+    """In float32, for contexts of 4096 tokens."""
+    grammar: Callable[[str], dict[str, Any]]
+    """The part of a request that makes the model keep to a grammar."""
+    grammar_takes_reasoning: bool
+    """Otherwise it begins after the reasoning."""
+    reasoning: str
+    """The reasoning's name in a message, and in a piece of one."""
+    bad_prompts: dict[str, dict[str, Any]]
+    """Requests without a chat that are refused."""
+    raw: str
+    """The path that these go to."""
+
+
+TOO_LONG = [5] * 4097
+CHAT_ENGINES = {
+    "vllm": ChatEngine(
+        server=VllmServer,
+        options=(
+            *("--dtype", "float32"),
+            *("--max-model-len", "4096"),
+            *("--kv-cache-memory-bytes", str(1 << 28)),
+            "--enable-auto-tool-choice",
+            # Its default lets the first request choose a backend that then refuses another request's kind of grammar.
+            *("--structured-outputs-config.backend", "xgrammar"),
+            *("--structured-outputs-config.enable_in_reasoning", "true"),
+        ),
+        grammar=lambda grammar: {"structured_outputs": {"grammar": grammar}},
+        grammar_takes_reasoning=True,
+        reasoning="reasoning",
+        bad_prompts={
+            "no-prompt": {"prompt": []},
+            "empty-prompt": {"prompt": ""},
+            "unknown-token": {"prompt": [999_999_999]},
+            "longer-than-the-context": {"prompt": TOO_LONG},
+        },
+        raw="/v1/completions",
+    ),
+    "sglang": ChatEngine(
+        server=SglangServer,
+        options=("--dtype", "float32", "--context-length", "4096", "--skip-server-warmup", "--sleep-on-idle"),
+        grammar=lambda grammar: {"ebnf": grammar},
+        grammar_takes_reasoning=False,
+        reasoning="reasoning_content",
+        bad_prompts={"no-prompt": {"input_ids": []}, "longer-than-the-context": {"input_ids": TOO_LONG}},
+        raw="/generate",
+    ),
+}
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -75,30 +134,43 @@ def dsml(*calls: tuple[str, int]) -> str:
     return f"\n\n<｜DSML｜function_calls>\n{invokes}</｜DSML｜function_calls>"
 
 
-def arguments(call: Any) -> dict[str, Any]:
-    return json.loads(call.function.arguments)
+@dataclass
+class Heard:
+    """What an answer says, however it came."""
+
+    reasoning: str = ""
+    content: str = ""
+    names: list[str] = field(default_factory=list)
+    pieces: list[list[str]] = field(default_factory=list)
+    """Of each call, its arguments as they came."""
+    finish: str | None = None
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The arguments of each call."""
+        return [json.loads("".join(pieces)) for pieces in self.pieces]
+
+    def add(self, message: Any, reasoning: str) -> None:
+        """A message, or a piece of one whose calls have an index."""
+        self.reasoning += getattr(message, reasoning, None) or ""
+        self.content += message.content or ""
+        for number, call in enumerate(message.tool_calls or []):
+            index = getattr(call, "index", number)
+            if index == len(self.pieces):
+                self.names.append(call.function.name)
+                self.pieces.append([])
+            if call.function.arguments:
+                self.pieces[index].append(call.function.arguments)
 
 
-def content_of(answer: Any, stream: bool) -> str:
-    """The content of an answer that calls nothing."""
-    if stream:
-        return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
-    assert not answer.choices[0].message.tool_calls
-    return answer.choices[0].message.content
-
-
-def first_call(stream: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the first call of a stream."""
-    deltas = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
-    name = next(delta.function.name for delta in deltas if delta.function.name)
-    return name, json.loads("".join(delta.function.arguments or "" for delta in deltas if delta.index == 0))
-
-
-def assert_bounded_call(name: str, made: dict[str, Any]) -> None:
-    """A call of BOUNDED_WEATHER that keeps to its schema."""
-    assert name == "get_weather"
-    assert made["city"] in ("Hangzhou", "Paris")
-    assert isinstance(made["days"], int)
+def hear(answer: Any, engine: ChatEngine, stream: bool) -> Heard:
+    """Of an answer's only choice."""
+    heard = Heard()
+    chunks: Iterable[Any] = answer if stream else [answer]
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        heard.add(choice.delta if stream else choice.message, engine.reasoning)
+        heard.finish = choice.finish_reason or heard.finish
+    return heard
 
 
 def tokens_of(url: str, **body: Any) -> list[int]:
@@ -108,8 +180,9 @@ def tokens_of(url: str, **body: Any) -> list[int]:
     return response.json()["tokens"]
 
 
-def refused(url: str, messages: list[Any]) -> dict[str, Any]:
-    """The body of the refusal of a chat."""
+def refused(url: str, messages: list[Any]) -> str:
+    """Why a chat is refused."""
     response = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": messages}, timeout=60)
     assert response.status_code == httpx.codes.BAD_REQUEST
-    return response.json()
+    body = response.json()
+    return body.get("error", body)["message"]

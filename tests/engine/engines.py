@@ -73,6 +73,8 @@ SGLANG = Engine(
         "--enable-mixed-chunk",
         *("--max-running-requests", "16"),
         "--skip-server-warmup",
+        # An idle server takes no core from the tests that follow.
+        "--sleep-on-idle",
     ),
     complete=client.generate,
     prompt_logprobs=client.input_logprobs,

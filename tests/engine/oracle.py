@@ -22,8 +22,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from client import random_prompt
 from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from dsv32_plugin.block_fp8 import dequantised
 
@@ -38,13 +40,22 @@ class Fault(Enum):
     NO_RELU = "index scores without their ReLU"
 
 
+TIE = 1e-6
+"""A margin that the order of summation can turn around in float32 is less than this."""
+FEW_SEEDS = range(1, 20)
+
+
 @dataclass(frozen=True)
 class Greedy:
     """One greedy continuation: each token, its log-probability, and how far the second best was behind."""
 
+    prompt: list[int]
     tokens: list[int]
     logprobs: list[float]
     gaps: list[float]
+    margin: float
+    """How far the last key that was selected was ahead of the next one, at the least, in standard deviations of the
+    index scores."""
 
 
 def hf_greedy(
@@ -54,6 +65,20 @@ def hf_greedy(
     model = load(str(Path(model_dir).resolve()))
     with _faulty(model, fault):
         return [_greedy(model, list(prompt), steps) for prompt in prompts]
+
+
+def clear_cut(model_dir: str | Path, lengths: Sequence[int], steps: int) -> list[Greedy]:
+    """Continuations of random prompts of these lengths in which no selection is a tie but for rounding.
+
+    One prompt in some dozens has one. What is selected then depends on the order of summation, in Hugging Face as in
+    the engine, and with it on the processor.
+    """
+
+    def first(length: int) -> Greedy:
+        answers = (hf_greedy(model_dir, [random_prompt(length, seed)], steps)[0] for seed in FEW_SEEDS)
+        return next(answer for answer in answers if answer.margin > TIE)
+
+    return [first(length) for length in lengths]
 
 
 def assert_same_tokens(found: Sequence[int], truth: Greedy, *, tie: float) -> None:
@@ -117,15 +142,36 @@ def _greedy(model: Any, prompt: list[int], steps: int) -> Greedy:
     tokens: list[int] = []
     logprobs: list[float] = []
     gaps: list[float] = []
-    cache, fresh = None, prompt
+    cache, fresh, selections = None, prompt, _Selections(model.config.index_topk)
     for _ in range(steps):
-        output = model(torch.tensor([fresh]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with selections:
+            output = model(torch.tensor([fresh]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         (best, second), (token, _) = (x.tolist() for x in output.logits[0, -1].log_softmax(-1).topk(2))
         tokens.append(token)
         logprobs.append(best)
         gaps.append(best - second)
         cache, fresh = output.past_key_values, [token]
-    return Greedy(tokens, logprobs, gaps)
+    return Greedy(prompt, tokens, logprobs, gaps, selections.margin)
+
+
+class _Selections(TorchFunctionMode):
+    """Measures how clear they are."""
+
+    def __init__(self, topk: int) -> None:
+        super().__init__()
+        self.topk, self.margin = topk, float("inf")
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.topk and args[1] == self.topk < args[0].shape[-1]:
+            self._measure(args[0])
+        return function(*args, **kwargs or {})
+
+    def _measure(self, scores: torch.Tensor) -> None:
+        best = scores.topk(self.topk + 1).values
+        visible = scores > torch.finfo(scores.dtype).min
+        gaps = (best[..., -2] - best[..., -1])[visible.sum(-1) > self.topk]
+        if len(gaps):
+            self.margin = min(self.margin, float(gaps.min() / scores[visible].std()))
 
 
 @lru_cache(maxsize=4)

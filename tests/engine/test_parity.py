@@ -11,7 +11,7 @@ import pytest
 import torch
 from client import Completion, random_prompt
 from engines import installed
-from oracle import Fault, Greedy, hf_greedy, hf_logprobs
+from oracle import Fault, Greedy, clear_cut, hf_greedy, hf_logprobs
 from rounding import mean_error
 
 from dsv32_plugin.tiny import TinySpec
@@ -21,17 +21,22 @@ pytestmark = pytest.mark.engine
 
 STEPS = 32
 LENGTHS = (1, 2, 17, 63, 64, 65, 130, 257, 400, 600)
-# One prompt in some dozens has a 64th and a 65th score that differ by less than float32 rounding. Which of the two is
-# selected then depends on the order of summation, in Hugging Face as here. These prompts have none.
-PROMPTS = [random_prompt(length, seed=1) for length in LENGTHS]
 LOGPROB_TOLERANCE = 1e-3
 Checkpoints = Callable[[TinySpec], Path]
 
 
-def assert_same(answers: Sequence[Completion], expected: Sequence[Greedy]) -> None:
-    for length, answer, truth in zip(LENGTHS, answers, expected, strict=True):
-        assert answer.tokens == truth.tokens, f"prompt of {length} tokens"
-        assert answer.logprobs == pytest.approx(truth.logprobs, abs=LOGPROB_TOLERANCE), f"prompt of {length} tokens"
+def ask_together(url: str, truths: Sequence[Greedy]) -> None:
+    """The server continues all of their prompts at once as they do."""
+    prompts = [truth.prompt for truth in truths]
+    for answer, truth in zip(client.complete_together(url, prompts, STEPS, ENGINE.complete), truths, strict=True):
+        assert_same(answer, truth)
+
+
+def assert_same(answer: Completion, truth: Greedy) -> None:
+    assert answer.tokens == truth.tokens, f"prompt of {len(truth.prompt)} tokens"
+    assert answer.logprobs == pytest.approx(truth.logprobs, abs=LOGPROB_TOLERANCE), (
+        f"prompt of {len(truth.prompt)} tokens"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,8 @@ def v32(checkpoint: Checkpoints) -> Path:
 
 
 @pytest.fixture(scope="module")
-def v32_answers(v32: Path) -> list[Greedy]:
-    return hf_greedy(v32, PROMPTS, STEPS)
+def v32_truths(v32: Path) -> list[Greedy]:
+    return clear_cut(v32, LENGTHS, STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +55,15 @@ def v32_url(v32: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         yield url
 
 
-def test_concurrent_chunked_and_mixed_batches(v32_url: str, v32_answers: list[Greedy]) -> None:
-    assert_same(client.complete_together(v32_url, PROMPTS, STEPS, ENGINE.complete), v32_answers)
+def test_concurrent_chunked_and_mixed_batches(v32_url: str, v32_truths: list[Greedy]) -> None:
+    ask_together(v32_url, v32_truths)
 
 
-def test_prefix_cache_hit(v32_url: str, v32_answers: list[Greedy]) -> None:
-    ENGINE.complete(v32_url, PROMPTS[-1], 1)
-    answer = ENGINE.complete(v32_url, PROMPTS[-1], STEPS)
+def test_prefix_cache_hit(v32_url: str, v32_truths: list[Greedy]) -> None:
+    ENGINE.complete(v32_url, v32_truths[-1].prompt, 1)
+    answer = ENGINE.complete(v32_url, v32_truths[-1].prompt, STEPS)
     assert answer.cached_tokens == 576, "nine whole pages of 600 tokens"
-    assert answer.tokens == v32_answers[-1].tokens
-    assert answer.logprobs == pytest.approx(v32_answers[-1].logprobs, abs=LOGPROB_TOLERANCE)
+    assert_same(answer, v32_truths[-1])
 
 
 def test_preemption_and_recomputation(v32_url: str, v32: Path) -> None:
@@ -74,21 +78,22 @@ def test_preemption_and_recomputation(v32_url: str, v32: Path) -> None:
         assert answer.tokens == truth.tokens
 
 
-def test_an_answer_does_not_depend_on_its_company(v32_url: str, v32_answers: list[Greedy]) -> None:
-    assert ENGINE.complete(v32_url, PROMPTS[5], STEPS).tokens == v32_answers[5].tokens
+def test_an_answer_does_not_depend_on_its_company(v32_url: str, v32_truths: list[Greedy]) -> None:
+    assert ENGINE.complete(v32_url, v32_truths[5].prompt, STEPS).tokens == v32_truths[5].tokens
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_parity_would_notice(v32: Path, v32_answers: list[Greedy], fault: Fault) -> None:
-    wrong = hf_greedy(v32, PROMPTS[-2:], STEPS, fault=fault)
-    assert all(bad.tokens != truth.tokens for bad, truth in zip(wrong, v32_answers[-2:], strict=True))
+def test_parity_would_notice(v32: Path, v32_truths: list[Greedy], fault: Fault) -> None:
+    long = v32_truths[-2:]
+    wrong = hf_greedy(v32, [truth.prompt for truth in long], STEPS, fault=fault)
+    assert all(bad.tokens != truth.tokens for bad, truth in zip(wrong, long, strict=True))
 
 
 def test_tensor_parallel_2_and_block_fp8_weights(checkpoint: Checkpoints, tmp_path: Path) -> None:
     model = checkpoint(TinySpec(fp8=True))
+    truths = clear_cut(model, LENGTHS, STEPS)
     with ENGINE.serve(model, tmp_path / "server.log", *ENGINE.two_ranks) as url:
-        answers = client.complete_together(url, PROMPTS, STEPS, ENGINE.complete)
-    assert_same(answers, hf_greedy(model, PROMPTS, STEPS))
+        ask_together(url, truths)
 
 
 def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:
@@ -103,10 +108,9 @@ def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:
 
 def test_glm_with_shared_selections(checkpoint: Checkpoints, tmp_path: Path) -> None:
     model = checkpoint(replace(TinySpec.glm_defaults(), index_topk_freq=2))
+    truths = clear_cut(model, LENGTHS, STEPS)
     with ENGINE.serve(model, tmp_path / "server.log") as url:
-        answers = client.complete_together(url, PROMPTS, STEPS, ENGINE.complete)
-        repeated = ENGINE.complete(url, PROMPTS[-1], STEPS)
-    expected = hf_greedy(model, PROMPTS, STEPS)
-    assert_same(answers, expected)
+        ask_together(url, truths)
+        repeated = ENGINE.complete(url, truths[-1].prompt, STEPS)
     assert repeated.cached_tokens > 0
-    assert repeated.tokens == expected[-1].tokens
+    assert repeated.tokens == truths[-1].tokens

@@ -1,0 +1,197 @@
+"""Chats with the real server of the installed engine: our prompt, our parsers, through the openai client.
+
+The model is random, so what it says is forced with grammars; what the server makes of it is ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from chats import (
+    BAD_MESSAGES,
+    BOUNDED_WEATHER,
+    CHAT_ENGINES,
+    CITY,
+    CONVERSATION,
+    USER,
+    WEATHER,
+    Heard,
+    dsml,
+    exactly,
+    hear,
+    refused,
+    tokens_of,
+)
+from engines import START_TIMEOUT_S, VLLM, installed
+from goldens import read_golden
+
+from dsv32_plugin.parsers import encode_messages
+from dsv32_plugin.tiny import TinySpec
+
+ENGINE = CHAT_ENGINES[installed().name]
+OPTIONS = (*ENGINE.options, "--served-model-name", "tiny", "--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32")
+THINK_END_ID = 128799
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+pytestmark = pytest.mark.engine
+whole_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+only_vllm = pytest.mark.skipif(installed() is not VLLM, reason="vLLM has this alone")
+
+
+@pytest.fixture(scope="module")
+def url(checkpoint: Callable[[TinySpec], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log_path = tmp_path_factory.mktemp("chat") / "server.log"
+    with ENGINE.server(checkpoint(TinySpec()), OPTIONS, log_path=log_path) as server:
+        server.wait_until_ready(START_TIMEOUT_S)
+        yield server.url
+        server.check_running()
+
+
+@pytest.fixture(scope="module")
+def chat(url: str) -> Callable[..., Heard]:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300)
+
+    def create(says: str | None = None, *, thinking: bool = False, stream: bool = False, **options: Any) -> Heard:
+        extra: dict[str, Any] = {"chat_template_kwargs": {"thinking": thinking}}
+        if says is not None:
+            extra |= ENGINE.grammar(exactly(says))
+        body = {"model": "tiny", "messages": USER, "temperature": 0, "max_tokens": 400, "extra_body": extra, **options}
+        return hear(client.chat.completions.create(stream=stream, **body), ENGINE, stream)
+
+    return create
+
+
+def test_a_streamed_call_arrives_in_pieces(chat: Callable[..., Heard]) -> None:
+    heard = chat(dsml((CITY, 3)), tools=[WEATHER], stream=True)
+    assert heard.names == ["get_weather"]
+    assert heard.calls == [{"city": CITY, "days": 3}]
+    assert not heard.content
+    assert len(heard.pieces[0]) > 8, "the city alone is more than eight tokens: they are passed on as they come"
+    assert heard.finish == "tool_calls"
+
+
+@whole_and_streamed
+def test_content_and_two_parallel_calls(chat: Callable[..., Heard], stream: bool) -> None:
+    heard = chat("I ask." + dsml(("Hangzhou", 1), ("Paris", 2)), tools=[WEATHER], stream=stream)
+    assert heard.content == "I ask."
+    assert heard.calls == [{"city": "Hangzhou", "days": 1}, {"city": "Paris", "days": 2}]
+    assert heard.finish == "tool_calls"
+
+
+@whole_and_streamed
+def test_unfinished_reasoning_is_all_reasoning(chat: Callable[..., Heard], stream: bool) -> None:
+    heard = chat(thinking=True, max_tokens=8, stream=stream)
+    assert len(heard.reasoning) >= 8
+    assert not heard.content
+
+
+@whole_and_streamed
+def test_a_call_after_the_reasoning(chat: Callable[..., Heard], stream: bool) -> None:
+    text = "I ask." + dsml(("Paris", 2))
+    if ENGINE.grammar_takes_reasoning:
+        thoughts = "I look <b>up</b> the lake."
+        heard = chat(f"{thoughts}</think>{text}", thinking=True, tools=[WEATHER], stream=stream)
+    else:
+        thoughts = ""
+        heard = chat(text, thinking=True, tools=[WEATHER], logit_bias={str(THINK_END_ID): 100}, stream=stream)
+    assert heard.reasoning == thoughts
+    assert heard.content == "I ask."
+    assert heard.calls == [{"city": "Paris", "days": 2}]
+
+
+@whole_and_streamed
+def test_what_looks_like_markup_at_the_end_is_not_lost(chat: Callable[..., Heard], stream: bool) -> None:
+    text = "Compare a <"
+    heard = chat(text, tools=[WEATHER], stream=stream)
+    assert heard.content == text
+    assert heard.finish == "stop"
+
+
+@whole_and_streamed
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_a_forced_call_is_made_in_dsml(chat: Callable[..., Heard], choice: Any, stream: bool) -> None:
+    heard = chat(tools=[BOUNDED_WEATHER], tool_choice=choice, stream=stream, parallel_tool_calls=False)
+    assert heard.names == ["get_weather"]
+    (made,) = heard.calls
+    assert made["city"] in ("Hangzhou", "Paris")
+    assert isinstance(made["days"], int)
+
+
+@whole_and_streamed
+def test_tool_choice_none_keeps_the_markup_as_content(chat: Callable[..., Heard], stream: bool) -> None:
+    text = "See:" + dsml(("Paris", 1))
+    heard = chat(text, tools=[WEATHER], tool_choice="none", stream=stream)
+    assert heard.content == text
+    assert not heard.calls
+
+
+@pytest.mark.parametrize("thinking", [True, False], ids=["thinking", "chat"])
+def test_the_prompt_of_a_conversation_with_results_is_official(url: str, thinking: bool) -> None:
+    official = encode_messages(CONVERSATION, tools=[WEATHER], thinking_mode="thinking" if thinking else "chat")
+    assert official.index("<result>sun") < official.index("<result>rain")
+    kwargs = {"thinking": thinking}
+    served = tokens_of(url, messages=CONVERSATION, tools=[WEATHER], chat_template_kwargs=kwargs)
+    assert served == tokens_of(url, prompt=official, add_special_tokens=False)
+
+
+def test_the_official_case(url: str) -> None:
+    messages, tools, official = read_golden("")
+    served = tokens_of(url, messages=messages, tools=tools, chat_template_kwargs={"enable_thinking": True})
+    assert served == tokens_of(url, prompt=official, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(("messages", "says"), BAD_MESSAGES)
+def test_bad_messages_are_a_400_with_our_reason(url: str, messages: list[Any], says: str) -> None:
+    message = refused(url, messages)
+    # SGLang 0.5.23 looks at the kinds of content itself, and first.
+    assert says in message or "unsupported content type 'image_url'" in message
+
+
+@pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in ENGINE.bad_prompts.items()])
+def test_a_bad_prompt_is_a_400_and_the_server_goes_on(url: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{url}{ENGINE.raw}", json={"model": "tiny", **body}, timeout=60)
+    assert response.status_code == httpx.codes.BAD_REQUEST
+    assert httpx.get(f"{url}/health", timeout=60).status_code == httpx.codes.OK
+
+
+@only_vllm
+def test_the_responses_endpoint_returns_the_call(url: str) -> None:
+    body = {
+        "model": "tiny",
+        "input": "Weather?",
+        "tools": [{"type": "function", **WEATHER["function"]}],
+        "max_output_tokens": 400,
+        "temperature": 0,
+        **ENGINE.grammar(exactly(dsml(("Paris", 2)))),
+    }
+    response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    calls = [item for item in response.json()["output"] if item["type"] == "function_call"]
+    assert [(call["name"], json.loads(call["arguments"])) for call in calls] == [
+        ("get_weather", {"city": "Paris", "days": 2})
+    ]
+
+
+@only_vllm
+def test_the_anthropic_endpoint_forces_the_call(url: str) -> None:
+    function = BOUNDED_WEATHER["function"]
+    tool = {key: function[key] for key in ("name", "description")} | {"input_schema": function["parameters"]}
+    body = {
+        "model": "tiny",
+        "messages": USER,
+        "max_tokens": 400,
+        "temperature": 0,
+        "tools": [tool],
+        "tool_choice": {"type": "tool", "name": "get_weather"},
+    }
+    response = httpx.post(f"{url}/v1/messages", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    call = next(block for block in response.json()["content"] if block["type"] == "tool_use")
+    assert call["name"] == "get_weather"
+    assert call["input"]["city"] in ("Hangzhou", "Paris")
