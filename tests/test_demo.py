@@ -166,6 +166,8 @@ def test_an_interrupted_demo_leaves_nothing_behind(
         env={**os.environ, "FAKE_VLLM": mode},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A shell's background jobs, these tests for one, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
