@@ -54,6 +54,11 @@ def model_config(options: Any) -> Any:
     return model_config_of(options)
 
 
+def architecture(model_config: Any) -> str:
+    """Of the checkpoint; empty where it names none."""
+    return str((model_config.hf_config.architectures or [""])[0])
+
+
 def attention_backends(options: Any) -> set[str | None]:
     """Of prefills and of decodes; None where nothing has been chosen yet."""
     from sglang.srt.arg_groups.overrides import attention_backends_of

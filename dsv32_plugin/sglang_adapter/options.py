@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32
-from dsv32_plugin.sglang_adapter.arguments import attention_backends, decide, in_effect, model_config
+from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 def serves(options: Any) -> bool:
     """Whether the checkpoint is one of ours."""
-    architectures = model_config(options).hf_config.architectures or [""]
-    return architectures[0] in MODELS
+    return architecture(model_config(options)) in MODELS
 
 
 def adjust_for_model(original: Callable[[ServerArgs], None], server_args: ServerArgs) -> None:

@@ -42,7 +42,7 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, streaming
+    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, prompts, rendering, streaming
 
     arguments = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
@@ -53,6 +53,11 @@ def hooks() -> list[Hook]:
             compat.first_of(*float32.EXPERT_PRODUCTS),
             float32.store_exactly,
             parameters=float32.EXPERT_PRODUCT_PARAMETERS,
+        ),
+        Hook(
+            "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+            prompts.validate_around,
+            parameters=("self", "obj", "input_ids"),
         ),
         Hook(
             f"{chat}._encode_messages",

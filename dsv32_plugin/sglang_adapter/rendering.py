@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import chat
 from dsv32_plugin.config import DEEPSEEK_V32
-from dsv32_plugin.sglang_adapter import PARSER_NAME
+from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
@@ -27,8 +27,7 @@ def encode_messages_around(
     V3.2 ships no template. V3.2-Exp ships the older V3.1 template, which is the format it was trained on.
     """
     manager = serving.tokenizer_manager
-    architectures = manager.model_config.hf_config.architectures or [""]
-    if architectures[0] != DEEPSEEK_V32 or manager.tokenizer.chat_template:
+    if arguments.architecture(manager.model_config) != DEEPSEEK_V32 or manager.tokenizer.chat_template:
         return original(serving, messages, request, thinking_mode, **of_other_models)
     options = {
         **(request.chat_template_kwargs or {}),

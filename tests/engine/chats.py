@@ -52,7 +52,8 @@ CHAT_ENGINES = {
         bad_prompts={
             "no-prompt": {"prompt": []},
             "empty-prompt": {"prompt": ""},
-            "unknown-token": {"prompt": [999_999_999]},
+            "unknown-token": {"prompt": [5, 999_999_999]},
+            "negative-token": {"prompt": [5, -1]},
             "longer-than-the-context": {"prompt": TOO_LONG},
         },
         raw="/v1/completions",
@@ -63,7 +64,13 @@ CHAT_ENGINES = {
         grammar=lambda grammar: {"ebnf": grammar},
         grammar_takes_reasoning=False,
         reasoning="reasoning_content",
-        bad_prompts={"no-prompt": {"input_ids": []}, "longer-than-the-context": {"input_ids": TOO_LONG}},
+        bad_prompts={
+            "no-prompt": {"input_ids": []},
+            "unknown-token": {"input_ids": [5, 999_999_999]},
+            "negative-token": {"input_ids": [5, -1]},
+            "one-of-two": {"input_ids": [[5, 6], [5, 129280]]},
+            "longer-than-the-context": {"input_ids": TOO_LONG},
+        },
         raw="/generate",
     ),
 }
