@@ -42,7 +42,7 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, prompts, rendering, streaming
+    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, requests, streaming
 
     arguments = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
@@ -56,7 +56,7 @@ def hooks() -> list[Hook]:
         ),
         Hook(
             "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
-            prompts.validate_around,
+            requests.validate_around,
             parameters=("self", "obj", "input_ids"),
         ),
         Hook(

@@ -7,7 +7,7 @@ parameter belongs to its value.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .messages import read_tools
+from .messages import EncodingError, read_tools
 from .protocol import CALLS_END, CALLS_START, INVOKE_END, PARAMETER_END, invoke_start, parameter_start
 from .schema import Tools
 
@@ -48,23 +48,35 @@ def _calls(tools: Sequence[Mapping[str, Any]], parallel: bool) -> Format:
 
 
 def _invoke(function: Mapping[str, Any], types: Tools) -> Format:
-    name, schema = function["name"], function.get("parameters") or {}
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    name = function["name"]
+    schema = _member(function, "parameters", Mapping, {}, name)
+    properties = _member(schema, "properties", Mapping, {}, name)
+    required = _member(schema, "required", Sequence, (), name)
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     elements = []
     for parameter, declared in properties.items():
         value_schema = dict(declared) if isinstance(declared, Mapping) else {}
-        argument = _parameter(parameter, {**value_schema, **definitions}, types.types(name, parameter))
+        argument = _parameter(parameter, {**value_schema, **definitions}, types.types(name, parameter), name)
         elements.append(argument if parameter in required else {"type": "optional", "content": argument})
     # Without parameters an empty line stays.
     return _tag(f"{invoke_start(name)}\n", {"type": "sequence", "elements": elements or [_text("\n")]}, INVOKE_END)
 
 
-def _parameter(name: str, schema: Mapping[str, Any], types: frozenset[str] | None) -> Format:
+def _member(schema: Mapping[str, Any], key: str, kind: type[Any], absent: Any, function: str) -> Any:
+    """Raises EncodingError where a part of the schema that the grammar is made of is no such thing."""
+    value = absent if schema.get(key) is None else schema[key]
+    if not isinstance(value, kind) or isinstance(value, str):
+        expected = "an object" if kind is Mapping else "a list"
+        raise EncodingError(f"tool {function}: {key}: expected {expected}, got {type(value).__name__}")
+    return value
+
+
+def _parameter(name: str, schema: Mapping[str, Any], types: frozenset[str] | None, function: str) -> Format:
     variants = []
     end = f"{PARAMETER_END}\n"
     if types is None or "string" in types:
-        allowed = [value for value in schema.get("enum", [schema.get("const")]) if isinstance(value, str)]
+        listed = _member(schema, "enum", Sequence, [schema.get("const")], function)
+        allowed = [value for value in listed if isinstance(value, str)]
         any_text: Format = {"type": "any_text"}
         value = {"type": "or", "elements": [_text(text) for text in allowed]} if allowed else any_text
         variants.append(_tag(parameter_start(name, is_string=True), value, end))

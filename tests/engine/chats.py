@@ -69,6 +69,10 @@ CHAT_ENGINES = {
             "unknown-token": {"input_ids": [5, 999_999_999]},
             "negative-token": {"input_ids": [5, -1]},
             "one-of-two": {"input_ids": [[5, 6], [5, 129280]]},
+            "one-of-two-empty": {"input_ids": [[5, 6], []]},
+            "unknown-stop": {"input_ids": [5], "sampling_params": {"stop_token_ids": [129280], "min_new_tokens": 2}},
+            "more-logprobs-than-tokens": {"input_ids": [5], "return_logprob": True, "top_logprobs_num": 129281},
+            "embeds-in-json": {"input_ids": [5], "positional_embed_overrides": []},
             "longer-than-the-context": {"input_ids": TOO_LONG},
         },
         raw="/generate",
@@ -91,15 +95,28 @@ WEATHER: dict[str, Any] = {
 BOUNDED_WEATHER = copy.deepcopy(WEATHER)
 BOUNDED_WEATHER["function"]["parameters"]["properties"]["city"]["enum"] = ["Hangzhou", "Paris"]
 USER = [{"role": "user", "content": "Weather in Hangzhou?"}]
-BAD_MESSAGES = [
-    pytest.param([*USER, {"role": "tool", "tool_call_id": "x", "content": "1"}], "messages[1]", id="result"),
+BAD_CHATS = [
     pytest.param(
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
-        "messages[0]",
+        {"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": "1"}]}, ["messages[1]"], id="result"
+    ),
+    pytest.param(
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        # SGLang 0.5.23 looks at the kinds of content itself, and first.
+        ["messages[0]", "unsupported content type 'image_url'"],
         id="image",
     ),
+    pytest.param(
+        {
+            "messages": USER,
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 5}}}],
+            "tool_choice": "required",
+        },
+        # SGLang looks at schemas itself.
+        ["tool f: properties: expected an object, got int", "Tool 0 function has invalid 'parameters' schema"],
+        id="schema",
+    ),
 ]
-"""Messages, and the one that a refusal names."""
+"""What is asked, and what a refusal may say."""
 CITY = "Hangzhou, by the lake with the three pools that mirror the moon"
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -187,9 +204,9 @@ def tokens_of(url: str, **body: Any) -> list[int]:
     return response.json()["tokens"]
 
 
-def refused(url: str, messages: list[Any]) -> str:
-    """Why a chat is refused."""
-    response = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": messages}, timeout=60)
+def refused(url: str, chat: dict[str, Any]) -> str:
+    """Why it is refused."""
+    response = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", **chat}, timeout=60)
     assert response.status_code == httpx.codes.BAD_REQUEST
     body = response.json()
     return body.get("error", body)["message"]

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dsv32_plugin.parsers import OutputParser, encode_messages
+from dsv32_plugin.parsers import EncodingError, OutputParser, encode_messages
 from dsv32_plugin.parsers.constraint import forced_calls, optional_calls
 from dsv32_plugin.parsers.protocol import EOS
 
@@ -36,6 +39,17 @@ TOOLS = [
     },
     {"name": "now"},
 ]
+
+
+SCHEMA_KEYS = st.sampled_from(
+    ["type", "properties", "required", "enum", "const", "$ref", "$defs", "anyOf", "allOf", "items", "nullable", "a"]
+)
+WORDS = st.sampled_from(["string", "object", "a", "#/$defs/a", "#/properties/a", ""])
+ODD_SCHEMAS = st.recursive(
+    st.none() | st.booleans() | st.integers() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCHEMA_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
 
 
 def official(*calls: tuple[str, Mapping[str, Any]]) -> str:
@@ -109,3 +123,24 @@ def test_optional_calls_leave_text_free(accepts: Callable[..., bool]) -> None:
     assert accepts(optional_calls(TOOLS), "I just talk < about it.")
     assert accepts(optional_calls(TOOLS), "I ask." + text)
     assert not accepts(optional_calls(TOOLS), text.replace("Paris", "London"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        pytest.param([1], "parameters: expected an object, got list", id="parameters"),
+        pytest.param({"properties": 5}, "properties: expected an object, got int", id="properties"),
+        pytest.param({"properties": {"a": {}}, "required": "a"}, "required: expected a list, got str", id="required"),
+        pytest.param({"properties": {"a": {"enum": 5}}}, "enum: expected a list, got int", id="enum"),
+    ],
+)
+def test_a_schema_that_is_none_is_named(parameters: Any, says: str) -> None:
+    with pytest.raises(EncodingError, match=f"^tool f: {says}$"):
+        forced_calls([{"name": "f", "parameters": parameters}])
+
+
+@given(ODD_SCHEMAS)
+def test_any_schema_gives_a_grammar_or_its_fault(parameters: Any) -> None:
+    with suppress(EncodingError):
+        tag = forced_calls([{"name": "f", "parameters": parameters}])
+        assert json.loads(json.dumps(tag)) == tag

@@ -1,0 +1,38 @@
+"""Requests that SGLang would hand on as they are, and by which a process of the model would end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dsv32_plugin.sglang_adapter import MODELS, arguments
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+
+def validate_around(
+    original: Callable[..., None], manager: TokenizerManager, request: GenerateReqInput, input_ids: list[int] | None
+) -> None:
+    """Raise ValueError, which SGLang answers with status 400, where it does so itself or a check of ours fails."""
+    original(manager, request, input_ids)
+    if arguments.architecture(manager.model_config) not in MODELS:
+        return
+    size = manager.model_config.vocab_size
+    if input_ids is not None:
+        if not input_ids:
+            raise ValueError("input_ids: expected at least one token id, got none")
+        _check_tokens("input_ids", input_ids, size)
+    _check_tokens("stop_token_ids", request.sampling_params.get("stop_token_ids") or (), size)
+    if (request.top_logprobs_num or 0) > size:
+        raise ValueError(f"top_logprobs_num: expected at most {size}, got {request.top_logprobs_num}")
+    overrides = request.positional_embed_overrides
+    if overrides is not None and not hasattr(overrides, "positions"):
+        raise ValueError(f"positional_embed_overrides: expected SGLang's own object, got {type(overrides).__name__}")
+
+
+def _check_tokens(name: str, ids: Sequence[int], size: int) -> None:
+    for extreme in (min(ids), max(ids)) if ids else ():
+        if not 0 <= extreme < size:
+            raise ValueError(f"{name}: expected token ids from 0 to {size - 1}, got {extreme}")
