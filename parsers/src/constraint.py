@@ -64,7 +64,7 @@ def _invoke(function: Mapping[str, Any], types: Tools) -> Format:
 
 def _member(schema: Mapping[str, Any], key: str, kind: type[Any], absent: Any, function: str) -> Any:
     """Raises EncodingError where a part of the schema that the grammar is made of is no such thing."""
-    value = absent if schema.get(key) is None else schema[key]
+    value = schema.get(key) or absent
     if not isinstance(value, kind) or isinstance(value, str):
         expected = "an object" if kind is Mapping else "a list"
         raise EncodingError(f"tool {function}: {key}: expected {expected}, got {type(value).__name__}")

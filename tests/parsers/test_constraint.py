@@ -139,6 +139,13 @@ def test_a_schema_that_is_none_is_named(parameters: Any, says: str) -> None:
         forced_calls([{"name": "f", "parameters": parameters}])
 
 
+def test_what_is_empty_is_absent() -> None:
+    """PHP writes an empty object as an empty list."""
+    absent = forced_calls([{"name": "f"}])
+    assert forced_calls([{"name": "f", "parameters": []}]) == absent
+    assert forced_calls([{"name": "f", "parameters": {"properties": [], "required": {}}}]) == absent
+
+
 @given(ODD_SCHEMAS)
 def test_any_schema_gives_a_grammar_or_its_fault(parameters: Any) -> None:
     with suppress(EncodingError):
