@@ -24,7 +24,10 @@ def validate_around(
         if not input_ids:
             raise ValueError("input_ids: expected at least one token id, got none")
         _check_tokens("input_ids", input_ids, size)
-    _check_tokens("stop_token_ids", request.sampling_params.get("stop_token_ids") or (), size)
+    stop_ids = request.sampling_params.get("stop_token_ids") or []
+    if not isinstance(stop_ids, list) or not all(isinstance(token, int) for token in stop_ids):
+        raise ValueError(f"stop_token_ids: expected a list of token ids, got {stop_ids!r}")
+    _check_tokens("stop_token_ids", stop_ids, size)
     if (request.top_logprobs_num or 0) > size:
         raise ValueError(f"top_logprobs_num: expected at most {size}, got {request.top_logprobs_num}")
     overrides = request.positional_embed_overrides
