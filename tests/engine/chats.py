@@ -11,16 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from dsv32_plugin.serving import Server, SglangServer, VllmServer
-
 
 @dataclass(frozen=True)
 class ChatEngine:
     """What differs between the engines for a client that chats."""
 
-    server: type[Server]
     options: tuple[str, ...]
-    """In float32, for contexts of 4096 tokens."""
+    """Beside those of `engines`, for contexts of 4096 tokens."""
     grammar: Callable[[str], dict[str, Any]]
     """The part of a request that makes the model keep to a grammar."""
     grammar_takes_reasoning: bool
@@ -29,18 +26,18 @@ class ChatEngine:
     """The reasoning's name in a message, and in a piece of one."""
     bad_prompts: dict[str, dict[str, Any]]
     """Requests without a chat that are refused."""
+    own_refusals: dict[str, str]
+    """What the engine says where it looks itself, and first, instead of a reason of ours."""
     raw: str
     """The path that these go to."""
 
 
 TOO_LONG = [5] * 4097
+NO_SCHEMA = "tool f: properties: expected an object, got int"
 CHAT_ENGINES = {
     "vllm": ChatEngine(
-        server=VllmServer,
         options=(
-            *("--dtype", "float32"),
             *("--max-model-len", "4096"),
-            *("--kv-cache-memory-bytes", str(1 << 28)),
             "--enable-auto-tool-choice",
             # Its default lets the first request choose a backend that then refuses another request's kind of grammar.
             *("--structured-outputs-config.backend", "xgrammar"),
@@ -52,15 +49,15 @@ CHAT_ENGINES = {
         bad_prompts={
             "no-prompt": {"prompt": []},
             "empty-prompt": {"prompt": ""},
-            "unknown-token": {"prompt": [5, 999_999_999]},
+            "unknown-token": {"prompt": [999_999_999]},
             "negative-token": {"prompt": [5, -1]},
             "longer-than-the-context": {"prompt": TOO_LONG},
         },
+        own_refusals={},
         raw="/v1/completions",
     ),
     "sglang": ChatEngine(
-        server=SglangServer,
-        options=("--dtype", "float32", "--context-length", "4096", "--skip-server-warmup", "--sleep-on-idle"),
+        options=("--context-length", "4096", "--served-model-name", "tiny"),
         grammar=lambda grammar: {"ebnf": grammar},
         grammar_takes_reasoning=False,
         reasoning="reasoning_content",
@@ -72,8 +69,15 @@ CHAT_ENGINES = {
             "one-of-two-empty": {"input_ids": [[5, 6], []]},
             "unknown-stop": {"input_ids": [5], "sampling_params": {"stop_token_ids": [129280], "min_new_tokens": 2}},
             "more-logprobs-than-tokens": {"input_ids": [5], "return_logprob": True, "top_logprobs_num": 129281},
+            "no-list-of-stops": {"input_ids": [5], "sampling_params": {"stop_token_ids": 5}},
+            "half-a-stop": {"input_ids": [5], "sampling_params": {"stop_token_ids": [5.5], "min_new_tokens": 2}},
             "embeds-in-json": {"input_ids": [5], "positional_embed_overrides": []},
             "longer-than-the-context": {"input_ids": TOO_LONG},
+        },
+        own_refusals={
+            NO_SCHEMA: "Tool 0 function has invalid 'parameters' schema",
+            # Since 0.5.23.
+            "messages[0]": "unsupported content type 'image_url'",
         },
         raw="/generate",
     ),
@@ -97,12 +101,11 @@ BOUNDED_WEATHER["function"]["parameters"]["properties"]["city"]["enum"] = ["Hang
 USER = [{"role": "user", "content": "Weather in Hangzhou?"}]
 BAD_CHATS = [
     pytest.param(
-        {"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": "1"}]}, ["messages[1]"], id="result"
+        {"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": "1"}]}, "messages[1]", id="result"
     ),
     pytest.param(
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
-        # SGLang 0.5.23 looks at the kinds of content itself, and first.
-        ["messages[0]", "unsupported content type 'image_url'"],
+        "messages[0]",
         id="image",
     ),
     pytest.param(
@@ -111,12 +114,11 @@ BAD_CHATS = [
             "tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": 5}}}],
             "tool_choice": "required",
         },
-        # SGLang looks at schemas itself.
-        ["tool f: properties: expected an object, got int", "Tool 0 function has invalid 'parameters' schema"],
+        NO_SCHEMA,
         id="schema",
     ),
 ]
-"""What is asked, and what a refusal may say."""
+"""What is asked, and what our refusal says."""
 CITY = "Hangzhou, by the lake with the three pools that mirror the moon"
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

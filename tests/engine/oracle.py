@@ -76,7 +76,9 @@ def clear_cut(model_dir: str | Path, lengths: Sequence[int], steps: int) -> list
 
     def first(length: int) -> Greedy:
         answers = (hf_greedy(model_dir, [random_prompt(length, seed)], steps)[0] for seed in FEW_SEEDS)
-        return next(answer for answer in answers if answer.margin > TIE)
+        found = next((answer for answer in answers if answer.margin > TIE), None)
+        assert found is not None, f"all {len(FEW_SEEDS)} prompts of {length} tokens have a tie"
+        return found
 
     return [first(length) for length in lengths]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from client import Completion, random_prompt
 from judge import Judge
-from oracle import Fault, hf_distributions, hf_logprobs
+from oracle import Fault, hf_distributions, hf_greedy, hf_logprobs
 from rounding import MARGIN, Rounding
 
 from dsv32_plugin.tiny import TinySpec
@@ -28,6 +28,13 @@ def model(checkpoint: Callable[[TinySpec], Path]) -> Path:
 @pytest.fixture(scope="module")
 def judge(model: Path) -> Judge:
     return Judge(model, PROMPTS, ROUNDING, "cpu")
+
+
+@pytest.mark.parametrize(("length", "selects"), [(64, False), (65, True)])
+def test_the_margin_of_a_selection_is_measured(model: Path, length: int, selects: bool) -> None:
+    """Of 64 keys nothing is left out."""
+    (answer,) = hf_greedy(model, [random_prompt(length, seed=1)], 1)
+    assert (answer.margin < float("inf")) is selects
 
 
 @pytest.mark.parametrize("fault", Fault)
