@@ -7,8 +7,6 @@ tool=${1:-memcheck}
 cd "$(dirname "$0")/.."
 case ${2:-kernels} in
 kernels)
-    # Without the tool first: the kernels are then in Triton's cache, and the tool watches no compiler.
-    python3 -P benchmarks/sanitize.py > /dev/null
     # Every tensor an allocation of its own, so that an access beside it is seen.
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     set -- benchmarks/sanitize.py
@@ -21,4 +19,6 @@ engine)
     exit 2
     ;;
 esac
+# Without the tool first: the kernels are then in Triton's cache, and the tool watches no compiler.
+python3 -P "$@"
 exec compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all python3 -P "$@"

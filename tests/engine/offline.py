@@ -94,6 +94,8 @@ ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     # FlashInfer's sampler is compiled at the first start, longer than a test takes. Greedy requests do not use it.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # Of DeepGEMM's fp8 products only those that are used: all there are take more than seven minutes to compile.
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
 }
 
 
