@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from logging import Logger
 from typing import Any, NamedTuple
 
+from .aot import jobs_here
+
 PACKAGE = __name__.rpartition(".")[0]
 NUMBER_BYTES = 2
 SLOW = (".select_topk.", ".sparse_mla.", ".dense_mla.")
@@ -31,12 +33,16 @@ class Launch(NamedTuple):
 
     def compile(self) -> None:
         """Into Triton's disk cache; touches no device."""
+        from triton.runtime import driver
+
         function = self.function
         _, _, target, backend, _ = function.device_caches[self.device]
         source = function.ASTSource(function, self.signature, self.constants, self.attributes)
         given = json.loads(self.specialization)["options"]
         options = backend.parse_options({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-        function.compile(source, target=target, options=options.__dict__)
+        kernel = function.compile(source, target=target, options=options.__dict__)
+        # What launches it is compiled as well, by the C compiler.
+        driver.active.launcher_cls(kernel.src, kernel.metadata)
 
 
 class Launches:
@@ -74,14 +80,14 @@ class Launches:
         return True
 
     def compile(self, jobs: int | None = None) -> Compilation:
-        """Compile them all into Triton's disk cache, with `jobs` processes (default: up to 16), beside what comes next.
+        """Compile them all into Triton's disk cache, with `jobs` processes (default: `jobs_here`), beside other work.
 
         Processes, because a fifth of a compilation is Python. They are forked, so that they begin at once, and leave
         the GPU alone. What fails in one of them fails again, and says why, in `load`.
         """
         # The longest first: a process that is done takes the next, so that all end at about the same time.
         launches = sorted(self._wanted.values(), key=Launch.takes_long, reverse=True)
-        return Compilation(launches, min(jobs or min(16, os.cpu_count() or 1), len(launches)))
+        return Compilation(launches, min(jobs or jobs_here(), len(launches)))
 
     def load(self) -> None:
         """From Triton's disk cache into this process; what is not there is compiled."""

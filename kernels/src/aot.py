@@ -288,9 +288,14 @@ def compile_target(
             done += 1
 
 
+def jobs_here() -> int:
+    """How many processes compile at once: one for each core that this process may use, up to 32."""
+    return min(32, len(os.sched_getaffinity(0)))
+
+
 def precompile(target: Target, operations: Iterable[str] = OPERATIONS, jobs: int | None = None) -> list[Record]:
-    """Fill Triton's disk cache for one chip with `jobs` processes (default: up to 16), before a server starts."""
-    chosen, step = tuple(operations), jobs or min(16, os.cpu_count() or 1)
+    """Fill Triton's disk cache for one chip with `jobs` processes (default: `jobs_here`), before a server starts."""
+    chosen, step = tuple(operations), jobs or jobs_here()
     with concurrent.futures.ThreadPoolExecutor(step) as pool:
         shards = [(i, step) for i in range(step)]
         return [r for rows in pool.map(lambda s: list(compile_target(target, chosen, s)), shards) for r in rows]

@@ -17,6 +17,7 @@ from dsv32_plugin.kernels import ahead
 
 PROBE = """
 import os
+from pathlib import Path
 import torch
 from triton.runtime import driver
 import cases
@@ -26,8 +27,12 @@ from dsv32_plugin.kernels.ahead import Launches
 from dsv32_plugin.kernels.index_query.triton import _index_query_kernel as kernel, index_query
 from dsv32_plugin.kernels.sparse_mla import hopper
 
+class Hopper(Device):
+    def launcher_cls(self, source, metadata):
+        Path(os.environ["LAUNCHERS"], metadata.name).touch()
+
 target = aot.TARGETS["sm90"]
-driver.set_active(Device(target))
+driver.set_active(Hopper(target))
 launch.native_e4m3 = lambda device: True
 query = cases.index_query_inputs(3, dtype=torch.bfloat16, quantize=True, rotate=True)
 
@@ -39,6 +44,7 @@ assert len(launches) == 1, len(launches)
 launches.compile(jobs=2).wait()
 loaded = len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
 assert loaded, "the other process has written to the disk"
+assert os.listdir(os.environ["LAUNCHERS"]) == [kernel.__name__], "and has compiled what launches it"
 launches.load()
 assert len(os.listdir(os.environ["TRITON_CACHE_DIR"])) == loaded, "this one has found it there"
 assert len(launches) == 0
@@ -67,7 +73,13 @@ for kernel, key in wanted:
 
 
 def test_what_a_run_wants_is_compiled(tmp_path):
-    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    (tmp_path / "launchers").mkdir()
+    env = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "LAUNCHERS": str(tmp_path / "launchers"),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
