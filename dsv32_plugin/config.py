@@ -84,6 +84,8 @@ class DsaConfig:
             raise ConfigError("hidden_act", "'silu'", hidden_act, "no other activation is supported")
         if read("attention_bias", bool, default=False):
             raise ConfigError("attention_bias", "false", True, "biases in the attention are not supported")
+        if read("tie_word_embeddings", bool, default=False):
+            raise ConfigError("tie_word_embeddings", "false", True, "tied embeddings are not supported")
 
         made = cls(
             architecture=architecture,

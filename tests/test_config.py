@@ -130,6 +130,7 @@ def test_which_layers_select(keys: dict[str, Any], expected: str) -> None:
         pytest.param(with_(topk_method="greedy"), "topk_method: expected 'noaux_tc'", id="topk-method"),
         pytest.param(with_(hidden_act="gelu"), "hidden_act: expected 'silu'", id="activation"),
         pytest.param(with_(attention_bias=True), "attention_bias: expected false", id="bias"),
+        pytest.param(with_(tie_word_embeddings=True), "tie_word_embeddings: expected false", id="tied"),
         pytest.param(with_(index_topk_pattern="S" * 61), "index_topk_pattern: expected a first layer", id="layer-0"),
         pytest.param(with_(index_topk_pattern="FS"), "index_topk_pattern: .*61 layers", id="pattern-short"),
         pytest.param(with_(index_topk_pattern="FX" * 31), "index_topk_pattern: ", id="pattern-letters"),

@@ -82,8 +82,6 @@ def check_options(options: Any) -> None:
     model = model_config(options)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
-    if getattr(model.hf_config, "tie_word_embeddings", False):
-        raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
     backends = attention_backends(options)
     if backends != {BACKEND_NAME}:
         found = ", ".join(sorted(str(backend) for backend in backends))

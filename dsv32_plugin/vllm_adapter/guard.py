@@ -36,8 +36,6 @@ def check_options(vllm_config: VllmConfig) -> None:
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
     if not model.use_mla:
         raise ValueError("VLLM_MLA_DISABLE: expected 0, got 1; sparse attention runs on MLA's latents")
-    if getattr(model.hf_config, "tie_word_embeddings", False):
-        raise ValueError("config key tie_word_embeddings: expected false, got true; tied embeddings are not supported")
     cache, page_size = vllm_config.cache_config, PAGE_SIZE_MULTIPLE if current_platform.is_cpu() else PAGE_SIZE
     if cache.user_specified_block_size and cache.block_size % page_size:
         raise ValueError(

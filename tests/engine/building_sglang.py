@@ -24,8 +24,9 @@ from sglang.srt.server_args import ServerArgs
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.sglang_adapter import compat
 
+PAGE_SIZES = "64 on a GPU" if torch.cuda.is_available() else "a multiple of 16"
 BAD_OPTIONS = [
-    pytest.param({"page_size": 24}, "--page-size: expected a multiple of 16, got 24", id="page-size"),
+    pytest.param({"page_size": 24}, f"--page-size: expected {PAGE_SIZES}, got 24", id="page-size"),
     pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16", id="kv-dtype"),
     pytest.param(

@@ -22,8 +22,9 @@ from vllm.model_executor.model_loader import get_model
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.vllm_adapter import compat
 
+PAGE_SIZE = 64 if torch.cuda.is_available() else 16
 BAD_OPTIONS = [
-    pytest.param({"block_size": 24}, "--block-size: expected a multiple of 16, got 24", id="page-size"),
+    pytest.param({"block_size": 24}, f"--block-size: expected a multiple of {PAGE_SIZE}, got 24", id="page-size"),
     pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]

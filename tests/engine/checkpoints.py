@@ -23,7 +23,7 @@ BAD_CONFIGS = [
     pytest.param({"n_routed_experts": None}, "n_routed_experts: expected a value, got nothing", id="missing-key"),
     pytest.param({"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid', got 'softmax'", id="variant"),
     pytest.param({"index_topk_pattern": "SF"}, "index_topk_pattern: expected a first layer that selects", id="share"),
-    pytest.param({"tie_word_embeddings": True}, "tie_word_embeddings: expected false, got true", id="tied"),
+    pytest.param({"tie_word_embeddings": True}, "tie_word_embeddings: expected false, got True", id="tied"),
 ]
 """Changes of config.json, and the error."""
 
