@@ -6,6 +6,7 @@ GPU, `benchmarks/results/h100/layer.json`, with their pictures beside them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from dsv32_plugin.benchmarks import compile_matrix, cost, engine_view, harness, layer_view, plots, recall, records
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
+from dsv32_plugin.benchmarks.serve_record import BACKENDS
 from dsv32_plugin.console import CommandError
 
 DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "docs/engine.md", "README.md")
@@ -241,19 +243,46 @@ def repeats(found: list[Record]) -> str:
 
 
 def serve_table(record: Record) -> str:
-    rows = []
-    for row in record["rows"]:
-        start = [row["engine"], row["backend"], str(row["layers"]), row["workload"], row["load"]]
+    """A line a load, the backends side by side, with how many times better the plugin is."""
+    kinds: dict[str, tuple[str, Callable[[Record], float], Callable[[float, float], float]]] = {
+        "first token ms": (".0f", lambda row: row["ttft_ms"]["median"], lambda ours, theirs: theirs / ours),
+        "per token ms": (".2f", lambda row: row["tpot_ms"]["median"], lambda ours, theirs: theirs / ours),
+        "tokens/s in and out": (
+            ".0f",
+            lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"],
+            lambda ours, theirs: ours / theirs,
+        ),
+    }
+    found = {tuple(row[key] for key in ("workload", "load", "layers", "backend")): row for row in record["rows"]}
+    workloads, loads, depths = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+    backends = [backend for backend in BACKENDS if any(key[3] == backend for key in found)]
+
+    def cell(row: Record, ours: Record | None, kind: str) -> str:
+        digits, value, better = kinds[kind]
         if "error" in row:
-            rows.append([*start, "failed", "", "", "", ""])
-            continue
-        latencies = [f"{row[key]['median']:.1f} ({row[key]['p90']:.1f})" for key in ("ttft_ms", "tpot_ms")]
-        rates = [f"{row[key]:.0f}" for key in ("input_tokens_per_s", "output_tokens_per_s")]
-        rows.append([*start, f"{row['completed']} of {row['requests']}", *latencies, *rates])
-    headings = ["engine", "backend", "layers", "workload", "load", "answered", "first token ms (p90)"]
-    measured = markdown([*headings, "per token ms (p90)", "input tokens/s", "output tokens/s"], rows)
+            return "failed"
+        shown = f"{value(row):{digits}}"
+        if row["completed"] < row["requests"]:
+            shown += f", {row['completed']} of {row['requests']} answered"
+        if ours is None or ours is row or "error" in ours:
+            return shown
+        return f"{shown} ({better(value(ours), value(row)):.2f})"
+
+    lines = []
+    for workload, load, layers in itertools.product(workloads, loads, sorted(depths)):
+        rows = {backend: found.get((workload, load, layers, backend)) for backend in backends}
+        if any(rows.values()):
+            ours = rows.get("plugin")
+            cells = ["" if row is None else cell(row, ours, kind) for kind in kinds for row in rows.values()]
+            lines.append([workload, load, str(layers), *cells])
+    headings = ["workload", "load", "layers", *(f"{kind}: {backend}" for kind in kinds for backend in backends)]
+    engines = " and ".join(dict.fromkeys(row["engine"] for row in record["rows"]))
     busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
-    return f"{record['method']} The client used at most {busy:.0%} of a core.\n\n{measured}{serve_extended(record)}"
+    medians = "Medians; in brackets how many times better the plugin is." if len(backends) > 1 else "Medians."
+    return (
+        f"{engines}. {record['method']} The client used at most {busy:.0%} of a core. {medians}\n\n"
+        f"{markdown(headings, lines)}{serve_extended(record)}"
+    )
 
 
 def serve_extended(record: Record) -> str:

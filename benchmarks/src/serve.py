@@ -26,7 +26,6 @@ from dsv32_plugin.benchmarks.serve_client import WORKLOADS
 from dsv32_plugin.console import CommandError
 
 SERVERS: dict[str, type[serving.Server]] = {"vllm": serving.VllmServer, "sglang": serving.SglangServer}
-BACKENDS = ("plugin", "in-tree", "dense")
 FULL_LAYERS = 61
 MODEL = "bench"
 PROOF = re.compile(r"dsv32: serving .*")

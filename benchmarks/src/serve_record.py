@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+BACKENDS = ("plugin", "in-tree", "dense")
 METRICS = ("ttft_ms", "tpot_ms")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks.serve_record import BACKENDS
 from dsv32_plugin.console import CommandError, stderr, stdout
 
 
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[vllm]'") from error
 
     chosen: dict[str, Any] = {
-        "backends": _known("--backend", arguments.backend, serve.BACKENDS),
+        "backends": _known("--backend", arguments.backend, BACKENDS),
         "workloads": _known("--workload", arguments.workload, serve.WORKLOADS),
         "rates": arguments.rate,
         **{name: getattr(arguments, name) for name in ("requests", "layers", "experts", "heads", "longest")},
