@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves
 from dsv32_plugin.benchmarks.records import model_of
+from dsv32_plugin.benchmarks.serve_record import ENGINES
 from dsv32_plugin.console import CommandError
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def serve(record: Record) -> Figure:
     """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
     rows = [row for row in record["rows"] if "ttft_ms" in row]
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
-    labels = {"plugin": LABELS["ours"], "in-tree": f"{rows[0]['engine']} alone", "dense": LABELS["dense"]}
+    labels = {"plugin": LABELS["ours"], "in-tree": f"{ENGINES[rows[0]['engine']]} alone", "dense": LABELS["dense"]}
     backends = [name for name in colours if any(row["backend"] == name for row in rows)]
     loads_of = collections.Counter(row["layers"] for row in rows)
     layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))

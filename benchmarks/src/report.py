@@ -17,7 +17,7 @@ from typing import Any
 
 from dsv32_plugin.benchmarks import compile_matrix, cost, engine_view, harness, layer_view, plots, recall, records
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
-from dsv32_plugin.benchmarks.serve_record import BACKENDS
+from dsv32_plugin.benchmarks.serve_record import BACKENDS, ENGINES
 from dsv32_plugin.console import CommandError
 
 DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "docs/engine.md", "README.md")
@@ -119,16 +119,20 @@ def draw_all(results: Path) -> list[Path]:
 
 
 PICTURE_TEXTS = {
-    "layer": "One attention layer: time against context",
     "layer-operations": "One attention layer: where the time goes",
+    "layer": "One attention layer: time against context",
     "kernels": "Speed over the best peer, case by case",
     "cost": "Dollars a million tokens against the position",
+    "serve-vllm": "vLLM's server: latencies and throughput",
+    "serve-sglang": "SGLang's server: latencies and throughput",
 }
+"""How the name of a picture begins -> what it shows."""
 
 
 def link(picture: Path, folder: Path) -> str:
     place = Path(os.path.relpath(picture, folder)).as_posix()
-    return f"![{PICTURE_TEXTS.get(picture.stem, picture.stem)}]({place})"
+    text = next((text for name, text in PICTURE_TEXTS.items() if picture.stem.startswith(name)), picture.stem)
+    return f"![{text}]({place})"
 
 
 def source(record: Record) -> str:
@@ -276,7 +280,7 @@ def serve_table(record: Record) -> str:
             cells = ["" if row is None else cell(row, ours, kind) for kind in kinds for row in rows.values()]
             lines.append([workload, load, str(layers), *cells])
     headings = ["workload", "load", "layers", *(f"{kind}: {backend}" for kind in kinds for backend in backends)]
-    engines = " and ".join(dict.fromkeys(row["engine"] for row in record["rows"]))
+    engines = " and ".join(dict.fromkeys(ENGINES[row["engine"]] for row in record["rows"]))
     busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
     medians = "Medians; in brackets how many times better the plugin is." if len(backends) > 1 else "Medians."
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 BACKENDS = ("plugin", "in-tree", "dense")
+ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 METRICS = ("ttft_ms", "tpot_ms")
 
 

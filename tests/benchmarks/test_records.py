@@ -142,6 +142,19 @@ def test_every_kind_of_record_is_drawn(tmp_path: Path, capsys: pytest.CaptureFix
         assert (tmp_path / "h100" / f"{picture}.png").read_bytes() != both
 
 
+def test_backends_stand_side_by_side_with_what_the_plugin_is_ahead() -> None:
+    record = synthetic.serve()
+    ours, theirs = record["rows"]
+    theirs |= {"ttft_ms": {**ours["ttft_ms"], "median": 30.0}, "input_tokens_per_s": 25.0, "completed": 3}
+    about = {key: ours[key] for key in ("engine", "layers", "workload", "load")}
+    record["rows"].append({**about, "backend": "dense", "error": "no memory"})
+    *_, line = report.serve_table(record).splitlines()
+    missing = "3 of 4 answered"
+    cells = ["chat", "2/s", "2", "20", f"30, {missing} (1.50)", "failed"]
+    cells += ["20.00", f"20.00, {missing} (1.00)", "failed", "150", f"75, {missing} (2.00)", "failed"]
+    assert line == "| " + " | ".join(cells) + " |"
+
+
 def test_a_record_without_results_has_no_picture(tmp_path: Path) -> None:
     record = synthetic.kernels()
     record["rows"] = [{"operation": "x", "shape": {}, "error": "wrong"}]
@@ -179,7 +192,7 @@ def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     report.write(checkout, check=False)
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "![One attention layer: where the time goes](../benchmarks/results/h100/layer-operations.png)" in page
-    assert "| vllm | in-tree | 2 | chat | 2/s | 4 of 4 | 20.0 (30.0) | 20.0 (30.0) | 100 | 50 |" in page
+    assert "| chat | 2/s | 2 | 20 | 20 (1.00) | 20.00 | 20.00 (1.00) | 150 | 150 (1.00) |" in page
     assert "Missing on H100: torch (not here)." in page
     assert report.NOT_MEASURED not in page
     assert "| select_topk | B=1 L=8192 | 10.0 |" in (checkout / "docs" / "kernels.md").read_text(encoding="utf-8")
