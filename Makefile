@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sglang-next lint clean
+.PHONY: help demo test test-vllm test-sglang test-sglang-next lint clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
@@ -37,8 +37,15 @@ demo: $(READY)
 	$(BIN)/dsv32 demo --engine $(ENGINE)
 endif
 
+# Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)
+	@echo "The tests with vLLM and with SGLang run at once, a quarter of an hour; what they print comes when they end."
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
+
+test-vllm: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-sglang: $(SGLANG_READY)
 	$(SGLANG_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
 
 test-sglang-next: $(SGLANG_NEXT_READY)
