@@ -25,6 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make test    lint, types and tests, those with the real engines included"
+	@echo "make test-vllm, make test-sglang   the tests with one engine"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what these made, the environments included"
 	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"

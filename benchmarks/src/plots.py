@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves
-from dsv32_plugin.benchmarks.records import model_of
-from dsv32_plugin.benchmarks.serve_record import ENGINES
+from dsv32_plugin.benchmarks.records import ENGINES, model_of
+from dsv32_plugin.benchmarks.serve_record import backends
 from dsv32_plugin.console import CommandError
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def serve(record: Record) -> Figure:
     rows = [row for row in record["rows"] if "ttft_ms" in row]
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
     labels = {"plugin": LABELS["ours"], "in-tree": f"{ENGINES[rows[0]['engine']]} alone", "dense": LABELS["dense"]}
-    backends = [name for name in colours if any(row["backend"] == name for row in rows)]
+    sides = backends(rows)
     loads_of = collections.Counter(row["layers"] for row in rows)
     layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))
     rows = [row for row in rows if row["layers"] == layers]
@@ -266,9 +266,9 @@ def serve(record: Record) -> Figure:
     )
     figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.4)
     for axis, (title, load, value) in zip(axes, panels, strict=True):
-        for i, backend in enumerate(backends):
+        for i, backend in enumerate(sides):
             mine = {row["workload"]: value(row) for row in rows if (row["backend"], row["load"]) == (backend, load)}
-            places = [workloads.index(name) + (i - (len(backends) - 1) / 2) * 0.25 for name in mine]
+            places = [workloads.index(name) + (i - (len(sides) - 1) / 2) * 0.25 for name in mine]
             axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=labels[backend])
         axis.set_xticks(range(len(workloads)), workloads)
         axis.set_title(f"{title}; {load}", fontsize=9)

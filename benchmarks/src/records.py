@@ -19,6 +19,8 @@ from dsv32_plugin.console import CommandError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MEANINGLESS = "no GPU: the references at tiny sizes. It shows that the harness works; the figures mean nothing."
+ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
+"""What they call themselves."""
 PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers", "flashinfer-python")
 
 

@@ -15,9 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.benchmarks import compile_matrix, cost, engine_view, harness, layer_view, plots, recall, records
+from dsv32_plugin.benchmarks import (
+    compile_matrix,
+    cost,
+    engine_view,
+    harness,
+    layer_view,
+    plots,
+    recall,
+    records,
+    serve_record,
+)
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
-from dsv32_plugin.benchmarks.serve_record import BACKENDS, ENGINES
 from dsv32_plugin.console import CommandError
 
 DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "docs/engine.md", "README.md")
@@ -246,47 +255,48 @@ def repeats(found: list[Record]) -> str:
     return "\n".join(lines)
 
 
+SERVE_FIGURES: dict[str, tuple[Callable[[Record], float], str, bool]] = {
+    "first token ms": (lambda row: row["ttft_ms"]["median"], ".0f", False),
+    "per token ms": (lambda row: row["tpot_ms"]["median"], ".2f", False),
+    "tokens/s in and out": (lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"], ".0f", True),
+}
+"""Heading -> the figure of a row, how it is written, whether more is better."""
+
+
 def serve_table(record: Record) -> str:
     """A line a load, the backends side by side, with how many times better the plugin is."""
-    kinds: dict[str, tuple[str, Callable[[Record], float], Callable[[float, float], float]]] = {
-        "first token ms": (".0f", lambda row: row["ttft_ms"]["median"], lambda ours, theirs: theirs / ours),
-        "per token ms": (".2f", lambda row: row["tpot_ms"]["median"], lambda ours, theirs: theirs / ours),
-        "tokens/s in and out": (
-            ".0f",
-            lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"],
-            lambda ours, theirs: ours / theirs,
-        ),
-    }
-    found = {tuple(row[key] for key in ("workload", "load", "layers", "backend")): row for row in record["rows"]}
-    workloads, loads, depths = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
-    backends = [backend for backend in BACKENDS if any(key[3] == backend for key in found)]
-
-    def cell(row: Record, ours: Record | None, kind: str) -> str:
-        digits, value, better = kinds[kind]
-        if "error" in row:
-            return "failed"
-        shown = f"{value(row):{digits}}"
-        if row["completed"] < row["requests"]:
-            shown += f", {row['completed']} of {row['requests']} answered"
-        if ours is None or ours is row or "error" in ours:
-            return shown
-        return f"{shown} ({better(value(ours), value(row)):.2f})"
-
+    same = ("engine", "workload", "load", "layers")
+    found = {tuple(row[key] for key in (*same, "backend")): row for row in record["rows"]}
+    sides = serve_record.backends(record["rows"])
+    engines, workloads, loads, depths = (list(dict.fromkeys(key[i] for key in found)) for i in range(len(same)))
     lines = []
-    for workload, load, layers in itertools.product(workloads, loads, sorted(depths)):
-        rows = {backend: found.get((workload, load, layers, backend)) for backend in backends}
-        if any(rows.values()):
-            ours = rows.get("plugin")
-            cells = ["" if row is None else cell(row, ours, kind) for kind in kinds for row in rows.values()]
-            lines.append([workload, load, str(layers), *cells])
-    headings = ["workload", "load", "layers", *(f"{kind}: {backend}" for kind in kinds for backend in backends)]
-    engines = " and ".join(dict.fromkeys(ENGINES[row["engine"]] for row in record["rows"]))
+    for load in itertools.product(engines, workloads, loads, sorted(depths)):
+        rows = {side: row for side in sides if (row := found.get((*load, side)))}
+        if rows:
+            cells = [serve_cell(rows.get(side), rows.get("plugin"), kind) for kind in SERVE_FIGURES for side in sides]
+            lines.append([records.ENGINES[load[0]], *map(str, load[1:]), *cells])
+    headings = [*same, *(f"{kind}: {side}" for kind in SERVE_FIGURES for side in sides)]
     busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
-    medians = "Medians; in brackets how many times better the plugin is." if len(backends) > 1 else "Medians."
+    medians = "Medians; in brackets how many times better the plugin is." if len(sides) > 1 else "Medians."
     return (
-        f"{engines}. {record['method']} The client used at most {busy:.0%} of a core. {medians}\n\n"
+        f"{record['method']} The client used at most {busy:.0%} of a core. {medians}\n\n"
         f"{markdown(headings, lines)}{serve_extended(record)}"
     )
+
+
+def serve_cell(row: Record | None, ours: Record | None, kind: str) -> str:
+    if row is None:
+        return ""
+    if "error" in row:
+        return "failed"
+    value, form, more_is_better = SERVE_FIGURES[kind]
+    shown = f"{value(row):{form}}"
+    if row["completed"] < row["requests"]:
+        shown += f", {row['completed']} of {row['requests']} answered"
+    if ours is None or ours is row or "error" in ours:
+        return shown
+    ahead = value(ours) / value(row)
+    return f"{shown} ({ahead if more_is_better else 1 / ahead:.2f})"
 
 
 def serve_extended(record: Record) -> str:

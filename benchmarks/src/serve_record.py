@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 BACKENDS = ("plugin", "in-tree", "dense")
-ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 METRICS = ("ttft_ms", "tpot_ms")
+
+
+def backends(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Those that rows have, in their order."""
+    found = {row["backend"] for row in rows}
+    return [backend for backend in BACKENDS if backend in found]
 
 
 def times(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:

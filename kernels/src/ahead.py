@@ -83,7 +83,7 @@ class Launches:
         """Compile them all into Triton's disk cache, with `jobs` processes (default: `jobs_here`), beside other work.
 
         Processes, because a fifth of a compilation is Python. They are forked, so that they begin at once, and leave
-        the GPU alone. What fails in one of them fails again, and says why, in `load`.
+        the GPU alone. What fails in one of them fails again, and says why, in `load` or at the launch.
         """
         # The longest first: a process that is done takes the next, so that all end at about the same time.
         launches = sorted(self._wanted.values(), key=Launch.takes_long, reverse=True)

@@ -148,9 +148,11 @@ def test_backends_stand_side_by_side_with_what_the_plugin_is_ahead() -> None:
     theirs |= {"ttft_ms": {**ours["ttft_ms"], "median": 30.0}, "input_tokens_per_s": 25.0, "completed": 3}
     about = {key: ours[key] for key in ("engine", "layers", "workload", "load")}
     record["rows"].append({**about, "backend": "dense", "error": "no memory"})
-    *_, line = report.serve_table(record).splitlines()
+    record["rows"].append({**ours, "engine": "sglang"})
+    *_, line, other = report.serve_table(record).splitlines()
+    assert other.startswith("| SGLang | chat | 2/s | 2 | 20 |")
     missing = "3 of 4 answered"
-    cells = ["chat", "2/s", "2", "20", f"30, {missing} (1.50)", "failed"]
+    cells = ["vLLM", "chat", "2/s", "2", "20", f"30, {missing} (1.50)", "failed"]
     cells += ["20.00", f"20.00, {missing} (1.00)", "failed", "150", f"75, {missing} (2.00)", "failed"]
     assert line == "| " + " | ".join(cells) + " |"
 
@@ -192,7 +194,7 @@ def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     report.write(checkout, check=False)
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "![One attention layer: where the time goes](../benchmarks/results/h100/layer-operations.png)" in page
-    assert "| chat | 2/s | 2 | 20 | 20 (1.00) | 20.00 | 20.00 (1.00) | 150 | 150 (1.00) |" in page
+    assert "| vLLM | chat | 2/s | 2 | 20 | 20 (1.00) | 20.00 | 20.00 (1.00) | 150 | 150 (1.00) |" in page
     assert "Missing on H100: torch (not here)." in page
     assert report.NOT_MEASURED not in page
     assert "| select_topk | B=1 L=8192 | 10.0 |" in (checkout / "docs" / "kernels.md").read_text(encoding="utf-8")
