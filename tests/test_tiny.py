@@ -102,7 +102,9 @@ def test_the_tokenizer_is_the_real_one(checkpoint: Checkpoints) -> None:
     assert tokenizer.encode(text) == ids, "and no token is added by itself"
     assert tokenizer.decode(ids) == text
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 1)
-    assert tokenizer.encode("｜DSML｜") == [28217, 10525, 7398, 28217]
+    # As in published outputs of V3.2: the mark is one token, flagged special; a tag is not.
+    assert tokenizer.encode("<｜DSML｜function_calls") == [30, 128793, 8701, 4941, 12548]
+    assert tokenizer.decode(tokenizer.encode("a<｜DSML｜b"), skip_special_tokens=True) == "a<b"
     assert tokenizer.chat_template is None
     for sample in ("  spaces\n\n\tand tabs", "naïve café 漢字かな 한국어 🎉", "1234567 x_y->z{}"):
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
