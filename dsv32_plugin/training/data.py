@@ -9,7 +9,15 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dsv32_plugin.training import tasks
-from dsv32_plugin.training.tokenizer import EOS_ID, PAD_ID, THINK_END_ID, THINK_START_ID, encode
+from dsv32_plugin.training.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    THINK_END_ID,
+    THINK_START_ID,
+    USER_ID,
+    encode,
+)
 
 SINGLE_SHARE = 0.15
 """Of the long lists of codes, how many are followed by one question only, as in the evaluation."""
@@ -34,12 +42,17 @@ def row(random: Random, tokens: int, needle_share: float) -> list[int]:
 def answer_mask(tokens_bt: torch.Tensor) -> torch.Tensor:
     """[B, T] bool: the tokens that the assistant says, its EOS included; False at prompts and padding.
 
-    An answer begins after a think mark and ends with EOS; a mark inside it (the end of its reasoning) changes nothing.
+    An answer begins after a think mark and ends with EOS; a mark inside it (the end of its reasoning) changes nothing,
+    and neither do those in the tools block, which precedes the first user.
     """
-    opens = (tokens_bt == THINK_START_ID) | (tokens_bt == THINK_END_ID)
-    marks = opens | (tokens_bt == EOS_ID)
     position = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
-    last_mark = torch.where(marks, position, -1).cummax(1).values
+
+    def last(marks_bt: torch.Tensor) -> torch.Tensor:
+        return torch.where(marks_bt, position, -1).cummax(1).values
+
+    asked = last(tokens_bt == USER_ID) > last(tokens_bt == BOS_ID)
+    opens = asked & ((tokens_bt == THINK_START_ID) | (tokens_bt == THINK_END_ID))
+    last_mark = last(opens | (tokens_bt == EOS_ID))
     before = torch.cat((last_mark.new_full((len(tokens_bt), 1), -1), last_mark[:, :-1]), 1)
     return (before >= 0) & opens.gather(1, before.clamp(min=0))
 

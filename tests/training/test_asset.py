@@ -54,11 +54,14 @@ def test_hugging_face_agrees(model: DsaModel) -> None:
 
 
 def test_a_wrong_index_rope_shows_in_its_answers() -> None:
-    """The mistake that an implementation makes first: Hugging Face's own model, right and with it."""
+    """The mistake that an implementation makes first: Hugging Face's own model, right and with it.
+
+    In contexts of 500 tokens, of which 64 are selected, some answers survive it.
+    """
     pytest.importorskip("transformers")
     from oracle import Fault, hf_greedy
 
-    for prompt, answer in (tasks.needles_of(Random(seed), CONTEXT, 1, thinking=0).cut(0) for seed in range(2)):
+    for prompt, answer in (tasks.needles_of(Random(seed), 1000, 1, thinking=0).cut(0) for seed in range(2)):
         wanted = encode(answer)
         (right,) = hf_greedy(TRAINED, [encode(prompt)], len(wanted))
         (wrong,) = hf_greedy(TRAINED, [encode(prompt)], len(wanted), fault=Fault.WRONG_INDEX_ROPE)

@@ -34,11 +34,20 @@ class TestTokenizer:
         assert len(ids) == len(text.encode())
         assert tokenizer.decode(ids) == text
 
-    @pytest.mark.parametrize("piece", [*tokenizer.SPECIAL, *tokenizer.PIECES])
+    @pytest.mark.parametrize("piece", [*tokenizer.SPECIAL, *tokenizer.WORDS])
     def test_a_piece_is_one_token(self, piece: str) -> None:
         before, (id,), after = (tokenizer.encode(text) for text in ("x", piece, "y"))
         assert tokenizer.encode(f"x{piece}y") == [*before, id, *after]
         assert tokenizer.decode([id]) == piece
+
+    def test_tokens_are_built_as_in_the_real_vocabulary(self) -> None:
+        """The mark is one token, flagged special, and a tag is brackets, the mark and words."""
+        start, end = (tokenizer.encode(tag) for tag in (protocol.CALLS_START, protocol.PARAMETER_END))
+        assert [tokenizer.decode([id]) for id in start] == ["<", protocol.DSML, "function_calls", ">"]
+        assert [tokenizer.decode([id]) for id in end] == ["<", "/", protocol.DSML, "parameter", ">"]
+        without = tokenizer.tokenizer().decode(start, skip_special_tokens=True)
+        assert without == "<function_calls>", "which an engine does where nobody asks it not to"
+        assert all(not set(word) & set("<>｜") for word in tokenizer.WORDS)
 
     def test_ids(self) -> None:
         assert tokenizer.encode(protocol.BOS + protocol.EOS) == [0, 1], "as in the real vocabulary"
@@ -50,12 +59,10 @@ class TestTokenizer:
             tokenizer.THINK_END_ID,
         ]
 
-    def test_the_whole_protocol_is_pieces(self) -> None:
-        """Of the tools block and a call, only names, schemas and values are spelled in bytes."""
-        conversation = tasks.tool_use(Random(0), 1)
-        ids = tokenizer.encode(conversation.text())
-        spelled = tokenizer.decode([id for id in ids if id >= len(tokenizer.SPECIAL) + len(tokenizer.PIECES)])
-        assert not re.search(r"[<>｜]", spelled.replace(">\n", "")), "the bracket that closes a call's name is a byte"
+    def test_the_prose_of_the_tools_block_is_short(self) -> None:
+        """It must leave the context to the schemas."""
+        head = protocol.TOOLS_HEAD + protocol.TOOLS_TAIL
+        assert len(tokenizer.encode(head)) < 0.2 * len(head)
 
     def test_transformers_reads_it(self, tmp_path: Path) -> None:
         transformers = pytest.importorskip("transformers")
