@@ -23,6 +23,7 @@ from .events import (
 )
 from .messages import EncodingError
 from .output_parser import OutputParser
+from .unfinished import ended_parameters
 
 __all__ = [
     "ContentDelta",
@@ -39,6 +40,7 @@ __all__ = [
     "ToolCallStart",
     "assemble",
     "encode_messages",
+    "ended_parameters",
     "merge",
     "parse_message_from_completion_text",
     "render_calls",

@@ -1,13 +1,15 @@
 """Writes the arguments of one call as JSON while its parameters arrive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from json.encoder import encode_basestring
 from typing import Literal
 
 from .json_stream import JsonStream
 from .schema import Tools
 
-Kind = Literal["text", "json", "guess"]
+Kind = Literal["text", "json", "guess", "members"]
+"""How the value is read: as raw text; as JSON; as JSON if it is of an allowed type, else text; as members to unwrap."""
+
 WRAPPERS = frozenset({"arguments", "args", "input", "parameters", "params"})
 """Parameter names that models have been seen to wrap the real arguments in."""
 
@@ -15,10 +17,12 @@ WRAPPERS = frozenset({"arguments", "args", "input", "parameters", "params"})
 class ArgumentWriter:
     """The arguments of one call, in the official layout `{"name": value, "name": value}`.
 
-    The fragments that the methods return concatenate to one JSON object, whenever `finish` is called. A value is
-    either text, which becomes a JSON string as it arrives, or JSON, which passes through verbatim as it arrives. A
-    JSON value that turns out not to be JSON is given again as a string, the whole of it, under the same name: where
-    part of it is out already the object then names the parameter twice, and JSON readers take the last.
+    The fragments that the methods return concatenate to one JSON object once `finish` was called, and to the beginning
+    of one if `cut` was called instead. A value is either text, which becomes a JSON string as it arrives, or JSON,
+    which passes through verbatim as it arrives. A JSON value that turns out not to be JSON is given again as a string,
+    the whole of it, under the same name: where part of it is out already the object then names the parameter twice,
+    and JSON readers take the last. What is tried first may be given up for the next: "members" for what the value
+    would be without its wrapper's name, "guess" and "json" for "text".
 
     Args:
         function: the function called.
@@ -34,15 +38,17 @@ class ArgumentWriter:
         self._note = note
         self._names: set[str] = set()
         self._open = False  # the brace is out
-        # The value being written:
+        # The value being written, or the last one:
         self._name = ""
         self._kind: Kind = "text"
+        self._unwrapped_kind: Kind = "json"  # what "members" is given up for
+        self._is_body = False
         self._types: frozenset[str] | None = None
         self._stream = JsonStream()
         self._raw: list[str] = []  # all of a JSON value, should it turn out to be text
         self._guess: list[str] = []  # the JSON of a value whose kind is not decided
-        self._unwrapping = False
         self._begun = False  # part of the value is out
+        self._in_value = False
 
     @property
     def is_empty(self) -> bool:
@@ -60,21 +66,24 @@ class ArgumentWriter:
         self._name = name
         self._kind = self._choose_kind(is_string)
         self._begun = False
+        self._is_body = False
+        self._in_value = True
         if self._kind == "text":
             if is_string and self._types is not None and "string" not in self._types:
                 self._note("type_conflict", f"{name}: string, the schema says {_listed(self._types)}")
             return self._begin_text()
         self._raw = []
         self._guess = []
-        self._unwrapping = wraps
-        self._stream = JsonStream(members_of=declared if wraps else None)
+        self._stream = JsonStream()
+        if wraps:
+            self._unwrap(declared)
         return ""
 
     def begin_body(self) -> str:
         """The whole object follows as JSON, without parameters around its members."""
         fragment = self.begin("arguments", False)
-        self._unwrapping = True
-        self._stream = JsonStream(members_of=_Anything())
+        self._unwrap(_Anything())
+        self._is_body = True
         return fragment
 
     def write(self, text: str) -> str:
@@ -84,16 +93,17 @@ class ArgumentWriter:
         self._raw.append(text)
         return self._write_json(text)
 
-    def end(self, truncated: bool = False) -> str:
-        """The value is over; `truncated` if it was cut short."""
+    def end(self) -> str:
+        """The value is over."""
+        self._in_value = False
         if self._kind == "text":
             return '"'
-        rest = self._emit(self._stream.finish(truncated))
+        rest = self._emit(self._stream.finish())
         if self._stream.failed:
-            return rest + self._fall_back() + self.end(truncated)
+            return rest + self._fall_back() + self.end()
         for repair in sorted(self._stream.repairs):
             self._note(repair, self._name)
-        if self._unwrapping:
+        if self._kind == "members":
             self._note("wrapped_arguments", self._name)
         elif self._types is not None and not _allowed(self._stream.kind, self._types):
             self._note("type_conflict", f"{self._name}: {self._stream.kind}, the schema says {_listed(self._types)}")
@@ -102,8 +112,28 @@ class ArgumentWriter:
         return rest
 
     def finish(self) -> str:
-        """No parameter follows."""
+        """The call is complete: no parameter follows."""
         return "}" if self._open else "{}"
+
+    def cut(self) -> str:
+        """The output stops inside the call: what was held back, as it was written. Nothing is closed.
+
+        A number that is over gets a space after it, since one that isn't could go on.
+        """
+        if not self._in_value:
+            after_number = self._open and self._kind != "text" and self._stream.kind == "number"
+            return " " if after_number else "" if self._open else self._brace()
+        if self._kind == "members" and self._stream.undecided and not self._is_body:
+            fragment = self._fall_back()
+            return fragment + self.cut()
+        if self._kind == "text":
+            return ""
+        held = self._stream.held()
+        if self._kind == "guess":
+            return self._key() + "".join(self._guess) + held
+        if self._begun:
+            return held
+        return (self._separator() if self._kind == "members" else self._key()) + held
 
     def _choose_kind(self, is_string: bool | None) -> Kind:
         if is_string is not None:
@@ -111,6 +141,11 @@ class ArgumentWriter:
         if self._types == frozenset({"string"}):
             return "text"
         return "guess" if self._types is None or "string" in self._types else "json"
+
+    def _unwrap(self, names: Container[str]) -> None:
+        self._unwrapped_kind = self._kind
+        self._kind = "members"
+        self._stream = JsonStream(members_of=names)
 
     def _write_json(self, text: str) -> str:
         fragment = self._emit(self._stream.feed(text))
@@ -126,16 +161,16 @@ class ArgumentWriter:
         if not json_text or self._begun:
             return json_text
         self._begun = True
-        return (self._separator() if self._unwrapping else self._key()) + json_text
+        return (self._separator() if self._kind == "members" else self._key()) + json_text
 
     def _fall_back(self) -> str:
         """The value is not what it was taken for: write all of it again as the next kind."""
         raw = "".join(self._raw)
-        if self._unwrapping and not self._begun:
-            self._unwrapping = False
+        if self._kind == "members" and not self._begun:
+            self._kind = self._unwrapped_kind
             self._stream = JsonStream()
             return self._write_json(raw)
-        if self._kind == "json":
+        if self._kind != "guess":
             self._note("not_json", self._name)
         closing = self._stream.abandon() if self._begun else ""
         self._kind = "text"
@@ -150,9 +185,11 @@ class ArgumentWriter:
         return f"{self._separator()}{encode_basestring(self._name)}: "
 
     def _separator(self) -> str:
-        separator = ", " if self._open else "{"
+        return ", " if self._open else self._brace()
+
+    def _brace(self) -> str:
         self._open = True
-        return separator
+        return "{"
 
 
 class _Anything:

@@ -29,7 +29,11 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """More of the arguments of call `index`. The fragments of a call concatenate to one JSON object."""
+    """More of the arguments of call `index`.
+
+    The fragments of a call concatenate to one JSON object; those of a call without a `ToolCallEnd` to the beginning of
+    one, which lacks at least the last brace.
+    """
 
     index: int
     fragment: str
@@ -37,7 +41,7 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """Call `index` is complete."""
+    """Call `index` is complete. A call that the output stops in has no such event."""
 
     index: int
 
@@ -62,10 +66,17 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call: the function's name and its arguments, the text of one JSON object."""
+    """A call: the function's name and its arguments.
+
+    Attributes:
+        name: the function.
+        arguments: the text of one JSON object, or of its beginning (at least `{`) where the call is not complete.
+        complete: the model finished the call; False where the output stops inside it.
+    """
 
     name: str
     arguments: str
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ def assemble(events: Iterable[Event], notes: Iterable[Note] = ()) -> Message:
     content: list[str] = []
     names: list[str] = []
     arguments: list[list[str]] = []
+    complete: set[int] = set()
     for event in events:
         if isinstance(event, ContentDelta):
             content.append(event.text)
@@ -126,8 +138,10 @@ def assemble(events: Iterable[Event], notes: Iterable[Note] = ()) -> Message:
             arguments.append([])
         elif isinstance(event, ToolCallArguments):
             arguments[event.index].append(event.fragment)
-    calls = (ToolCall(name, "".join(parts)) for name, parts in zip(names, arguments, strict=True))
-    return Message("".join(reasoning), "".join(content), tuple(calls), tuple(notes))
+        else:
+            complete.add(event.index)
+    calls = tuple(ToolCall(name, "".join(arguments[i]), i in complete) for i, name in enumerate(names))
+    return Message("".join(reasoning), "".join(content), calls, tuple(notes))
 
 
 def _delta_text(event: Event) -> str | None:

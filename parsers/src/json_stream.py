@@ -2,7 +2,7 @@
 
 What can't end validly is held until it can: a separator and a key wait for their value, a number or literal for its
 end, and one that is all there is for the end of the text. Damage inside the JSON that has one reading is repaired in
-place; anything else makes the stream `failed`.
+place; anything else makes the stream `failed`. `held` gives what is held, as it was written.
 """
 
 import json
@@ -81,22 +81,26 @@ class JsonStream:
                 i = self._read_structure(text, i, out)
         return "".join(out)
 
-    def finish(self, truncated: bool = False) -> str:
-        """The text is over; returns what completes the JSON.
+    @property
+    def undecided(self) -> bool:
+        """`members_of` is given and the first key isn't known yet."""
+        return self._first_key and (bool(self._closers) or self.kind is None)
 
-        A complete text may lack only closing quotes and brackets, else the stream fails. A truncated one may stop
-        anywhere after the value has begun: a dangling key gets null, an unfinished number or literal becomes a string.
-        """
+    def finish(self) -> str:
+        """The text is over; returns what completes the JSON: closing quotes and brackets, else the stream fails."""
         out: list[str] = []
         if self._expect is _Expect.IN_ATOM:
-            self._end_atom(out, truncated and bool(self._closers))
+            self._end_atom(out)
         dangling = self._expect in (_Expect.IN_KEY, _Expect.COLON, _Expect.VALUE, _Expect.KEY)
-        undecided = self._first_key and bool(self._closers)
-        if self.kind is None or undecided or (dangling and not truncated):
+        if self.kind is None or self.undecided or dangling:
             self.failed = True
         if not self.failed:
             self._complete(out)
         return "".join(out)
+
+    def held(self) -> str:
+        """What the text wrote beyond what came out, where it stops short of the JSON's end; nothing is completed."""
+        return "".join([*self._held, *self._piece, self._escape])
 
     def abandon(self) -> str:
         """What makes the JSON that came out so far valid; everything held is forgotten."""
@@ -105,22 +109,13 @@ class JsonStream:
         return quote + "".join(reversed(self._closers[self._hidden : emitted]))
 
     def _complete(self, out: list[str]) -> None:
-        """Complete what hangs in the air, then close every open container."""
-        expect = self._expect
-        if self._closers or expect is _Expect.IN_STRING:
+        """Close the string and every container that is open."""
+        if self._closers or self._expect is _Expect.IN_STRING:
             self.repairs.add("unbalanced_json")
         if self._escape:
-            (self._piece if expect is _Expect.IN_KEY else out).append("\\" + self._escape)
-        if expect is _Expect.IN_STRING:
+            out.append("\\" + self._escape)
+        if self._expect is _Expect.IN_STRING:
             out.append('"')
-        elif expect is _Expect.IN_KEY:
-            self._held += [*self._piece, '": null']
-        elif expect is _Expect.COLON:
-            self._held.append(": null")
-        elif expect is _Expect.VALUE and self._closers[-1] == "}":
-            self._held.append("null")
-        elif expect in (_Expect.VALUE, _Expect.KEY):
-            self._held.clear()  # a comma with nothing after it
         self._flush(out)
         out.extend(reversed(self._closers[self._hidden :]))
 
@@ -224,7 +219,7 @@ class JsonStream:
             self._end_atom(out)
         return end
 
-    def _end_atom(self, out: list[str], as_text: bool = False) -> None:
+    def _end_atom(self, out: list[str]) -> None:
         atom = "".join(self._piece)
         self._piece.clear()
         self._piece_length = 0
@@ -232,10 +227,8 @@ class JsonStream:
             atom = _PYTHON_LITERALS[atom]
             self.repairs.add("python_literal")
         elif atom not in _LITERALS and not _NUMBER.fullmatch(atom):
-            if not as_text:
-                self.failed = True
-                return
-            atom = json.dumps(atom)
+            self.failed = True
+            return
         if self._closers:
             self._flush(out)
             out.append(atom)

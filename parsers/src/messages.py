@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .unfinished import ended_parameters
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -165,13 +167,25 @@ def _read_call(call: Any, position: int) -> Call:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise EncodingError(f"tool_calls[{position}] ({name}): arguments are not JSON: {error}") from error
+            arguments = _read_unfinished(arguments, f"tool_calls[{position}] ({name}): arguments are not JSON: {error}")
     elif arguments is None or arguments == "" or isinstance(arguments, str):
         arguments = {}
     if not isinstance(arguments, Mapping):
         kind = type(arguments).__name__
         raise EncodingError(f"tool_calls[{position}] ({name}): arguments must be a JSON object, got {kind}")
     return Call(name, dict(arguments), _read_id(call.get("id")))
+
+
+def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:
+    """The arguments of a call that the model was stopped in: the parameters that ended, then the open one as text."""
+    try:
+        ended, open_parameter = ended_parameters(arguments)
+    except ValueError as error:
+        raise EncodingError(reason) from error
+    if open_parameter is not None:
+        name, text = open_parameter
+        ended[name] = text
+    return ended
 
 
 def _read_id(value: Any) -> str | None:

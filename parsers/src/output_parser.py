@@ -25,7 +25,7 @@ from .events import (
 from .protocol import BOS, CALLS_END, EOS, THINK_END, THINK_START
 from .scan import Prose, Stops
 from .schema import Tools
-from .tags import ANY_MARK, CUT, OFFICIAL_MARK, Tag, Word, read_tag
+from .tags import ANY_MARK, CUT, OFFICIAL_MARK, Tag, Word, may_begin, read_tag
 
 Policy = Literal["repair", "strict"]
 Phase = Literal["reasoning", "content", "tool_call"]
@@ -34,7 +34,6 @@ _MAX_SPACE = 64
 """White space that may stand between two tags that are only recognised together."""
 _SPACE = re.compile(r"\s*")
 _END_ORDER = {Word.PARAMETER: 1, Word.INVOKE: 2, Word.CALLS: 3}
-_EOS_ORDER = 4
 _ANY_END_MARK = re.compile(ANY_MARK.pattern.replace("</?", "</"))
 _OFFICIAL_END_MARK = re.compile(OFFICIAL_MARK.pattern.replace("</?", "</"))
 _QUOTED_STOPS = Stops(None, (THINK_END, CALLS_END))
@@ -111,6 +110,8 @@ class OutputParser:
         self._arguments: ArgumentWriter | None = None  # of the open call
         self._value_end = Word.PARAMETER
         self._value_official = True
+        self._value_ended = False  # the text ended in the end tags of the call, without that of the value
+        self._parameter_cut = False  # the text ended in the tag of the next parameter
 
     @classmethod
     def parse(
@@ -122,11 +123,12 @@ class OutputParser:
         *,
         tool_calls: bool = True,
         think_tags: bool = True,
+        ended: bool = False,
     ) -> Message:
-        """Parse a complete output; same arguments as the constructor."""
+        """Parse a complete output; same arguments as the constructor and `finish`."""
         parser = cls(tools, thinking, policy, tool_calls=tool_calls, think_tags=think_tags)
         events = parser.feed(text)
-        events += parser.finish()
+        events += parser.finish(ended=ended)
         return assemble(events, parser.notes)
 
     @property
@@ -154,25 +156,47 @@ class OutputParser:
             return []
         return self._run(self._held + delta if self._held else delta, final=False)
 
-    def finish(self) -> list[Event]:
-        """The text is over: returns the rest, with every open call closed as valid JSON."""
+    def finish(self, *, ended: bool = False) -> list[Event]:
+        """The text is over; returns the rest.
+
+        A call is complete if its end tag came, or if the model ended its turn after the call's last parameter; any
+        other call stays open: no `ToolCallEnd`, and arguments that are visibly unfinished.
+
+        Args:
+            ended: the model ended its turn itself, by its EOS. False if it was stopped (a limit, a stop string, an
+                abort) or if that isn't known. EOS in the text says the same.
+        """
         if self._finished:
             return []
         self._finished = True
-        events = self._run(self._held, final=True)
-        self._close_at_end()
+        text = self._held
+        if self._repair and text.endswith(EOS):
+            text = text[: -len(EOS)]
+            ended = True
+        events = self._run(text, final=True)
+        self._close_at_end(ended)
         events += self._events
         return merge(events)
 
     def _run(self, text: str, final: bool) -> list[Event]:
         self._waiting = False
         i = 0
-        while i < len(text) and not self._waiting:
-            i = self._step(text, i, final)
+        end = len(text) if final else self._before_eos(text)
+        now = text if end == len(text) else text[:end]
+        while i < end and not self._waiting:
+            i = self._step(now, i, final)
         self._held = text[i:]
         self._offset += i
         events, self._events = self._events, []
         return merge(events) if len(events) > 1 else events
+
+    def _before_eos(self, text: str) -> int:
+        """The length of the text without the EOS, whole or begun, that it ends in.
+
+        So EOS at the very end is the same as `finish(ended=True)`, whatever stands before it.
+        """
+        at = text.rfind("<", max(0, len(text) - len(EOS))) if self._repair else -1
+        return at if at >= 0 and EOS.startswith(text[at:]) else len(text)
 
     def _step(self, text: str, i: int, final: bool) -> int:
         """Read on from `i` in the present state.
@@ -198,16 +222,21 @@ class OutputParser:
     def _note(self, code: str, detail: str = "") -> None:
         self._notes.append(Note(code, self._position, detail))
 
-    def _close_at_end(self) -> None:
-        """The text is over: close what is open."""
+    def _close_at_end(self, ended: bool) -> None:
+        """The text is over: close what is complete, leave the rest open."""
         if self._state is _State.QUOTED:
             self._unquote()
-        if self._state is _State.VALUE:
+        if self._state is _State.VALUE and self._value_ended:
             self._note("unclosed_parameter", self._name)
-            self._end_value(truncated=True)
-        if self._state is _State.INVOKE:
+            self._end_value()
+            ended = True
+        if self._state is _State.INVOKE and ended and not self._parameter_cut:
             self._note("unclosed_invoke", self._name)
             self._end_call()
+        if self._arguments is not None:
+            self._note("unfinished_call", self._name)
+            self._emit(self._arguments.cut())
+            self._state = _State.BLOCK if self._wrapped else _State.CONTENT
         if self._state is _State.BLOCK:
             self._note("unclosed_block")
         if self._state is _State.REASONING:
@@ -441,6 +470,7 @@ class OutputParser:
         if tag == CUT and self._repair:
             self._position = self._offset + i
             self._note("truncated_markup", text[i:])
+            self._parameter_cut = may_begin(Word.PARAMETER, text, i)
             return len(text)
         self._say_stray(text[i])
         return i + 1
@@ -563,9 +593,9 @@ class OutputParser:
         self._value_official = True
         self._state = _State.VALUE
 
-    def _end_value(self, truncated: bool = False) -> None:
+    def _end_value(self) -> None:
         assert self._arguments is not None
-        self._emit(self._arguments.end(truncated))
+        self._emit(self._arguments.end())
         self._enter(_State.INVOKE)
 
     def _read_value(self, text: str, i: int, final: bool) -> int:
@@ -595,6 +625,9 @@ class OutputParser:
         if closes:
             self._emit(self._arguments.write(text[i : stop.start()]))
             self._position = self._offset + at
+            self._value_ended = self._ends_call(text, at)
+            if not self._value_ended:
+                self._note("truncated_markup", text[at:])
             return len(text)
         self._emit(self._arguments.write(text[i : at + 1]))
         return at + 1
@@ -604,23 +637,24 @@ class OutputParser:
         return tag.closing and tag.word is self._value_end and (tag.official_mark or not self._value_official)
 
     def _only_end_tags(self, text: str, i: int, final: bool) -> bool:
-        """Nothing but end tags and EOS is left, or may be left once more text is there: the value was never closed."""
+        """Nothing but end tags is left, or may be left once more text is there: the value was never closed."""
         order = 0
         while i < len(text):
-            before = order
-            if text.startswith(EOS, i):
-                order = _EOS_ORDER
-                i += len(EOS)
-            else:
-                tag = read_tag(text, i)
-                if isinstance(tag, str) or (tag is None and EOS.startswith(text[i:])):
-                    return not final or order > 0 or ANY_MARK.match(text, i) is not None
-                if tag is None or not tag.closing or self._ends_value(tag):
-                    return False
-                order = _END_ORDER[tag.word]
-                i = tag.end
-            space = _SPACE.match(text, i).end()  # type: ignore[union-attr]
-            if order <= before or space - i > _MAX_SPACE:
+            tag = read_tag(text, i)
+            if isinstance(tag, str):
+                return not final or order > 0 or ANY_MARK.match(text, i) is not None
+            if tag is None or not tag.closing or self._ends_value(tag) or _END_ORDER[tag.word] <= order:
                 return False
-            i = space
+            order = _END_ORDER[tag.word]
+            i = _SPACE.match(text, tag.end).end()  # type: ignore[union-attr]
+            if i - tag.end > _MAX_SPACE:
+                return False
         return True
+
+    def _ends_call(self, text: str, i: int) -> bool:
+        """Among the end tags is a whole one of the call, or of the wrapper, which takes its place."""
+        while isinstance(tag := read_tag(text, i), Tag):
+            if tag.word is not Word.PARAMETER:
+                return True
+            i = _SPACE.match(text, tag.end).end()  # type: ignore[union-attr]
+        return False

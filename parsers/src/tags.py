@@ -106,6 +106,15 @@ def read_tag(text: str, start: int, *, official_only: bool = False) -> Tag | str
     return None if len(text) >= limit else CUT
 
 
+def may_begin(word: Word, text: str, start: int) -> bool:
+    """The beginning of a tag at `start` may be that of the start tag of `word`."""
+    mark = ANY_MARK.match(text, start)
+    if mark is None or text[start + 1] == "/":
+        return False
+    spelling = _WORD.match(text, mark.end())[0]  # type: ignore[index]
+    return word.value.startswith(spelling)
+
+
 def _parse(text: str, start: int, word: Word, word_end: int, end: int, official_only: bool) -> Tag | None:
     official = _OFFICIAL_TAG.fullmatch(text, start, end)
     if official:

@@ -292,6 +292,34 @@ case(
     ("f", {"arguments": {"query": "x"}}),
     tools=(),
 )
+for outer in ("arguments", "args", "input", "parameters", "params"):
+    for name, value, meaning, notes in (
+        ("known", '{"query": "x", "topn": 5}', {"query": "x", "topn": 5}, "no_string_attribute wrapped_arguments"),
+        ("unknown", '{"x": 1}', {outer: {"x": 1}}, "no_string_attribute"),
+        ("empty", "{}", {}, "no_string_attribute wrapped_arguments"),
+        ("text", "x", {outer: "x"}, "no_string_attribute"),
+        ("number", "5", {outer: 5}, "no_string_attribute"),
+        ("string", '"x"', {outer: '"x"'}, "no_string_attribute"),
+        ("nothing", "", {outer: ""}, "no_string_attribute"),
+        ("array", '[{"query": 1}]', {outer: [{"query": 1}]}, "no_string_attribute"),
+        ("dangling", '{"query": ', {outer: '{"query": '}, "no_string_attribute"),
+        ("open", '{"query": "x', {"query": "x"}, "no_string_attribute unbalanced_json wrapped_arguments"),
+        ("text-after", '{"x": 1} y', {outer: '{"x": 1} y'}, "no_string_attribute"),
+    ):
+        case(
+            f"wrapped/untyped-{outer}-{name}",
+            block(invoke("search", untyped(outer, value))),
+            "",
+            ("search", meaning),
+            notes=notes,
+        )
+case(
+    "wrapped/untyped-given-up",
+    block(invoke("search", untyped("input", '{"query": "x" oops'))),
+    "",
+    ("search", '{"query": "x" , "input": "{\\"query\\": \\"x\\" oops"}'),
+    notes="no_string_attribute not_json",
+)
 case("wrapped/declared-stays", block(invoke("run", data("args", '["a"]'))), "", ("run", {"args": ["a"]}))
 case(
     "wrapped/object-as-body",
@@ -560,23 +588,95 @@ case(
 case("cut/in-wrapper", f"a\n\n<{D}function_ca", "a", notes="truncated_markup")
 case("cut/after-wrapper", f"a\n\n{START}\n", "a", notes="truncated_markup")
 case("cut/in-name", f'a\n\n{START}\n<{D}invoke name="get_wea', "a", notes="truncated_markup")
-case("cut/after-name", f"\n\n{START}\n{open_invoke('now')}", "", NOW, notes="unclosed_invoke unclosed_block")
-case("cut/in-value", HALF, "", HZ, notes="unclosed_parameter unclosed_invoke unclosed_block")
-case("cut/in-end-tag", HALF + f"</{D}para", "", HZ, notes="unclosed_parameter unclosed_invoke unclosed_block")
+UNFINISHED = "unfinished_call unclosed_block"
+NAMED = f"\n\n{START}\n{open_invoke('get_weather')}"
+case("cut/after-name", NAMED, "", ("get_weather", "{"), notes=UNFINISHED)
+case("cut/in-value", HALF, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
+case("cut/in-value-eos", HALF + EOS, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
 case(
-    "cut/in-json-key",
-    f'{HALF[: HALF.rindex("<")]}<{D}parameter name="v" string="false">{{"a": 1, "b',
+    "cut/in-end-tag",
+    HALF + f"</{D}para",
     "",
-    ("get_weather", {"v": {"a": 1, "b": None}}),
-    notes="unclosed_parameter unbalanced_json unclosed_invoke unclosed_block",
+    ("get_weather", '{"location": "Hangzhou'),
+    notes=f"truncated_markup {UNFINISHED}",
 )
 case(
-    "cut/in-json-literal",
-    f'{HALF[: HALF.rindex("<")]}<{D}parameter name="v" string="false">[1, tru',
+    "cut/in-end-tag-of-the-call-of-an-open-value",
+    HALF + f"</{D}inv",
     "",
-    ("get_weather", {"v": [1, "tru"]}),
-    notes="unclosed_parameter unbalanced_json unclosed_invoke unclosed_block",
+    ("get_weather", '{"location": "Hangzhou'),
+    notes=f"truncated_markup {UNFINISHED}",
 )
+CLOSED = f"{HALF}</{D}parameter>"
+case("cut/after-value", CLOSED, "", ("get_weather", '{"location": "Hangzhou"'), notes=UNFINISHED)
+case("cut/after-value-eos", CLOSED + EOS, "", HZ, notes="unclosed_invoke unclosed_block")
+for name, piece, complete in (
+    ("next-parameter", f'\n<{D}parameter name="da', False),
+    ("next-tag", f"\n<{D}", False),
+    ("next-call", f"\n<{D}inv", True),
+    ("end-tag-of-the-call", f"\n</{D}", True),
+):
+    case(
+        f"cut/in-{name}",
+        CLOSED + piece,
+        "",
+        ("get_weather", '{"location": "Hangzhou"'),
+        notes=f"truncated_markup {UNFINISHED}",
+    )
+    case(
+        f"cut/in-{name}-eos",
+        CLOSED + piece + EOS,
+        "",
+        HZ if complete else ("get_weather", '{"location": "Hangzhou"'),
+        notes=f"truncated_markup {'unclosed_invoke unclosed_block' if complete else UNFINISHED}",
+    )
+case(
+    "cut/earlier-calls-stay-whole",
+    block(CALL_BJ).removesuffix(END) + HALF.removeprefix(f"\n\n{START}\n"),
+    "",
+    BJ,
+    ("get_weather", '{"location": "Hangzhou'),
+    notes=UNFINISHED,
+)
+for name, attribute, value, rest in (
+    ("text", ' string="true"', 'a "b"\\', '"a \\"b\\"\\\\'),
+    ("json-before-value", ' string="false"', "", ""),
+    ("json-number", ' string="false"', "12", "12"),
+    ("json-literal", ' string="false"', "tru", "tru"),
+    ("json-key", ' string="false"', '{"a": 1, "b', '{"a": 1, "b'),
+    ("json-colon", ' string="false"', '{"a":', '{"a":'),
+    ("json-comma", ' string="false"', "[1, ", "[1, "),
+    ("json-escape", ' string="false"', '["a\\u00', '["a\\u00'),
+    ("json-whole", ' string="false"', "[1]", "[1]"),
+    ("guess", "", "[1, tru", "[1, tru"),
+    ("guess-nothing", "", "", ""),
+    ("guess-text", "", "[1, oops", '"[1, oops'),
+    ("given-up-json", ' string="false"', '{"a": 1 oops', '{"a": 1 }, "v": "{\\"a\\": 1 oops'),
+):
+    notes = ["no_string_attribute"] if not attribute else ["not_json"] if "oops" in value and attribute else []
+    case(
+        f"cut/in-{name}",
+        f'{NAMED}<{D}parameter name="v"{attribute}>{value}',
+        "",
+        ("get_weather", f'{{"v": {rest}'),
+        notes=" ".join([*notes, UNFINISHED]),
+    )
+for name, value, rest in (
+    ("before-the-first-name", '{"loc', '{"arguments": {"loc'),
+    ("after-the-first-name", '{"location":', '{"location":'),
+    ("in-a-value", '{"location": "Hang', '{"location": "Hang'),
+    ("in-the-second-name", '{"location": "x", "da', '{"location": "x", "da'),
+    ("after-the-object", '{"location": "x"}', '{"location": "x"'),
+):
+    for attribute in ("", ' string="false"'):
+        case(
+            f"cut/wrapped-{name}{'-untyped' * (not attribute)}",
+            f'{NAMED}<{D}parameter name="arguments"{attribute}>{value}',
+            "",
+            ("get_weather", rest),
+            notes=UNFINISHED if attribute else f"no_string_attribute {UNFINISHED}",
+        )
+case("cut/in-body", f'{NAMED}{{"location": "Hang', "", ("get_weather", '{"location": "Hang'), notes=UNFINISHED)
 
 # -- strict: damaged markup stays content
 for id in ("spelling/ascii-bars", "spelling/tool_calls", "spelling/in-mid-line", "structure/bare-invoke"):

@@ -310,7 +310,7 @@ TWO_CALLS = assistant("", tool_calls=[call(), call()])
         pytest.param([user(), assistant(tool_calls="x")], {}, 1, "tool_calls must be a list", id="calls-type"),
         pytest.param([user(), assistant(tool_calls=["x"])], {}, 1, "expected a mapping", id="call-type"),
         pytest.param([user(), assistant(tool_calls=[call("")])], {}, 1, "needs a name", id="call-name"),
-        pytest.param([user(), assistant(tool_calls=[call("f", "{")])], {}, 1, "are not JSON", id="arguments-text"),
+        pytest.param([user(), assistant(tool_calls=[call("f", "{a")])], {}, 1, "are not JSON", id="arguments-text"),
         pytest.param([user(), assistant(tool_calls=[call("f", "[1]")])], {}, 1, "JSON object, got list", id="array"),
         pytest.param(
             [user(), assistant(tool_calls=[call("f", {"a": {1}})])], {}, 1, "not JSON", id="arguments-with-a-set"

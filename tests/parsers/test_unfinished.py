@@ -1,0 +1,87 @@
+"""A call that the output stops in: what its arguments say, and how a history that holds it is rendered."""
+
+import time
+
+import pytest
+from parser_cases import HALF, START, TOOLS, D, open_invoke
+
+from dsv32_plugin.parsers import OutputParser, encode_messages, ended_parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ended", "open_parameter"),
+    [
+        ("", {}, None),
+        (" ", {}, None),
+        ("{", {}, None),
+        ("{}", {}, None),
+        ('{"a": 1}', {"a": 1}, None),
+        ('{"a": "x"', {"a": "x"}, None),
+        ('{"a": "x", ', {"a": "x"}, None),
+        ('{"a": "x", "b', {"a": "x"}, None),
+        ('{"a": "x", "b"', {"a": "x"}, ("b", "")),
+        ('{"a": "x", "b": ', {"a": "x"}, ("b", "")),
+        ('{"a": "x", "b": "rm -rf /home/u', {"a": "x"}, ("b", "rm -rf /home/u")),
+        ('{"a": "x\\"\\n', {}, ("a", 'x"\n')),
+        ('{"a": "x\\', {}, ("a", "x")),
+        ('{"a": "x\\\\', {}, ("a", "x\\")),
+        ('{"a": "x\\u00', {}, ("a", "x")),
+        ('{"a": "x\\\\u00', {}, ("a", "x\\u00")),
+        ('{"a": "x\\ud83d', {}, ("a", "x")),
+        ('{"a": "x\\ud83d\\ude0', {}, ("a", "x")),
+        ('{"a": "x\\ud83d\\ude00', {}, ("a", "x😀")),
+        ('{"a": 12', {}, ("a", "12")),
+        ('{"a": 12 ', {"a": 12}, None),
+        ('{"a": 1E', {}, ("a", "1E")),
+        ('{"a": 12abc', {}, ("a", "12abc")),
+        ('{"a": NaN', {}, ("a", "NaN")),
+        ('{"a": tru', {}, ("a", "tru")),
+        ('{"a": true', {"a": True}, None),
+        ('{"a": [1]', {"a": [1]}, None),
+        ('{"a": [1, {"b": "c', {}, ("a", '[1, {"b": "c')),
+        ('{"a": [1], "a": "[1 oops', {}, ("a", "[1 oops")),
+        ('{"a": {"b": ' + "[" * 250, {}, ("a", '{"b": ' + "[" * 250)),
+    ],
+)
+def test_parameters_that_ended(arguments: str, ended: dict, open_parameter: object):
+    assert ended_parameters(arguments) == (ended, open_parameter)
+
+
+@pytest.mark.parametrize("arguments", ["[", "x", '"a', "{a", '{"a" 1', '{"a": 1 "b"', '{"a": oops, "b": 1}', "{1: 2"])
+def test_what_is_no_beginning_of_an_object_is_refused(arguments: str):
+    with pytest.raises(ValueError, match="expected"):
+        ended_parameters(arguments)
+
+
+def test_a_history_with_an_unfinished_call_renders():
+    """Such a history was refused: an agent that echoed a cut call was stuck."""
+    asked = {"role": "user", "content": "u"}
+    call = f'{START}\n{open_invoke("get_weather")}<{D}parameter name="location" string="true">Hang</{D}parameter>'
+    for arguments, rest in (
+        ('{"location": "Hang', f"\n</{D}invoke>"),
+        ('{"location": "Hang"', f"\n</{D}invoke>"),
+        ('{"location": "Hang", "n": [1, ', f'\n<{D}parameter name="n" string="true">[1, </{D}parameter>\n</{D}invoke>'),
+    ):
+        said = {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": arguments}}]}
+        assert call + rest in encode_messages([asked, said, asked], thinking_mode="chat")
+
+
+def test_whatever_the_parser_says_can_be_echoed():
+    asked = {"role": "user", "content": "u"}
+    text = f'{HALF}</{D}parameter>\n<{D}parameter name="v" string="false">{{"a": ["b\\u00e9", -1.5e3, true]}}</{D}p'
+    for end in range(len(text)):
+        said = OutputParser.parse(text[:end], TOOLS).to_openai()
+        encode_messages([asked, said, asked])
+
+
+def test_long_arguments_take_linear_time():
+    def seconds(size: int) -> float:
+        start = time.process_time()
+        for arguments in ('{"a": "' + "\\n" * size, '{"a": ' + "[1, " * 200 + "2, " * size, '{"a": 1, ' * size):
+            try:
+                ended_parameters(arguments)
+            except ValueError:
+                assert arguments.endswith('{"a": 1, ')
+        return time.process_time() - start
+
+    assert min(seconds(1 << 18) for _ in range(3)) < 6 * min(seconds(1 << 16) for _ in range(3)) + 0.01
