@@ -41,19 +41,25 @@ class ArgumentWriter:
         # The value being written, or the last one:
         self._name = ""
         self._kind: Kind = "text"
-        self._unwrapped_kind: Kind = "json"  # what "members" is given up for
+        self._wrapped_kind: Kind = "json"  # what "members" is given up for
         self._is_body = False
         self._types: frozenset[str] | None = None
         self._stream = JsonStream()
         self._raw: list[str] = []  # all of a JSON value, should it turn out to be text
         self._guess: list[str] = []  # the JSON of a value whose kind is not decided
         self._begun = False  # part of the value is out
+        self._last = ""  # the last character of its JSON that is out
         self._in_value = False
 
     @property
     def is_empty(self) -> bool:
         """No parameter has begun."""
         return not self._names
+
+    @property
+    def unread(self) -> int | None:
+        """How much of the text that was written last stands after the object, if this is a body and it ended."""
+        return self._stream.unread if self._is_body and self._kind == "members" else None
 
     def begin(self, name: str, is_string: bool | None) -> str:
         """A parameter begins. `is_string` is its attribute, None to let the schema decide."""
@@ -68,21 +74,23 @@ class ArgumentWriter:
         self._begun = False
         self._is_body = False
         self._in_value = True
+        self._raw = []
+        self._guess = []
+        self._stream = JsonStream()
+        self._last = ""
+        if wraps:
+            self._unwrap(declared, self._kind)
+            return ""
         if self._kind == "text":
             if is_string and self._types is not None and "string" not in self._types:
                 self._note("type_conflict", f"{name}: string, the schema says {_listed(self._types)}")
             return self._begin_text()
-        self._raw = []
-        self._guess = []
-        self._stream = JsonStream()
-        if wraps:
-            self._unwrap(declared)
         return ""
 
     def begin_body(self) -> str:
         """The whole object follows as JSON, without parameters around its members."""
         fragment = self.begin("arguments", False)
-        self._unwrap(_Anything())
+        self._unwrap(_Anything(), "json", alone=False)
         self._is_body = True
         return fragment
 
@@ -121,8 +129,9 @@ class ArgumentWriter:
         A number that is over gets a space after it, since one that isn't could go on.
         """
         if not self._in_value:
-            after_number = self._open and self._kind != "text" and self._stream.kind == "number"
-            return " " if after_number else "" if self._open else self._brace()
+            if not self._open:
+                return self._brace()
+            return " " if self._kind != "text" and self._last.isdigit() else ""
         if self._kind == "members" and self._stream.undecided and not self._is_body:
             fragment = self._fall_back()
             return fragment + self.cut()
@@ -142,10 +151,10 @@ class ArgumentWriter:
             return "text"
         return "guess" if self._types is None or "string" in self._types else "json"
 
-    def _unwrap(self, names: Container[str]) -> None:
-        self._unwrapped_kind = self._kind
+    def _unwrap(self, names: Container[str], otherwise: Kind, *, alone: bool = True) -> None:
         self._kind = "members"
-        self._stream = JsonStream(members_of=names)
+        self._wrapped_kind = otherwise
+        self._stream = JsonStream(members_of=names, alone=alone)
 
     def _write_json(self, text: str) -> str:
         fragment = self._emit(self._stream.feed(text))
@@ -155,6 +164,7 @@ class ArgumentWriter:
         return fragment + self._fall_back() if self._stream.failed else fragment
 
     def _emit(self, json_text: str) -> str:
+        self._last = json_text[-1:] or self._last
         if self._kind == "guess":
             self._guess.append(json_text)
             return ""
@@ -167,7 +177,9 @@ class ArgumentWriter:
         """The value is not what it was taken for: write all of it again as the next kind."""
         raw = "".join(self._raw)
         if self._kind == "members" and not self._begun:
-            self._kind = self._unwrapped_kind
+            self._kind = self._wrapped_kind
+            if self._kind == "text":
+                return self._begin_text() + self.write(raw)
             self._stream = JsonStream()
             return self._write_json(raw)
         if self._kind != "guess":

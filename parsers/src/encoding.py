@@ -197,18 +197,21 @@ def _match_results(turns: list[Turn], skipped: int) -> tuple[list[Turn], dict[in
 
 def _in_call_order(calls: tuple[Call, ...], results: list[Turn]) -> list[Turn]:
     """Each result takes the first free call with its id; the others fill the free calls in order."""
-    free: dict[int, str | None] = {i: call.id for i, call in enumerate(calls)}
+    by_id: dict[str | None, list[int]] = {}
+    for slot in reversed(range(len(calls))):
+        by_id.setdefault(calls[slot].id, []).append(slot)
+    by_id.pop(None, None)
     slots: dict[int, Turn] = {}
     unmatched = []
     for result in results:
-        slot = next((i for i, id in free.items() if id is not None and id == result.call_id), None)
-        if slot is None:
-            unmatched.append(result)
+        matching = by_id.get(result.call_id)
+        if matching:
+            slots[matching.pop()] = result
         else:
-            slots[slot] = result
-            del free[slot]
+            unmatched.append(result)
+    free = [slot for slot in range(len(calls)) if slot not in slots]
     slots.update(zip(free, unmatched, strict=False))
-    return [slots[i] for i in sorted(slots)]
+    return [slots[slot] for slot in sorted(slots)]
 
 
 def _check_final(

@@ -6,6 +6,7 @@ place; anything else makes the stream `failed`. `held` gives what is held, as it
 """
 
 import json
+import math
 import re
 from collections.abc import Container
 from enum import Enum, auto
@@ -42,6 +43,7 @@ class JsonStream:
     """Incremental JSON.
 
     Args:
+        alone: nothing but white space may follow the value.
         members_of: with a set of names, the text must be one object, its first key must be among them, and its members
             come out without the braces around them.
 
@@ -49,12 +51,15 @@ class JsonStream:
         kind: the JSON type of the top value once it has begun, else None.
         failed: the text is not JSON. Nothing more comes out; `abandon` closes what came out before.
         repairs: names of the repairs made inside the JSON so far.
+        unread: with `alone` False, how much of the text fed last stands after the value; None while it goes on.
     """
 
-    def __init__(self, members_of: Container[str] | None = None):
+    def __init__(self, members_of: Container[str] | None = None, *, alone: bool = True):
         self.kind: str | None = None
         self.failed = False
         self.repairs: set[str] = set()
+        self.unread: int | None = None
+        self._alone = alone
         self._members_of = members_of
         self._expect = _Expect.VALUE
         self._closers: list[str] = []
@@ -71,6 +76,8 @@ class JsonStream:
         out: list[str] = []
         i = 0
         while i < len(text) and not self.failed:
+            if self._expect is _Expect.END and not self._alone:
+                break
             if self._escape:
                 i = self._read_escape(text, i, out)
             elif self._expect is _Expect.IN_STRING or self._expect is _Expect.IN_KEY:
@@ -79,6 +86,8 @@ class JsonStream:
                 i = self._read_atom(text, i, out)
             else:
                 i = self._read_structure(text, i, out)
+        if self._expect is _Expect.END and not self._alone and not self.failed:
+            self.unread = len(text) - i
         return "".join(out)
 
     @property
@@ -226,7 +235,7 @@ class JsonStream:
         if atom in _PYTHON_LITERALS:
             atom = _PYTHON_LITERALS[atom]
             self.repairs.add("python_literal")
-        elif atom not in _LITERALS and not _NUMBER.fullmatch(atom):
+        elif atom not in _LITERALS and not (_NUMBER.fullmatch(atom) and _is_finite(atom)):
             self.failed = True
             return
         if self._closers:
@@ -269,3 +278,8 @@ class JsonStream:
         out.extend(self._held)
         self._held.clear()
         self._held_comma = False
+
+
+def _is_finite(number: str) -> bool:
+    """Readers get a number of it that they can write again; integers stay exact whatever their size."""
+    return number.lstrip("-").isdigit() or math.isfinite(float(number))

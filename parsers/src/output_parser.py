@@ -22,21 +22,19 @@ from .events import (
     assemble,
     merge,
 )
-from .protocol import BOS, CALLS_END, EOS, THINK_END, THINK_START
+from .lookahead import MAX_SPACE, NEXT_TURN, Lookahead, ends_call, is_half_mark, is_mark, only_end_tags
+from .protocol import BOS, CALLS_END, EOS, PAD, THINK_END, THINK_START
 from .scan import Prose, Stops
 from .schema import Tools
-from .tags import ANY_MARK, CUT, OFFICIAL_MARK, Tag, Word, may_begin, read_tag
+from .tags import ANY_END_MARK, ANY_MARK, CUT, OFFICIAL_END_MARK, OFFICIAL_MARK, Tag, Word, may_begin, read_tag
 
 Policy = Literal["repair", "strict"]
 Phase = Literal["reasoning", "content", "tool_call"]
 
-_MAX_SPACE = 64
-"""White space that may stand between two tags that are only recognised together."""
 _SPACE = re.compile(r"\s*")
-_END_ORDER = {Word.PARAMETER: 1, Word.INVOKE: 2, Word.CALLS: 3}
-_ANY_END_MARK = re.compile(ANY_MARK.pattern.replace("</?", "</"))
-_OFFICIAL_END_MARK = re.compile(OFFICIAL_MARK.pattern.replace("</?", "</"))
-_QUOTED_STOPS = Stops(None, (THINK_END, CALLS_END))
+_LEAKED = (BOS, PAD)
+_UNMARKED_END = "</parameter"
+_QUOTED_STOPS = Stops(None, (THINK_END, CALLS_END, *NEXT_TURN))
 
 
 class _State(Enum):
@@ -78,19 +76,23 @@ class OutputParser:
             raise ValueError("thinking=True needs think_tags=True: reasoning ends at </think>")
         self._tools = Tools(tools)
         self._repair = policy == "repair"
+        self._ahead = Lookahead(self._tools, self._repair)
         mark = ANY_MARK if self._repair else OFFICIAL_MARK
-        tokens = (BOS, EOS) if self._repair else (EOS,)
+        tokens = (EOS, *_LEAKED, *NEXT_TURN) if self._repair else (EOS,)
         think = (THINK_START, THINK_END) if think_tags else ()
         self._content_stops = Stops(mark if tool_calls else None, (*think, *tokens), (0, 2))
         self._reasoning_stops = Stops(OFFICIAL_MARK if self._repair else None, (*think, *tokens), (2, 2))
         self._markup_stops = Stops(mark, tokens)
-        self._value_stops = Stops(_ANY_END_MARK, (EOS,), (0, 1)) if self._repair else Stops(_OFFICIAL_END_MARK, ())
+        self._value_stops = Stops(ANY_END_MARK, (), (0, 1)) if self._repair else Stops(OFFICIAL_END_MARK, ())
+        self._unmarked_value_stops = Stops(ANY_END_MARK, (_UNMARKED_END,), (0, 1))
 
         self._state = _State.REASONING if thinking else _State.CONTENT
         self._held = ""
         self._offset = 0  # of the first held character
         self._waiting = False
         self._finished = False
+        self._ended = False  # the model ended the turn
+        self._over = False  # the model went on with another turn: nothing that follows counts
         self._events: list[Event] = []
         self._notes: list[Note] = []
 
@@ -110,6 +112,8 @@ class OutputParser:
         self._arguments: ArgumentWriter | None = None  # of the open call
         self._value_end = Word.PARAMETER
         self._value_official = True
+        self._value_unmarked = False
+        self._left_as_text = False  # the start tag of a call was taken for text, and its end has not come
         self._value_ended = False  # the text ended in the end tags of the call, without that of the value
         self._parameter_cut = False  # the text ended in the tag of the next parameter
 
@@ -173,8 +177,9 @@ class OutputParser:
         if self._repair and text.endswith(EOS):
             text = text[: -len(EOS)]
             ended = True
+        self._ended = ended or self._over
         events = self._run(text, final=True)
-        self._close_at_end(ended)
+        self._close_at_end()
         events += self._events
         return merge(events)
 
@@ -183,9 +188,9 @@ class OutputParser:
         i = 0
         end = len(text) if final else self._before_eos(text)
         now = text if end == len(text) else text[:end]
-        while i < end and not self._waiting:
+        while i < end and not self._waiting and not self._over:
             i = self._step(now, i, final)
-        self._held = text[i:]
+        self._held = "" if self._over else text[i:]
         self._offset += i
         events, self._events = self._events, []
         return merge(events) if len(events) > 1 else events
@@ -222,15 +227,16 @@ class OutputParser:
     def _note(self, code: str, detail: str = "") -> None:
         self._notes.append(Note(code, self._position, detail))
 
-    def _close_at_end(self, ended: bool) -> None:
+    def _close_at_end(self) -> None:
         """The text is over: close what is complete, leave the rest open."""
+        self._position = self._offset
         if self._state is _State.QUOTED:
             self._unquote()
         if self._state is _State.VALUE and self._value_ended:
             self._note("unclosed_parameter", self._name)
             self._end_value()
-            ended = True
-        if self._state is _State.INVOKE and ended and not self._parameter_cut:
+            self._ended = True
+        if self._state is _State.INVOKE and self._ended and not self._parameter_cut:
             self._note("unclosed_invoke", self._name)
             self._end_call()
         if self._arguments is not None:
@@ -269,33 +275,49 @@ class OutputParser:
     def _read_content(self, text: str, i: int, final: bool) -> int:
         stop = self._content_stops.search(text, i)
         if stop is None:
-            end = len(text) if final else self._content_stops.hold(text, i)
+            end = self._content_stops.hold(text, i)
             self._say(text[i:end])
-            return self._wait(end)
+            return self._cut_off(text, end) if final else self._wait(end)
         start = stop.start()
         self._say(text[i:start])
         at = text.index("<", start)
-        if stop[0] in (THINK_START, THINK_END, BOS, EOS):
+        line_breaks = at - start
+        if stop[0] in self._content_stops.specials:
             return self._read_special(stop[0], text, at, final)
         tag = read_tag(text, at, official_only=not self._repair)
-        accepted = self._accept(tag, text, at - start) if isinstance(tag, Tag) else tag
+        accepted = self._accept(tag, text, line_breaks, final) if isinstance(tag, Tag) else tag
         if accepted == CUT and not final:
             return self._wait(start)
         self._position = self._offset + at
         if isinstance(accepted, Tag):
             self._enter_calls(accepted, text[at : accepted.end])
             return accepted.end
-        if accepted == CUT and self._repair and (at - start == 2 or not self._prose.is_quotation(at - start)):
+        if accepted == CUT and self._is_cut_markup(line_breaks) and not (self._ended and _is_bare_call(tag)):
             self._note("truncated_markup", text[at:])
             return len(text)
         if isinstance(tag, Tag):
             self._note("markup_as_text", text[at : tag.end])
             if tag.word is Word.CALLS:
-                self._quoting = not tag.closing
+                self._quoting = not tag.closing and not self._begins_block(tag, text, line_breaks)
         self._say(text[start : at + 1])
         return at + 1
 
-    def _accept(self, tag: Tag, text: str, line_breaks: int) -> Tag | str | None:
+    def _cut_off(self, text: str, start: int) -> int:
+        """The text ends in `text[start:]`, which may begin a stop: content, unless it is half a mark."""
+        rest = text[start:]
+        mark = rest.lstrip("\n")
+        if self._content_stops.has_mark and is_half_mark(mark) and self._is_cut_markup(len(rest) - len(mark)):
+            self._position = self._offset + start
+            self._note("truncated_markup", mark)
+        else:
+            self._say(rest)
+        return len(text)
+
+    def _is_cut_markup(self, line_breaks: int) -> bool:
+        """A tag that the text ends in is markup, not a quotation."""
+        return self._repair and (line_breaks == 2 or not self._prose.is_quotation(line_breaks))
+
+    def _accept(self, tag: Tag, text: str, line_breaks: int, final: bool) -> Tag | str | None:
         """The tag if it is markup here in the content, CUT if what follows decides that, None if it is text.
 
         Officially calls begin with a blank line and the wrapper. Whatever else looks like calls must not look like a
@@ -303,32 +325,29 @@ class OutputParser:
         """
         if tag.closing:
             return tag if self._repair and self._after_call else None
-        if tag.word is Word.PARAMETER:
-            return None
-        official = line_breaks == 2 and tag.official and tag.word is Word.CALLS
-        if not official and (not self._repair or self._quoting or self._prose.is_quotation(line_breaks)):
-            return None
-        if tag.word is Word.INVOKE:
-            return tag if self._tools.may_call(tag.name) else None
-        first = self._first_in_block(text, tag.end, may_repeat=self._repair)
-        own_line = line_breaks > 0 or self._prose.at_line_start
-        if isinstance(first, Tag):
-            return tag if own_line or self._tools.may_call(first.name) else None
-        return first
+        begins: Tag | bool | str | None
+        if tag.word is Word.CALLS:
+            begins = self._begins_block(tag, text, line_breaks)
+            if isinstance(begins, Tag) and not begins.closing:
+                own_line = line_breaks > 0 or self._prose.at_line_start
+                begins = self._ahead.begins_call(begins, text, final, in_block=True, own_line=own_line)
+        else:
+            known = tag.word is Word.INVOKE and self._tools.may_call(tag.name)
+            begins = known and not self._is_quoted(line_breaks) and self._ahead.begins_call(tag, text, final)
+        return begins if begins == CUT else tag if begins else None
 
-    def _first_in_block(self, text: str, i: int, *, may_repeat: bool = False) -> Tag | str | None:
-        """What makes a wrapper one: the call it begins with, or its end."""
-        at = _SPACE.match(text, i).end()  # type: ignore[union-attr]
-        if at - i > _MAX_SPACE:
+    def _is_quoted(self, line_breaks: int) -> bool:
+        return not self._repair or self._quoting or self._prose.is_quotation(line_breaks)
+
+    def _begins_block(self, tag: Tag, text: str, line_breaks: int) -> Tag | str | None:
+        """The tag that shows that the wrapper is one, CUT if that isn't decided, None if it is a quotation."""
+        if not (line_breaks == 2 and tag.official) and self._is_quoted(line_breaks):
             return None
-        if at == len(text):
-            return CUT
-        tag = read_tag(text, at, official_only=not self._repair)
-        if not isinstance(tag, Tag):
-            return tag
-        if tag.word is Word.CALLS and not tag.closing and may_repeat:
-            return self._first_in_block(text, tag.end, may_repeat=False)
-        return tag if tag.word is (Word.CALLS if tag.closing else Word.INVOKE) else None
+        first = self._ahead.first_in_block(text, tag.end)
+        own_line = line_breaks > 0 or self._prose.at_line_start
+        if isinstance(first, Tag) and not (own_line or self._tools.may_call(first.name)):
+            return None
+        return first
 
     def _enter_calls(self, tag: Tag, spelling: str) -> None:
         if tag.closing:
@@ -353,8 +372,11 @@ class OutputParser:
             if not self._repair and not final:
                 return self._wait(at)
             self._after_eos = True
-        elif token == BOS:
+        elif token in _LEAKED:
             self._note("leaked_token", token)
+        elif token in NEXT_TURN and not self._prose.is_quotation(0):
+            self._note("next_turn", token)
+            self._over = True
         elif token in (THINK_START, THINK_END) and self._repair and self._prose.blank:
             self._note("repeated_think_tag", token)
             self._begin(_State.REASONING if token == THINK_START else _State.CONTENT)
@@ -376,10 +398,14 @@ class OutputParser:
         tag = read_tag(text, at, official_only=True)
         if isinstance(tag, Tag):
             is_start = tag.word is Word.CALLS and not tag.closing
-            tag = self._first_in_block(text, tag.end) if is_start else None
+            tag = self._ahead.first_in_block(text, tag.end) if is_start else None
+        if isinstance(tag, Tag):
+            calls = not tag.closing and self._tools.may_call(tag.name)
+            begins = calls and self._ahead.begins_call(tag, text, final, in_block=True, own_line=True)
+            tag = begins if isinstance(begins, str) else tag if begins else None
         if tag == CUT and not final:
             return self._wait(start)
-        if isinstance(tag, Tag) and not tag.closing and self._tools.may_call(tag.name):
+        if isinstance(tag, Tag):
             self._state = _State.QUOTED
             self._quoted_offset = self._offset + start
             self._quoted = [text[start : tag.end]]
@@ -404,7 +430,7 @@ class OutputParser:
 
     def _only_eos(self, text: str, i: int, final: bool) -> bool:
         """Nothing but white space and EOS is left, or may be left once more text is there."""
-        rest = text[i : i + _MAX_SPACE + len(EOS)]
+        rest = text[i : i + MAX_SPACE + len(EOS)]
         if i + len(rest) < len(text):
             return False
         rest = rest.strip()
@@ -445,39 +471,58 @@ class OutputParser:
             if end == len(text):
                 return end
             i = end
-            if text[i] == "{":
-                body = self._body_follows(text, i)
-                if body is None and not final:
+            if text[i] == "{" and self._arguments is not None and self._arguments.is_empty:
+                body = self._ahead.body_follows(text, i)
+                if body == CUT and not final:
                     return self._wait(i)
                 if body:
                     self._begin_body()
                     return i
+        tag = self._tag_at(text, i)
+        if tag == CUT and not final:
+            return self._wait(i)
+        self._position = self._offset + i
+        if isinstance(tag, Tag) and tag.word is Word.INVOKE and not tag.closing:
+            in_block = self._state is _State.BLOCK or self._wrapped
+            begins = self._ahead.begins_call(tag, text, final, in_block=in_block, own_line=in_block)
+            if begins == CUT and not final:
+                return self._wait(i)
+            if begins is False:
+                self._left_as_text = True
+                self._say_stray(text[i : tag.end])
+                return tag.end
+            tag = CUT if begins == CUT else tag
+        if isinstance(tag, Tag):
+            if not self._take(tag, text[i : tag.end]):
+                self._say_stray(text[i : tag.end])
+            return tag.end
+        if tag == CUT and self._repair and (not self._stray or is_half_mark(text[i:]) or is_mark(text, i)):
+            self._note("truncated_markup", text[i:])
+            self._parameter_cut = may_begin(Word.PARAMETER, text, i)
+            return len(text)
         stop = self._markup_stops.search(text, i)
         if stop is None or stop.start() > i:
             end = stop.start() if stop else len(text) if final else self._markup_stops.hold(text, i)
             self._say_stray(text[i:end])
             return end if stop else self._wait(end)
-        if stop[0] in (BOS, EOS):
-            return self._read_special_in_markup(stop[0], text, i)
-        tag = read_tag(text, i, official_only=not self._repair)
-        if tag == CUT and not final:
-            return self._wait(i)
-        if isinstance(tag, Tag):
-            self._position = self._offset + i
-            if not self._take(tag, text[i : tag.end]):
-                self._say_stray(text[i : tag.end])
-            return tag.end
-        if tag == CUT and self._repair:
-            self._position = self._offset + i
-            self._note("truncated_markup", text[i:])
-            self._parameter_cut = may_begin(Word.PARAMETER, text, i)
-            return len(text)
+        if stop[0] in self._markup_stops.specials:
+            return self._read_special_in_markup(stop[0], i)
         self._say_stray(text[i])
         return i + 1
+
+    def _tag_at(self, text: str, i: int) -> Tag | str | None:
+        """The tag between tags; inside a call it may lack its mark."""
+        tag = read_tag(text, i, official_only=not self._repair)
+        if tag is None and self._state is _State.INVOKE and not self._stray:
+            return self._ahead.read_unmarked(text, i, self._name)
+        return tag
 
     def _take(self, tag: Tag, spelling: str) -> bool:
         """Act on a tag inside a block or call; False if it is not markup here."""
         in_call = self._state is _State.INVOKE
+        if self._left_as_text and tag.closing and tag.word is not Word.CALLS:
+            self._left_as_text = tag.word is not Word.INVOKE
+            return False
         if tag.word is Word.PARAMETER and not tag.closing and in_call:
             self._check_tag(tag, spelling)
             self._begin_value(tag)
@@ -522,11 +567,10 @@ class OutputParser:
                 self._stray = True
             self._events.append(ContentDelta(text))
 
-    def _read_special_in_markup(self, token: str, text: str, i: int) -> int:
-        self._position = self._offset + i
+    def _read_special_in_markup(self, token: str, i: int) -> int:
         if not self._repair:
             self._say_stray(token)
-        elif token == BOS:
+        elif token in _LEAKED:
             self._note("leaked_token", token)
         else:
             if self._state is _State.INVOKE:
@@ -535,16 +579,21 @@ class OutputParser:
             if self._state is _State.BLOCK:
                 self._note("unclosed_block")
                 self._leave_calls()
+            if token in NEXT_TURN:
+                self._note("next_turn", token)
+                self._over = True
             self._after_eos = True
         return i + len(token)
 
     def _leave_calls(self) -> None:
+        self._left_as_text = False
         self._begin(_State.CONTENT)
         self._after_call = True
 
     def _begin_call(self, tag: Tag, wrapped: bool) -> None:
         self._name = tag.name
         self._wrapped = wrapped
+        self._left_as_text = False
         self._arguments = ArgumentWriter(tag.name, self._tools, self._repair, self._note)
         self._events.append(ToolCallStart(self._calls, tag.name))
         if not self._tools.may_call(tag.name):
@@ -573,24 +622,17 @@ class OutputParser:
         self._emit(self._arguments.begin(tag.name, tag.is_string))
         self._value_end = Word.PARAMETER
         self._value_official = tag.official_mark
+        self._value_unmarked = not tag.marked
         self._state = _State.VALUE
         if tag.empty:
             self._end_value()
-
-    def _body_follows(self, text: str, i: int) -> bool | None:
-        """The call's arguments follow as one JSON object, without parameter tags; None if that's not decided."""
-        if not self._repair or self._arguments is None or not self._arguments.is_empty:
-            return False
-        at = _SPACE.match(text, i + 1).end()  # type: ignore[union-attr]
-        if at == len(text):
-            return None if at - i <= _MAX_SPACE else False
-        return at - i <= _MAX_SPACE and text[at] in '"}'
 
     def _begin_body(self) -> None:
         assert self._arguments is not None
         self._emit(self._arguments.begin_body())
         self._value_end = Word.INVOKE
         self._value_official = True
+        self._value_unmarked = False
         self._state = _State.VALUE
 
     def _end_value(self) -> None:
@@ -599,62 +641,65 @@ class OutputParser:
         self._enter(_State.INVOKE)
 
     def _read_value(self, text: str, i: int, final: bool) -> int:
-        assert self._arguments is not None
-        stop = self._value_stops.search(text, i)
+        stops = self._unmarked_value_stops if self._value_unmarked else self._value_stops
+        stop = stops.search(text, i)
         if stop is None:
-            end = len(text) if final else self._value_stops.hold(text, i)
-            if end > i:
-                self._emit(self._arguments.write(text[i:end]))
-            return self._wait(end)
+            end = stops.hold(text, i)
+            if not final:
+                after = self._write(text, i, end)
+                return self._wait(end) if after is None else after
+            mark = text[end:].lstrip("\n")
+            half = self._repair and is_half_mark(mark)
+            after = self._write(text, i, end if half else len(text))
+            if after is None and half:
+                self._position = self._offset + len(text) - len(mark)
+                self._note("truncated_markup", mark)
+            return len(text) if after is None else after
         at = text.index("<", stop.start())
         tag = read_tag(text, at, official_only=not self._repair)
+        if tag is None and self._value_unmarked:
+            tag = read_tag(text, at, marked=False)
         if isinstance(tag, Tag) and self._ends_value(tag):
-            self._emit(self._arguments.write(text[i:at]))
+            after = self._write(text, i, at)
+            if after is not None:
+                return after
             self._position = self._offset + at
+            self._end_value()
             if tag.word is Word.INVOKE:
-                self._end_value()
                 return at  # the end tag of the call is read there
             if not tag.official:
                 self._note("spelling", text[at : tag.end])
-            self._end_value()
             return tag.end
-        closes = self._repair and self._only_end_tags(text, at, final)
-        if not final and (closes or tag == CUT):
-            self._emit(self._arguments.write(text[i : stop.start()]))
+        closes = self._repair and only_end_tags(text, at, final, self._ends_value)
+        waits = not final and (closes or tag == CUT)
+        after = self._write(text, i, stop.start() if closes or waits else at + 1)
+        if after is not None:
+            return after
+        if waits:
             return self._wait(stop.start())
-        if closes:
-            self._emit(self._arguments.write(text[i : stop.start()]))
-            self._position = self._offset + at
-            self._value_ended = self._ends_call(text, at)
-            if not self._value_ended:
-                self._note("truncated_markup", text[at:])
-            return len(text)
-        self._emit(self._arguments.write(text[i : at + 1]))
-        return at + 1
+        if not closes:
+            return at + 1
+        self._position = self._offset + at
+        self._value_ended = ends_call(text, at)
+        if not self._value_ended:
+            self._note("truncated_markup", text[at:])
+        return len(text)
+
+    def _write(self, text: str, i: int, end: int) -> int | None:
+        """Write `text[i:end]` to the value; where to go on if the value ended inside it: a body ends with its brace."""
+        assert self._arguments is not None
+        if end > i:
+            self._emit(self._arguments.write(text[i:end]))
+        unread = self._arguments.unread
+        if unread is None:
+            return None
+        self._end_value()
+        return end - unread
 
     def _ends_value(self, tag: Tag) -> bool:
         """A value ends at its end tag, in the mark it was opened with; one with an unofficial mark at any."""
         return tag.closing and tag.word is self._value_end and (tag.official_mark or not self._value_official)
 
-    def _only_end_tags(self, text: str, i: int, final: bool) -> bool:
-        """Nothing but end tags is left, or may be left once more text is there: the value was never closed."""
-        order = 0
-        while i < len(text):
-            tag = read_tag(text, i)
-            if isinstance(tag, str):
-                return not final or order > 0 or ANY_MARK.match(text, i) is not None
-            if tag is None or not tag.closing or self._ends_value(tag) or _END_ORDER[tag.word] <= order:
-                return False
-            order = _END_ORDER[tag.word]
-            i = _SPACE.match(text, tag.end).end()  # type: ignore[union-attr]
-            if i - tag.end > _MAX_SPACE:
-                return False
-        return True
 
-    def _ends_call(self, text: str, i: int) -> bool:
-        """Among the end tags is a whole one of the call, or of the wrapper, which takes its place."""
-        while isinstance(tag := read_tag(text, i), Tag):
-            if tag.word is not Word.PARAMETER:
-                return True
-            i = _SPACE.match(text, tag.end).end()  # type: ignore[union-attr]
-        return False
+def _is_bare_call(tag: Tag | str | None) -> bool:
+    return isinstance(tag, Tag) and tag.word is Word.INVOKE

@@ -10,6 +10,7 @@ from typing import Final
 
 BOS: Final = "<｜begin▁of▁sentence｜>"
 EOS: Final = "<｜end▁of▁sentence｜>"
+PAD: Final = "<｜▁pad▁｜>"
 USER: Final = "<｜User｜>"
 ASSISTANT: Final = "<｜Assistant｜>"
 THINK_START: Final = "<think>"

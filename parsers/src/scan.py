@@ -2,7 +2,7 @@
 
 import re
 
-from .tags import MARK_PREFIX
+from .tags import LONGEST_MARK, MARK_PREFIX
 
 
 class Stops:
@@ -12,6 +12,11 @@ class Stops:
         mark: the mark to stop at, None for none.
         specials: special tokens to stop at.
         line_breaks: least and most line breaks that belong to the mark after them.
+
+    Attributes:
+        search: searches a text from an index on.
+        has_mark: there is a mark to stop at.
+        specials: as given.
     """
 
     def __init__(self, mark: re.Pattern[str] | None, specials: tuple[str, ...], line_breaks: tuple[int, int] = (0, 0)):
@@ -19,10 +24,10 @@ class Stops:
         if mark is not None:
             patterns.append(f"\n{{{line_breaks[0]},{line_breaks[1]}}}(?:{mark.pattern})")
         self.search = re.compile("|".join(patterns)).search
-        self._has_mark = mark is not None
-        self._specials = specials
+        self.has_mark = mark is not None
+        self.specials = specials
         self._line_breaks = line_breaks[1]
-        self._longest = max([10, *map(len, specials)])
+        self._longest = max([LONGEST_MARK, *map(len, specials)])
 
     def hold(self, text: str, start: int) -> int:
         """The index from which the text's end may be the beginning of a stop (its length if it is none)."""
@@ -35,10 +40,10 @@ class Stops:
         return at
 
     def _may_begin(self, text: str, at: int) -> bool:
-        if self._has_mark and MARK_PREFIX.fullmatch(text, at):
+        if self.has_mark and MARK_PREFIX.fullmatch(text, at):
             return True
         tail = text[at:]
-        return any(special.startswith(tail) for special in self._specials)
+        return any(special.startswith(tail) for special in self.specials)
 
 
 class Prose:

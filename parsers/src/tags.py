@@ -17,9 +17,15 @@ CUT: Final = "cut"
 """Answer of `read_tag`: what is there may be the beginning of a tag."""
 
 # What every tag begins with, and what a text that stops inside that beginning looks like.
+_BAR = "[|｜‖]"
+_BARS = f"{_BAR}(?: ?{_BAR})?"
 OFFICIAL_MARK: Final = re.compile(f"</?{DSML}")
-ANY_MARK: Final = re.compile(r"</?[|｜]{1,2}DSML[|｜]{1,2}")
-MARK_PREFIX: Final = re.compile(r"</?(?:[|｜]{1,2}(?:D(?:S(?:M(?:L[|｜]{0,2})?)?)?)?)?")
+OFFICIAL_END_MARK: Final = re.compile(f"</{DSML}")
+ANY_MARK: Final = re.compile(f"< ?/? ?{_BARS} ?DSML ?{_BARS} ?")
+ANY_END_MARK: Final = re.compile(f"< ?/ ?{_BARS} ?DSML ?{_BARS} ?")
+MARK_PREFIX: Final = re.compile(f"< ?/? ?(?:{_BARS} ?(?:D(?:S(?:M(?:L ?(?:{_BARS} ?)?)?)?)?)?)?")
+LONGEST_MARK: Final = len("< / | | DSML | | ")
+_NO_MARK = re.compile("</?")
 
 _WORD = re.compile(r"[A-Za-z_]*")
 
@@ -33,7 +39,12 @@ class Word(Enum):
 
 
 _WORDS = {word.value: word for word in Word}
-_WORDS |= dict.fromkeys(("tool_calls", "toolcalls", "functioncalls", "function_call", "tool_call"), Word.CALLS)
+_WRAPPERS = [
+    first + joint + second
+    for first, second in (("function", "call"), ("tool", "call"), ("tool", "use"))
+    for joint in ("_", "")
+]
+_WORDS |= dict.fromkeys([word + plural for word in _WRAPPERS for plural in ("", "s")], Word.CALLS)
 _WORD_PREFIXES = frozenset(word[:length] for word in _WORDS for length in range(len(word) + 1))
 
 _OFFICIAL_TAG = re.compile(
@@ -45,11 +56,11 @@ _OFFICIAL_TAG = re.compile(
 )
 _OPEN_NAME = re.compile(f'<{DSML}parameter name="')
 _CLOSE_NAME = re.compile('" string="(?:true|false)">')
-_BARE_MARK = re.compile(r"[|｜]DSML[|｜]")
+_BARE_MARK = re.compile(f"{_BAR} ?DSML ?{_BAR}")
 _VALUE = r"""(?:"([^"]*)"|'([^']*)'|[“”„‟«]([^“”„‟«»]*)[“”„‟»]|([^\s"'“”<>/=]+))"""
 _ATTRIBUTE = re.compile(rf"\s*([A-Za-z_]+)\s*=\s*{_VALUE}")
 _TAG_END = re.compile(r"\s*(/?)>")
-_FUNCTION_NAME = re.compile(r"[^\s<>|｜\"“”][^<>|｜\"“”\n]*")
+_FUNCTION_NAME = re.compile(r"[^\s<>|｜‖\"“”][^<>|｜‖\"“”\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class Tag:
         empty: it closes itself (`/>`).
         official: it is spelled exactly as the model was trained on.
         official_mark: at least its mark is.
+        marked: it has a mark.
     """
 
     word: Word
@@ -75,11 +87,15 @@ class Tag:
     empty: bool = False
     official: bool = True
     official_mark: bool = True
+    marked: bool = True
 
 
-def read_tag(text: str, start: int, *, official_only: bool = False) -> Tag | str | None:
-    """The tag at `start`; CUT if the text ends before that is decided; None if there is none."""
-    mark = ANY_MARK.match(text, start)
+def read_tag(text: str, start: int, *, official_only: bool = False, marked: bool = True) -> Tag | str | None:
+    """The tag at `start`; CUT if the text ends before that is decided; None if there is none.
+
+    More text never changes an answer other than CUT. With `marked` False the tag is one that lacks its mark.
+    """
+    mark = (ANY_MARK if marked else _NO_MARK).match(text, start)
     if mark is None:
         return CUT if MARK_PREFIX.fullmatch(text, start) else None
     word_end = _WORD.match(text, mark.end()).end()  # type: ignore[union-attr]
@@ -87,48 +103,50 @@ def read_tag(text: str, start: int, *, official_only: bool = False) -> Tag | str
     if word_end == len(text):
         return CUT if spelling in _WORD_PREFIXES else None
     word = _WORDS.get(spelling)
-    if word is None or (official_only and not OFFICIAL_MARK.match(text, start)):
+    official = OFFICIAL_MARK.fullmatch(mark[0]) is not None
+    if word is None or (official_only and not official):
         return None
     limit = start + MAX_TAG
     end = text.find(">", word_end, limit)
-    if end >= 0 and (tag := _parse(text, start, word, word_end, end + 1, official_only)):
+    here = end if end >= 0 else limit
+    open_name = _OPEN_NAME.match(text, start)  # the name of an official parameter may hold > and <
+    if _BARE_MARK.search(text, word_end, here) or (not open_name and text.find("<", word_end, here) >= 0):
+        return None
+    if end >= 0 and (tag := _parse(text, mark, word, end + 1, official, official_only)):
         return tag
-    open_name = _OPEN_NAME.match(text, start)
     if open_name is None:
-        if end >= 0 or text.find("<", word_end, limit) >= 0:
-            return None
-    else:  # the name of an official parameter may hold > and <
-        rest = _CLOSE_NAME.search(text, open_name.end(), limit)
-        if rest:
-            return _parse(text, start, word, word_end, rest.end(), True)
-        if _BARE_MARK.search(text, open_name.end(), limit):
-            return None
-    return None if len(text) >= limit else CUT
+        return None if end >= 0 or len(text) >= limit else CUT
+    rest = _CLOSE_NAME.search(text, open_name.end(), limit)
+    if rest:
+        return _parse(text, mark, word, rest.end(), official, True)
+    return None if len(text) >= limit or _BARE_MARK.search(text, open_name.end(), limit) else CUT
 
 
 def may_begin(word: Word, text: str, start: int) -> bool:
     """The beginning of a tag at `start` may be that of the start tag of `word`."""
-    mark = ANY_MARK.match(text, start)
-    if mark is None or text[start + 1] == "/":
+    mark = ANY_MARK.match(text, start) or _NO_MARK.match(text, start)
+    if mark is None or "/" in mark[0]:
         return False
     spelling = _WORD.match(text, mark.end())[0]  # type: ignore[index]
     return word.value.startswith(spelling)
 
 
-def _parse(text: str, start: int, word: Word, word_end: int, end: int, official_only: bool) -> Tag | None:
-    official = _OFFICIAL_TAG.fullmatch(text, start, end)
-    if official:
-        name = official["function"] or official["parameter"] or ""
+def _parse(text: str, mark: re.Match[str], word: Word, end: int, official: bool, official_only: bool) -> Tag | None:
+    """The tag that begins with `mark` and ends at `end`; `official` says that its mark is."""
+    exact = _OFFICIAL_TAG.fullmatch(text, mark.start(), end)
+    if exact:
+        name = exact["function"] or exact["parameter"] or ""
         if _BARE_MARK.search(name):
             return None
-        is_string = None if official["string"] is None else official["string"] == "true"
-        return Tag(word, end, closing=bool(official["closing"]), name=name, is_string=is_string)
+        is_string = None if exact["string"] is None else exact["string"] == "true"
+        return Tag(word, end, closing=bool(exact["closing"]), name=name, is_string=is_string)
     if official_only:
         return None
-    official_mark = OFFICIAL_MARK.match(text, start) is not None
-    if text[start + 1] == "/":
+    marked = "DSML" in mark[0]
+    word_end = _WORD.match(text, mark.end()).end()  # type: ignore[union-attr]
+    if "/" in mark[0]:
         closed = text[word_end : end - 1].strip() == ""
-        return Tag(word, end, True, official=False, official_mark=official_mark) if closed else None
+        return Tag(word, end, True, official=False, official_mark=official, marked=marked) if closed else None
     attributes: dict[str, str] = {}
     position = word_end
     while match := _ATTRIBUTE.match(text, position, end):
@@ -139,7 +157,7 @@ def _parse(text: str, start: int, word: Word, word_end: int, end: int, official_
     if tag_end is None or (word is not Word.CALLS and not _is_name(name, word)):
         return None
     is_string = {"true": True, "false": False}.get(attributes.get("string", "").strip().lower())
-    return Tag(word, end, False, name, is_string, bool(tag_end[1]), False, official_mark)
+    return Tag(word, end, False, name, is_string, bool(tag_end[1]), False, official, marked)
 
 
 def _is_name(name: str, word: Word) -> bool:

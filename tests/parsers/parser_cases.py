@@ -196,6 +196,8 @@ for name, value in {
     "negative": "-3",
     "big-number-verbatim": "12345678901234567890123",
     "decimal-verbatim": "1.50",
+    "underflow-verbatim": "1e-999",
+    "long-integer-verbatim": "1" * 400,
     "exponent-verbatim": "1E+5",
     "true": "true",
     "null": "null",
@@ -225,6 +227,7 @@ for name, value in {
     "extra-bracket": "7]",
     "empty": "",
     "space": "  ",
+    "beyond-a-double": "1e999",
 }.items():
     call = ("f", json.dumps({"v": value}, ensure_ascii=False))
     case(f"not-json/{name}", block(invoke("f", data("v", value))), "", call, notes="not_json", tools=())
@@ -236,6 +239,7 @@ for name, value, meaning, note in (
     ("text-after", '{"a": 1} and more', '{"a": 1} and more', "not_json"),
     ("unescaped-quotes", '{"a": "he said "hi""}', '{"a": "he said "hi""}', "not_json"),
     ("dangling-key", '{"a": ', '{"a": ', "not_json"),
+    ("beyond-a-double", "[1, -1.5E+400]", "[1, -1.5E+400]", "not_json"),
     ("raw-line-break-in-string", '["a\nb"]', ["a\nb"], "raw_control_character"),
     ("stray-backslash", '["\\d+"]', ["\\d+"], "stray_backslash"),
     ("trailing-comma", '{"a": [1, 2, ], }', {"a": [1, 2]}, "trailing_comma"),
@@ -313,6 +317,14 @@ for outer in ("arguments", "args", "input", "parameters", "params"):
             ("search", meaning),
             notes=notes,
         )
+for name, value, meaning, notes in (
+    ("known", '{"query": "x", "topn": 5}', {"query": "x", "topn": 5}, "wrapped_arguments"),
+    ("unknown", '{"x": 1}', {"input": '{"x": 1}'}, ""),
+    ("text", "a\\b", {"input": "a\\b"}, ""),
+    ("nothing", "", {"input": ""}, ""),
+    ("broken", '{"query": oops', {"input": '{"query": oops'}, ""),
+):
+    case(f"wrapped/string-{name}", block(invoke("search", text("input", value))), "", ("search", meaning), notes=notes)
 case(
     "wrapped/untyped-given-up",
     block(invoke("search", untyped("input", '{"query": "x" oops'))),
@@ -329,10 +341,102 @@ case(
     notes="wrapped_arguments",
 )
 case(
-    "wrapped/code-as-body-is-content",
-    block(open_invoke("run") + "{ print(1) }\n" + f"</{D}invoke>"),
-    "{ print(1) }\n",
-    ("run", "{}"),
+    "wrapped/object-as-body-then-text",
+    block(invoke("search", '{"query": "x"}\nas asked')),
+    "as asked\n",
+    ("search", '{"query": "x"}'),
+    notes="wrapped_arguments text_in_calls",
+)
+case(
+    "wrapped/object-as-body-holds-markup",
+    block(invoke("f", f'{{"a": "</{D}parameter>", "b": {{}}}}')),
+    "",
+    ("f", {"a": f"</{D}parameter>", "b": {}}),
+    tools=(),
+    notes="wrapped_arguments",
+)
+case(
+    "wrapped/object-as-body-given-up",
+    block(invoke("search", '{"query": "x" oops}')),
+    "",
+    ("search", '{"query": "x" , "arguments": "{\\"query\\": \\"x\\" oops}\\n"}'),
+    notes="not_json",
+)
+case(
+    "wrapped/object-as-body-given-up-before-anything-is-out",
+    block(invoke("search", '{"query": [oops]}')),
+    "",
+    ("search", {"arguments": '{"query": [oops]}\n'}),
+    notes="not_json",
+)
+
+# -- malformed bodies: text, and never a call with {}
+MALFORMED = {  # the body, and the tags in it that are text too
+    "prose": ("hello", 0),
+    "array": ('["x"]', 0),
+    "json-text": ('"x"', 0),
+    "code-in-braces": ("{ print(1) }", 0),
+    "bare-word-in-braces": ('{"query": x}', 0),
+    "unknown-parameter-without-mark": ('<parameter name="c" string="true">v</parameter>', 0),
+    "attribute-with-the-mark": (f'<{D}parameter name="query"g={D}>v</{D}parameter>', 1),
+    "parameter-without-name": (f'<{D}parameter string="true">v</{D}parameter>', 1),
+    "other-tag": ("<argument>x</argument>", 0),
+    "parameter-end": (f"</{D}parameter>", 1),
+    "text-then-other-tag": ("a <b>c</b>", 0),
+    "long-text": ("x" * 1000, 0),
+}
+for name, (body, tags) in MALFORMED.items():
+    as_text = ["markup_as_text"] * (tags + 4)
+    bad = invoke("search", body)
+    case(f"malformed/{name}", block(bad), block(bad), notes=" ".join(as_text))
+    mixed = block(bad, CALL_HZ)
+    notes = " ".join([*as_text[1:], "bare_invoke", "stray_end_tag"])
+    case(f"malformed/{name}-then-a-call", mixed, mixed[: mixed.index(f"\n{CALL_HZ}")], HZ, notes=notes)
+    case(f"malformed/{name}-between-calls", block(CALL_HZ, bad, CALL_BJ), bad + "\n", HZ, BJ, notes="text_in_calls")
+    case(f"malformed/{name}-bare", bad, bad, notes=" ".join(as_text[2:]))
+
+# -- parameters without their mark
+for name, body, meaning, notes in (
+    ("start", f'<parameter name="query" string="true">x</{D}parameter>', {"query": "x"}, "spelling"),
+    ("start-and-end", '<parameter name="query" string="true">x</parameter>', {"query": "x"}, "spelling spelling"),
+    ("and-without-attribute", '<parameter name="topn">3</parameter>', {"topn": 3}, "no_string_attribute spelling"),
+    (
+        "two",
+        '<parameter name="query" string="true">x</p></parameter>\n<parameter name="topn" string="false">3</parameter>',
+        {"query": "x</p>", "topn": 3},
+        "spelling spelling spelling spelling",
+    ),
+    (
+        "after-a-whole-one",
+        text("query", "x") + '\n<parameter name="topn" string="false">3</parameter>',
+        {"query": "x", "topn": 3},
+        "spelling spelling",
+    ),
+):
+    case(f"unmarked/{name}", block(invoke("search", body)), "", ("search", meaning), notes=notes)
+    whole = invoke("search", body).replace(f"</{D}invoke", "</invoke")
+    case(f"unmarked/{name}-and-call-end", block(whole), "", ("search", meaning), notes=f"{notes} spelling")
+    case(f"unmarked/{name}-bare", invoke("search", body), "", ("search", meaning), notes=f"bare_invoke {notes}")
+case(
+    "unmarked/unknown-after-a-whole-one-is-content",
+    block(invoke("search", text("query", "x"), '<parameter name="c">v</parameter>')),
+    '<parameter name="c">v</parameter>\n',
+    ("search", {"query": "x"}),
+    notes="text_in_calls",
+)
+case(
+    "unmarked/without-tools",
+    block(invoke("f", '<parameter name="c" string="true">v</parameter>')),
+    "",
+    ("f", {"c": "v"}),
+    notes="spelling spelling",
+    tools=(),
+)
+case(
+    "unmarked/text-then-a-parameter",
+    block(invoke("search", "as asked:", text("query", "x"))),
+    "as asked:\n",
+    ("search", {"query": "x"}),
     notes="text_in_calls",
 )
 
@@ -394,8 +498,17 @@ SPELLINGS = {
     "doubled-bars": (D, "｜｜DSML｜｜"),
     "doubled-ascii-bars": (D, "||DSML||"),
     "mixed-bars": (D, "｜DSML|"),
+    "double-bars": (D, "‖DSML‖"),
+    "spaces-inside": (D, "｜ DSML ｜"),
+    "spaces-around": (D, " ｜DSML｜ "),
+    "spaces-everywhere": (D, " | DSML | "),
+    "spaces-between-doubled-bars": (D, "｜ ｜DSML｜ ｜"),
     "tool_calls": ("function_calls", "tool_calls"),
     "toolcalls": ("function_calls", "toolcalls"),
+    "tool_call": ("function_calls", "tool_call"),
+    "toolcall": ("function_calls", "toolcall"),
+    "tool_use": ("function_calls", "tool_use"),
+    "function_call": ("function_calls", "function_call"),
     "single-quotes": ('"', "'"),
     "smart-quotes": ('="([^"]*)"', "=“\\1”"),
     "space-before-end": (">", " >"),
@@ -403,8 +516,7 @@ SPELLINGS = {
 }
 for name, (old, new) in SPELLINGS.items():
     damaged = re.sub(old, new, block(CALL_HZ, CALL_BJ)) if "\\" in new else block(CALL_HZ, CALL_BJ).replace(old, new)
-    times = {"tool_calls": 2, "toolcalls": 2, "space-before-end": 10, "single-quotes": 4, "smart-quotes": 4}
-    count = times.get(name, 4 if "=" in old else 10)
+    count = 10 if old == D or name == "space-before-end" else 2 if old == "function_calls" else 4
     case(f"spelling/{name}", damaged, "", HZ, BJ, notes=" ".join(["spelling"] * count))
 case(
     "spelling/attributes-reordered",
@@ -468,6 +580,7 @@ case(
     ("nope", {"a": "b"}),
     notes="unknown_function",
 )
+UNFINISHED = "unfinished_call unclosed_block"
 HALF = f"\n\n{START}\n" + open_invoke("get_weather") + f'<{D}parameter name="location" string="true">Hangzhou'
 case(
     "structure/unclosed-parameter",
@@ -566,6 +679,58 @@ case(
     notes="leaked_token leaked_token",
 )
 
+# -- calls in prose
+BARE = f'<{D}invoke name="now">'
+for name, prose, tags in (
+    ("named", f"A call begins with {BARE} and the parameters.", 1),
+    ("named-at-the-end-of-a-line", f"A call begins with {BARE}\nand then the parameters.", 1),
+    ("named-with-its-end", f"A call is {BARE} up to </{D}invoke>.", 2),
+    ("named-on-its-own-line", f"It begins with\n\n{BARE}\n\nand the parameters.", 1),
+    ("named-twice", f"{BARE} {BARE} is what it says.", 2),
+    ("named-then-a-list", f"{BARE}: [1]", 1),
+    ("named-then-an-object", f'{BARE}{{"a": 1}}', 1),
+    ("named-then-html", f"{BARE} <b>not</b>", 1),
+    ("named-then-the-block-end", f"{BARE}\n{END} is wrong", 2),
+    ("named-far-from-its-end", f"{BARE}{' ' * 65}</{D}invoke>", 2),
+    ("wrapper-and-name", f"Write {START}\n{BARE} and so on.", 2),
+    ("wrapper-and-name-and-its-end", f"Write {START}\n{BARE}\n{END} and so on.", 3),
+    ("end-tag", f"A value ends with </{D}parameter> and a call with </{D}invoke>.", 2),
+):
+    case(f"prose/{name}", prose, prose, notes=" ".join(["markup_as_text"] * tags))
+case("prose/named-eos", f"It begins with {BARE}{EOS}", f"It begins with {BARE}", notes="markup_as_text")
+case("prose/named-cut", f"It begins with {BARE}", "It begins with ", notes="truncated_markup")
+
+# -- the turn ends
+for name, token in (("user", "<｜User｜>"), ("assistant", "<｜Assistant｜>")):
+    case(f"turn/{name}-after-prose", f"Hello{token}And you?{block(CALL_HZ)}", "Hello", notes="next_turn")
+    case(f"turn/{name}-after-calls", f"{block(CALL_HZ)}{token}Thanks{EOS}", "", HZ, notes="next_turn")
+    case(
+        f"turn/{name}-in-a-block",
+        f"\n\n{START}\n{CALL_HZ}\n{token}{CALL_BJ}",
+        "",
+        HZ,
+        notes="unclosed_block next_turn",
+    )
+    case(
+        f"turn/{name}-in-a-call",
+        f"\n\n{START}\n{CALL_HZ.removesuffix(f'</{D}invoke>')}{token}{CALL_BJ}",
+        "",
+        HZ,
+        notes="unclosed_invoke unclosed_block next_turn",
+    )
+    case(
+        f"turn/{name}-in-the-reasoning",
+        f"Hm{token}a</think>b",
+        reasoning="Hm",
+        thinking=True,
+        notes="next_turn unclosed_reasoning",
+    )
+    case(f"turn/{name}-in-backticks-stays", f"The token `{token}` opens a turn.", f"The token `{token}` opens a turn.")
+    case(f"turn/{name}-in-a-fence-stays", f"```\n{token}\n```\nso", f"```\n{token}\n```\nso")
+    value_case(f"turn/{name}-in-a-value-stays", f"a{token}b")
+case("turn/pad", "a<｜▁pad▁｜>b", "ab", notes="leaked_token")
+case("turn/pad-in-calls", block(CALL_HZ + "<｜▁pad▁｜>"), "", HZ, notes="leaked_token")
+
 # -- quotations
 EXAMPLE = block(CALL_HZ).strip()
 for name, quotation, notes in (
@@ -587,11 +752,39 @@ case(
 # -- truncation
 case("cut/in-wrapper", f"a\n\n<{D}function_ca", "a", notes="truncated_markup")
 case("cut/after-wrapper", f"a\n\n{START}\n", "a", notes="truncated_markup")
+for name, rest in (
+    ("mark", "<｜DS"),
+    ("wrapper-name", f"<{D}func"),
+    ("wrapper-after-call", f"{block(CALL_HZ)}\n\n<{D}func"),
+    ("bare-name", f'<{D}invoke name="no'),
+    ("bare-call", f'<{D}invoke name="now">\n'),
+    ("end-of-nothing", f"</{D}invo"),
+):
+    calls = (HZ,) if "call>" in rest or CALL_HZ in rest else ()
+    case(f"cut/in-{name}", f"{rest}", "", *calls, notes="truncated_markup")
+    if not calls:
+        case(f"cut/in-{name}-after-prose", f"Well, {rest}", "Well, ", notes="truncated_markup")
+case(
+    "cut/in-value-in-mark",
+    HALF + "</｜DS",
+    "",
+    ("get_weather", '{"location": "Hangzhou'),
+    notes=f"truncated_markup {UNFINISHED}",
+)
+case("cut/in-call-in-mark", f"\n\n{START}\n{BARE}\n<", "", ("now", "{"), notes=f"truncated_markup {UNFINISHED}")
+case(
+    "cut/in-bare-call-in-parameter",
+    f"{BARE}\n<{D}para",
+    "",
+    ("now", "{"),
+    notes="bare_invoke truncated_markup unfinished_call",
+)
 case("cut/in-name", f'a\n\n{START}\n<{D}invoke name="get_wea', "a", notes="truncated_markup")
-UNFINISHED = "unfinished_call unclosed_block"
 NAMED = f"\n\n{START}\n{open_invoke('get_weather')}"
 case("cut/after-name", NAMED, "", ("get_weather", "{"), notes=UNFINISHED)
 case("cut/in-value", HALF, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
+for name, value, rest in (("number", "12", "12 "), ("array", "[1]", "[1]"), ("literal", "true", "true")):
+    case(f"cut/after-{name}", NAMED + data("v", value), "", ("get_weather", f'{{"v": {rest}'), notes=UNFINISHED)
 case("cut/in-value-eos", HALF + EOS, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
 case(
     "cut/in-end-tag",
@@ -667,6 +860,7 @@ for name, value, rest in (
     ("in-a-value", '{"location": "Hang', '{"location": "Hang'),
     ("in-the-second-name", '{"location": "x", "da', '{"location": "x", "da'),
     ("after-the-object", '{"location": "x"}', '{"location": "x"'),
+    ("after-the-parameter", f'{{"location": 5}}</{D}parameter>', '{"location": 5 '),
 ):
     for attribute in ("", ' string="false"'):
         case(
@@ -674,7 +868,9 @@ for name, value, rest in (
             f'{NAMED}<{D}parameter name="arguments"{attribute}>{value}',
             "",
             ("get_weather", rest),
-            notes=UNFINISHED if attribute else f"no_string_attribute {UNFINISHED}",
+            notes=("" if attribute else "no_string_attribute ")
+            + ("wrapped_arguments " if "</" in value else "")
+            + UNFINISHED,
         )
 case("cut/in-body", f'{NAMED}{{"location": "Hang', "", ("get_weather", '{"location": "Hang'), notes=UNFINISHED)
 

@@ -1,6 +1,7 @@
 """Messages to prompt: DeepSeek's own cases, every rule of the format, every refusal."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,17 @@ def test_a_refusal_in_the_context_says_so():
 
 def test_speciale_renders_what_it_was_trained_on():
     assert encode_messages(CARD, variant="speciale") == encode_messages(CARD)
+
+
+def test_results_in_another_order_take_linear_time():
+    """16,000 of them took 2.6 s."""
+
+    def seconds(count: int) -> float:
+        calls = [call("f", "{}", f"c{i}") for i in range(count)]
+        results = [result(str(i), tool_call_id=f"c{i}") for i in reversed(range(count))]
+        start = time.process_time()
+        prompt = encode(user(), assistant("", tool_calls=calls), *results)
+        assert prompt.index("<result>1<") < prompt.index("<result>2<")
+        return time.process_time() - start
+
+    assert min(seconds(8000) for _ in range(3)) < 6 * min(seconds(2000) for _ in range(3))

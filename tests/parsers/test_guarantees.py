@@ -196,7 +196,7 @@ def test_phase_is_reported():
     for delta in ("r", "</think>", "c", f"\n\n{START}\n", open_invoke("now"), f"</{D}invoke>", f"\n{END}"):
         parser.feed(delta)
         seen.append((parser.phase, parser.reasoning_ended))
-    assert [phase for phase, _ in seen] == ["reasoning"] * 2 + ["content"] * 3 + ["tool_call"] * 2 + ["content"]
+    assert [phase for phase, _ in seen] == ["reasoning"] * 2 + ["content"] * 4 + ["tool_call"] + ["content"]
     assert [ended for _, ended in seen] == [False, False] + [True] * 6
 
 
