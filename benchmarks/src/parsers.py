@@ -6,7 +6,8 @@ Each parser runs in a process of its own, in this interpreter or in the one give
 named as missing. Writes `benchmarks/results/parsers.json` and the table in `docs/parsing.md`.
 
 Judged are tool parsers: the peers take reasoning off in another parser, so cases with reasoning are left out. As in the
-engines the EOS that ends an output is not part of it, and the function called is always among the tools.
+engines the EOS that ends an output is not part of it (ours is told that the model ended; the peers have no place for
+that), and the function called is always among the tools.
 """
 
 import argparse
@@ -50,8 +51,8 @@ class Ours:
         self._parser: Any = None
         self._events: list[Any] = []
 
-    def whole(self, output: str, tools: list[Any]) -> Result:
-        return self._result(self._parsers.OutputParser.parse(output, tools))
+    def whole(self, output: str, tools: list[Any], ended: bool) -> Result:
+        return self._result(self._parsers.OutputParser.parse(output, tools, ended=ended))
 
     def begin(self, tools: list[Any]) -> None:
         self._parser = self._parsers.OutputParser(tools)
@@ -60,8 +61,8 @@ class Ours:
     def feed(self, delta: str) -> None:
         self._events += self._parser.feed(delta)
 
-    def finish(self) -> Result:
-        self._events += self._parser.finish()
+    def finish(self, ended: bool) -> Result:
+        self._events += self._parser.finish(ended=ended)
         return self._result(self._parsers.assemble(self._events))
 
     def _result(self, message: Any) -> Result:
@@ -91,7 +92,7 @@ class Vllm:
         messages = [{"role": "user", "content": "u"}]
         self._request = self._request_class(messages=messages, model="m", tools=tools or None)
 
-    def whole(self, output: str, tools: list[Any]) -> Result:
+    def whole(self, output: str, tools: list[Any], ended: bool) -> Result:
         self._open(tools)
         found = self._parser.extract_tool_calls(output, self._request)
         return found.content or "", [(call.function.name, call.function.arguments) for call in found.tool_calls]
@@ -105,7 +106,7 @@ class Vllm:
         # The engine reads the delta only; the texts so far are for older parsers.
         self._take(self._parser.extract_tool_calls_streaming("", "", delta, [], [], [], self._request))
 
-    def finish(self) -> Result:
+    def finish(self, ended: bool) -> Result:
         self._take(self._parser.finish_streaming())
         calls = [self._calls[index] for index in sorted(self._calls)]
         return "".join(self._content), [(name, "".join(rest)) for name, *rest in calls]
@@ -133,7 +134,7 @@ class Sglang:
         self._content: list[str] = []
         self._calls: dict[int, list[str]] = {}
 
-    def whole(self, output: str, tools: list[Any]) -> Result:
+    def whole(self, output: str, tools: list[Any], ended: bool) -> Result:
         found = self._class().detect_and_parse(output, [self._tool_class(**tool) for tool in tools])
         return found.normal_text or "", [(call.name or "", call.parameters) for call in found.calls]
 
@@ -151,7 +152,7 @@ class Sglang:
             pieces[0] += call.name or ""
             pieces.append(call.parameters or "")
 
-    def finish(self) -> Result:
+    def finish(self, ended: bool) -> Result:
         # As its server does: what the last call's arguments still lack is sent when the output ends.
         parsed = self._detector.prev_tool_call_arr
         if parsed and self._calls:
@@ -207,8 +208,8 @@ def measure(name: str) -> dict[str, Any]:
         parser = PARSERS[name]()
     except ImportError as error:
         return {"missing": f"{type(error).__name__}: {error}"}
-    cases = [_as_served(case) for case in CASES if case.policy == "repair" and not case.options]
-    cases = [case for case in cases if not case.thinking and not case.reasoning]
+    cases = [case for case in CASES if case.policy == "repair" and not case.options]
+    cases = [_as_served(case) for case in cases if not case.thinking and not case.reasoning]
     undamaged = [case for case in cases if case.official]
     damaged = [case for case in cases if not case.official]
     wrong = [case.id for case in cases if not _is_right(_attempt(parser.whole, case), case)]
@@ -226,12 +227,18 @@ def measure(name: str) -> dict[str, Any]:
 
 def _as_served(case: Case) -> Case:
     tools = case.tools or tuple(tool(name) for name in dict(case.calls))
-    return replace(case, text=case.text.removesuffix(EOS), tools=tools)
+    return replace(case, tools=tools)
+
+
+def _split(case: Case) -> tuple[str, bool]:
+    """The text as a parser gets it, and whether the model ended its turn."""
+    return case.text.removesuffix(EOS), case.text.endswith(EOS)
 
 
 def _attempt(whole: Callable[..., Result], case: Case) -> Result | None:
+    text, ended = _split(case)
     try:
-        return whole(case.text, list(case.tools))
+        return whole(text, list(case.tools), ended)
     except Exception:
         return None
 
@@ -257,19 +264,20 @@ def _is_right(result: Result | None, case: Case) -> bool:
 def _is_steady(parser: Any, case: Case) -> bool:
     """Streamed in any chunks, the result is that of the whole text."""
     whole = _meaning(_attempt(parser.whole, case))
+    text, ended = _split(case)
     rng = random.Random(case.id)
-    ways = [list(range(1, len(case.text)))]
-    ways += [sorted(rng.choices(range(len(case.text) + 1), k=rng.randrange(1, 12))) for _ in range(4)]
-    return all(_meaning(_streamed(parser, case, cuts)) == whole for cuts in ways)
+    ways = [list(range(1, len(text)))]
+    ways += [sorted(rng.choices(range(len(text) + 1), k=rng.randrange(1, 12))) for _ in range(4)]
+    return all(_meaning(_streamed(parser, text, ended, list(case.tools), cuts)) == whole for cuts in ways)
 
 
-def _streamed(parser: Any, case: Case, cuts: list[int]) -> Result | None:
+def _streamed(parser: Any, text: str, ended: bool, tools: list[Any], cuts: list[int]) -> Result | None:
     try:
-        parser.begin(list(case.tools))
-        for start, end in zip([0, *cuts], [*cuts, len(case.text)], strict=True):
+        parser.begin(tools)
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
             if end > start:
-                parser.feed(case.text[start:end])
-        return parser.finish()
+                parser.feed(text[start:end])
+        return parser.finish(ended)
     except Exception:
         return None
 
@@ -283,7 +291,7 @@ def _seconds(parser: Any, size: int) -> float | None:
         parser.feed(output[i : i + CHUNK])
         if time.process_time() - start > LIMIT_SECONDS:
             return None
-    parser.finish()
+    parser.finish(True)
     return round(time.process_time() - start, 3)
 
 
