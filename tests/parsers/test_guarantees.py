@@ -321,6 +321,15 @@ INSIDE = {
 }
 FLOODS = ["<", "</", f"</{D}", f"</{D}invoke>\n", f"</{D}parameter", f'<{D}parameter name="', f"{START}\n", "\n", " "]
 FLOODS += ["`", "```\n", "<think>", EOS, "[", '"', "\\", "1", "[1,", '{"a":', "a"]
+FLOODS += [
+    "< / ｜ ｜ DSML ",
+    "<parameter ",
+    "</parameter",
+    open_invoke("now"),
+    open_invoke("now") + "x ",
+    open_invoke("now") + "{",
+]
+FLOODS += [block(open_invoke("now") + "x"), f'<{D}parameter name="c"g={D}>']
 
 
 @pytest.mark.parametrize("place", INSIDE)
