@@ -138,9 +138,14 @@ def is_mark(text: str, i: int) -> bool:
     return ANY_MARK.match(text, i) is not None
 
 
+def is_begun_mark(text: str) -> bool:
+    """The text is the beginning of a mark."""
+    return MARK_PREFIX.fullmatch(text) is not None
+
+
 def is_half_mark(text: str) -> bool:
     """The text is the beginning of a mark, and too much of one to be anything else."""
-    return "D" in text and MARK_PREFIX.fullmatch(text) is not None
+    return "D" in text and is_begun_mark(text)
 
 
 def _opens_parameter(tag: Tag) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .calls import LEAKED, CallReader, State
 from .events import ContentDelta, Event, Message, Note, ReasoningDelta, assemble, merge
-from .lookahead import MAX_SPACE, NEXT_TURN, is_half_mark
+from .lookahead import MAX_SPACE, NEXT_TURN, is_begun_mark, is_half_mark
 from .protocol import CALLS_END, EOS, THINK_END, THINK_START
 from .scan import Prose, Stops
 from .schema import Tools
@@ -230,12 +230,17 @@ class OutputParser(CallReader):
         """The text ends in `text[start:]`, which may begin a stop: content, unless it is half a mark."""
         rest = text[start:]
         mark = rest.lstrip("\n")
-        if self._content_stops.has_mark and is_half_mark(mark) and self._is_cut_markup(len(rest) - len(mark)):
-            self._position = self._offset + start
+        line_breaks = len(rest) - len(mark)
+        if self._content_stops.has_mark and self._is_cut_markup(line_breaks) and self._is_cut_mark(mark, line_breaks):
+            self._position = self._offset + text.index("<", start)
             self._note("truncated_markup", mark)
         else:
             self._say(rest)
         return len(text)
+
+    def _is_cut_mark(self, mark: str, line_breaks: int) -> bool:
+        """The text ends in half a mark. One just begun counts where the model was stopped after a blank line."""
+        return is_half_mark(mark) or (line_breaks == 2 and not self._ended and is_begun_mark(mark))
 
     def _is_cut_markup(self, line_breaks: int) -> bool:
         """A tag that the text ends in is markup, not a quotation."""

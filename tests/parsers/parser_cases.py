@@ -779,6 +779,9 @@ case(
     ("now", "{"),
     notes="bare_invoke truncated_markup unfinished_call",
 )
+for begun in ("<", "<｜"):
+    case(f"cut/after-blank-line-and-{len(begun)}", f"\n\n{begun}", notes="truncated_markup")
+    case(f"cut/after-blank-line-and-{len(begun)}-eos", f"a\n\n{begun}{EOS}", f"a\n\n{begun}")
 case("cut/in-name", f'a\n\n{START}\n<{D}invoke name="get_wea', "a", notes="truncated_markup")
 NAMED = f"\n\n{START}\n{open_invoke('get_weather')}"
 case("cut/after-name", NAMED, "", ("get_weather", "{"), notes=UNFINISHED)
