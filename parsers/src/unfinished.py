@@ -71,17 +71,18 @@ def _read(text: str, start: int) -> tuple[Any, int] | None:
 
 
 def _text_so_far(value: str) -> str:
+    """The text of an open string, else the JSON as it is; raises ValueError where it is the beginning of no value."""
+    if value.startswith('"'):
+        escape = value.rfind("\\", max(0, len(value) - _LONGEST_HALF_ESCAPE))
+        if escape >= 0 and _HALF_ESCAPE.fullmatch(value, escape) and _is_escape(value, escape):
+            value = value[:escape]
+        text: str = _DECODER.decode(value + '"')
+        return text[:-1] if "\ud800" <= text[-1:] <= "\udbff" else text  # half a pair
     stream = JsonStream()
     stream.feed(value)
     if stream.failed:
         raise ValueError(f"expected the beginning of a JSON value, got {value[:80]!r}")
-    if not value.startswith('"'):
-        return value
-    escape = value.rfind("\\", max(0, len(value) - _LONGEST_HALF_ESCAPE))
-    if escape >= 0 and _HALF_ESCAPE.fullmatch(value, escape) and _is_escape(value, escape):
-        value = value[:escape]
-    text: str = _DECODER.decode(value + '"')
-    return text[:-1] if "\ud800" <= text[-1:] <= "\udbff" else text  # half a pair
+    return value
 
 
 def _is_escape(value: str, at: int) -> bool:

@@ -77,11 +77,8 @@ def test_whatever_the_parser_says_can_be_echoed():
 def test_long_arguments_take_linear_time():
     def seconds(size: int) -> float:
         start = time.process_time()
-        for arguments in ('{"a": "' + "\\n" * size, '{"a": ' + "[1, " * 200 + "2, " * size, '{"a": 1, ' * size):
-            try:
-                ended_parameters(arguments)
-            except ValueError:
-                assert arguments.endswith('{"a": 1, ')
+        for arguments in ('{"a": "' + "\\n" * size, '{"a": ' + "[1, " * 200 + "2, " * size):
+            ended_parameters(arguments)
         return time.process_time() - start
 
     assert min(seconds(1 << 18) for _ in range(3)) < 6 * min(seconds(1 << 16) for _ in range(3)) + 0.01
