@@ -81,4 +81,4 @@ def test_long_arguments_take_linear_time():
             ended_parameters(arguments)
         return time.process_time() - start
 
-    assert min(seconds(1 << 18) for _ in range(3)) < 6 * min(seconds(1 << 16) for _ in range(3)) + 0.01
+    assert min(seconds(1 << 16) for _ in range(3)) < 6 * min(seconds(1 << 14) for _ in range(3)) + 0.01
