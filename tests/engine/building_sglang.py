@@ -107,7 +107,7 @@ def builder() -> Iterator[Build]:
             initialize_model_parallel()
             started = True
         initialize_dp_attention(*((server_args,) if compat.declares_options() else (server_args, model_config)))
-        load_config = LoadConfig(load_format="auto")
+        load_config = LoadConfig(load_format=server_args.load_format)
         return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
 
     yield build
