@@ -68,6 +68,8 @@ class Loader:
         self.config = config
         self._shapes = checkpoint.shapes(config)
         self._targets = dict(targets)
+        self.tensors_loaded = 0
+        """Ever: what a failed update has changed nothing of can stay as it is."""
         self._halves: Halves | None = None
         if config.weight_block_size is not None:
             self._halves = Halves(
@@ -100,6 +102,7 @@ class Loader:
         for name, tensor in stored if self._halves is None else self._halves.dequantised(stored, keep=not whole):
             target = self._targets.get(name)
             if target is not None:
+                self.tensors_loaded += 1
                 target.load(tensor)
                 loaded.update(target.full_names())
                 missing.discard(name)

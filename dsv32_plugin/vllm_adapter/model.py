@@ -31,7 +31,7 @@ from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import guard, warmup, weights
+from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
@@ -156,6 +156,7 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.loader = weights.Loader(self, config, vllm_config)
         guard.check_backend()
+        updates.check_folders()
         choices = dispatch.choices(vllm_config.device_config.device)
         logger.info_once(
             "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",

@@ -34,7 +34,23 @@ BAD_OPTIONS = [
         "--attention-backend: expected dsv32 or nothing, got triton; set DSV32_PLUGIN=0",
         id="backend",
     ),
-    pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: the plugin supports None", id="lora"),
+    pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: expected nothing, got True", id="lora"),
+    pytest.param(
+        {"enable_return_indexer_topk": True},
+        "--enable-return-indexer-topk: expected nothing, got True",
+        id="return-indexer-topk",
+    ),
+    pytest.param(
+        {"enable_hierarchical_cache": True},
+        "--enable-hierarchical-cache: expected nothing, got True",
+        id="hierarchical-cache",
+    ),
+    pytest.param(
+        {"disaggregation_mode": "prefill"}, "--disaggregation-mode: expected null, got prefill", id="disaggregation"
+    ),
+    pytest.param({"enable_torch_compile": True}, "--enable-torch-compile: expected nothing, got True", id="compile"),
+    pytest.param({"dsa_prefill_backend": "fa3"}, "--dsa-prefill-backend: expected nothing, got fa3", id="dsa-backend"),
+    pytest.param({"tp_size": 2, "ep_size": 2}, "--ep-size: expected 1 without a GPU, got 2", id="expert-parallel"),
     pytest.param(
         {
             "speculative_algorithm": "EAGLE",
@@ -57,12 +73,12 @@ BAD_OPTIONS = [
     ),
     pytest.param(
         {"speculative_algorithm": "EAGLE", "speculative_use_rejection_sampling": True},
-        "--speculative-use-rejection-sampling: the plugin supports False",
+        "--speculative-use-rejection-sampling: expected nothing, got True",
         id="rejection-sampling",
     ),
     pytest.param(
         {"speculative_algorithm": "EAGLE", "speculative_draft_window_size": 64},
-        "--speculative-draft-window-size: the plugin supports None, got 64",
+        "--speculative-draft-window-size: expected nothing, got 64",
         id="draft-window",
     ),
 ]
@@ -70,12 +86,12 @@ if compat.declares_options():
     BAD_OPTIONS += [
         pytest.param(
             {"startup_weight_load_mode": "overlap"},
-            "--startup-weight-load-mode: the plugin supports serial, got overlap",
+            "--startup-weight-load-mode: expected serial, got overlap",
             id="overlapped-load",
         ),
         pytest.param(
             {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"},
-            "--enable-return-aux-hidden-states: the plugin supports False",
+            "--enable-return-aux-hidden-states: expected nothing, got True",
             id="aux-hidden-states",
         ),
     ]

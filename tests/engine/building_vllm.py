@@ -26,6 +26,12 @@ PAGE_SIZE = 64 if torch.cuda.is_available() else 16
 BAD_OPTIONS = [
     pytest.param({"block_size": 24}, f"--block-size: expected a multiple of {PAGE_SIZE}, got 24", id="page-size"),
     pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
+    pytest.param({"enable_lora": True}, "--enable-lora: expected nothing, got it; leave it out, or", id="lora"),
+    pytest.param(
+        {"attention_config": {"sparse_mla_force_mqa": True}},
+        "--attention-config: expected sparse_mla_force_mqa False, got True",
+        id="attention",
+    ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
 TESTED_VERSIONS = [compat.TESTED_VERSION, "0.26.0+cpu"]
