@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
 from sglang.srt.distributed.parallel_state import cleanup_dist_env_and_memory
 from sglang.srt.layers.dp_attention import initialize_dp_attention
+from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.model_loader import get_model
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
 from dsv32_plugin.serving import free_port
-from dsv32_plugin.sglang_adapter import compat
+from dsv32_plugin.sglang_adapter import arguments, compat
 
 PAGE_SIZES = "64 on a GPU" if torch.cuda.is_available() else "a multiple of 16"
 BAD_OPTIONS = [
@@ -128,3 +131,52 @@ def builder() -> Iterator[Build]:
 
     yield build
     cleanup_dist_env_and_memory()
+
+
+def update_from_disk(model: Any, folder: Path) -> None:
+    """What `/update_weights_from_disk` calls; raises ValueError with the answer where that is no success."""
+    config = arguments.model_config(arguments.of_process())
+    runner = SimpleNamespace(
+        model=model,
+        get_model=lambda: model,
+        model_config=config,
+        load_config=LoadConfig(load_format="auto"),
+        server_args=SimpleNamespace(),
+        device="cpu",
+        gpu_id=0,
+        update_model_fields=lambda model, **fields: None,
+        _assert_weight_cache_inactive=lambda step: None,
+    )
+    runner.weight_updater = runner
+
+    def load(path: str, load_format: str, recapture_cuda_graph: bool = False) -> tuple[bool, str]:
+        return _loads_from_disk()(runner, path, load_format)
+
+    runner.update_weights_from_disk = load
+    worker = SimpleNamespace(
+        model_runner=runner, update_weights_from_disk=lambda request: load(request.model_path, request.load_format)
+    )
+    manager = SimpleNamespace(
+        tp_worker=worker,
+        draft_worker=None,
+        _observe_weight_load=lambda source: nullcontext(),
+        _select_runners=lambda: [("target", runner)],
+        flush_cache_after_weight_update=lambda request, *outcome: outcome,
+        record_weight_version_after_update=lambda version: None,
+    )
+    before = config.model_path
+    request = UpdateWeightFromDiskReqInput(model_path=str(folder), load_format="auto")
+    answer = SchedulerWeightUpdaterManager.update_weights_from_disk(manager, request)
+    if not answer.success:
+        assert config.model_path == before, "the next update goes back to the good folder"
+        raise ValueError(answer.message)
+
+
+def _loads_from_disk() -> Any:
+    if compat.declares_options():
+        from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+        return WeightUpdater.update_weights_from_disk
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    return ModelRunner.update_weights_from_disk

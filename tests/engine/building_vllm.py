@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import Build
-from vllm.config import set_current_vllm_config
+from vllm.config import LoadConfig, set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
     ensure_model_parallel_initialized,
@@ -18,6 +19,7 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.vllm_adapter import compat
@@ -50,3 +52,20 @@ def builder() -> Iterator[Build]:
 
     yield build
     cleanup_dist_env_and_memory()
+
+
+def update_from_disk(model: Any, folder: Path) -> None:
+    """What `collective_rpc("reload_weights", ...)` calls; raises what it raises."""
+    runner = SimpleNamespace(
+        get_model=lambda: model,
+        model_config=model.loader._model_config,
+        load_config=LoadConfig(),
+        reset_encoder_cache=lambda: None,
+        reset_mm_cache=lambda: None,
+    )
+    before = runner.model_config.model
+    try:
+        GPUModelRunner.reload_weights(runner, weights_path=str(folder))
+    except BaseException:
+        assert runner.model_config.model == before, "the next reload is not from the bad folder"
+        raise

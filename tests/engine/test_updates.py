@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import SPEC, Build
+from checkpoints import SPEC, Build, edit_weight
 from engines import installed
 from safetensors.torch import load_file
 
+from dsv32_plugin.checkpoint import INDEX
 from dsv32_plugin.tiny import TinySpec
 
+building = import_module(f"building_{installed().name}")
 pytestmark = pytest.mark.engine
 
 Checkpoints = Callable[[TinySpec], Path]
@@ -169,3 +175,70 @@ def test_a_model_that_started_with_made_up_weights_takes_buckets(build: Build, c
     for bucket in buckets(stored(folder), "one-by-one"):
         model.load_weights(bucket)
     assert differing(model, expected) == []
+
+
+def test_a_good_folder_is_taken(build: Build, checkpoint: Checkpoints) -> None:
+    """A reload by vLLM left `kv_b_proj` as it was."""
+    new = checkpoint(replace(FP8, seed=1))
+    expected = parameters(build(new))
+    model = build(checkpoint(FP8))
+    building.update_from_disk(model, new)
+    assert differing(model, expected) == []
+
+
+def without_a_layer(folder: Path) -> None:
+    names = json.loads((folder / INDEX).read_text())["weight_map"]
+    for name in [name for name in names if name.startswith("model.layers.1.")]:
+        edit_weight(folder, name, lambda tensor: {})
+
+
+def without_a_shard(folder: Path) -> None:
+    sorted(folder.glob("*.safetensors"))[0].unlink()
+
+
+def with_a_shard_cut_off(folder: Path) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-8])
+
+
+def with_another_width(folder: Path) -> None:
+    edit_weight(folder, "model.norm.weight", lambda tensor: {"model.norm.weight": tensor[:-1].clone()})
+
+
+def with_a_name_of_no_tensor(folder: Path) -> None:
+    edit_weight(folder, "model.norm.weight", lambda tensor: {"model.norm.weight": tensor, "model.norm.w": tensor + 1})
+
+
+def without_a_scale(folder: Path) -> None:
+    edit_weight(folder, "model.layers.0.self_attn.q_a_proj.weight_scale_inv", lambda tensor: {})
+
+
+def gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(without_a_layer, "weights are missing, among them model.layers.1.", id="layer"),
+        pytest.param(without_a_shard, "cannot be read", id="shard"),
+        pytest.param(with_a_shard_cut_off, "cannot be read", id="cut"),
+        pytest.param(with_another_width, "model.norm.weight (127,) does not fit the sizes", id="shape"),
+        pytest.param(with_a_name_of_no_tensor, "model.norm.w is not a weight of", id="unknown"),
+        pytest.param(without_a_scale, "q_a_proj.weight_scale_inv", id="scale"),
+        pytest.param(gone, "", id="gone"),
+    ],
+)
+def test_a_bad_folder_is_an_error_and_the_old_weights_serve_on(
+    build: Build, checkpoint: Checkpoints, tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    """SGLang went back to the bad folder, and its server ended; vLLM's model was left without parameters."""
+    model = build(checkpoint(FP8))
+    # What came in buckets is in no folder.
+    model.load_weights([("lm_head.weight", torch.ones_like(dict(stored(checkpoint(FP8)))["lm_head.weight"]))])
+    before = parameters(model)
+    folder = Path(shutil.copytree(checkpoint(replace(FP8, seed=1)), tmp_path / "new"))
+    damage(folder)
+    with pytest.raises(Exception, match=re.escape(says)):
+        building.update_from_disk(model, folder)
+    assert differing(model, before) == []
