@@ -32,7 +32,7 @@ UNSUPPORTED = (
     *("enable_pdmux", "disaggregation_mode", "disaggregation_decode_enable_offload_kvcache"),
     *("enable_hierarchical_cache", "enable_lmcache", "enable_hisparse", "enable_unified_memory"),
     *("enable_page_major_kv_layout", "prefill_only_disable_kv_cache", "kv_canary"),
-    *("cpu_offload_gb", "offload_group_size", "kt_weight_path", "torchao_config", "enable_torch_compile"),
+    *("cpu_offload_gb", "offload_group_size", "kt_weight_path", "enable_torch_compile"),
     *("lora_paths", "enable_lora", "enable_return_indexer_topk", "dllm_algorithm"),
     *("enable_eplb", "ep_num_redundant_experts", "init_expert_location", "elastic_ep_backend", "moe_a2a_backend"),
     *("dsa_prefill_backend", "dsa_decode_backend", "dsa_paged_mqa_logits_backend", "dsa_topk_backend"),
@@ -66,9 +66,11 @@ def read_config(options: Any) -> DsaConfig:
 
 def check_given(options: Any) -> None:
     """Raise NotImplementedError for an option of the user's that the plugin does not have, before SGLang acts on it."""
+    from sglang.srt.server_args import ServerArgs
+
     _check_chats()
     newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
-    defaults = {field.name: field.default for field in dataclasses.fields(_server_args_class())}
+    defaults = {field.name: field.default for field in dataclasses.fields(ServerArgs)}
     for option in (*UNSUPPORTED, *newer):
         value, default = getattr(options, option), defaults[option]
         if (value or None) != (default or None):
@@ -80,12 +82,6 @@ def check_given(options: Any) -> None:
         raise NotImplementedError(
             f"--ep-size: expected 1 without a GPU, got {options.ep_size}; leave it out, --tp-size cuts the experts, too"
         )
-
-
-def _server_args_class() -> type:
-    from sglang.srt.server_args import ServerArgs
-
-    return ServerArgs
 
 
 def _shown(value: Any) -> str:
