@@ -13,8 +13,8 @@ E4M3_MAX = 448.0
 
 
 def is_fp8(dtype: torch.dtype) -> bool:
-    """Whether values of this type take a scale."""
-    return dtype.is_floating_point and dtype.itemsize == 1
+    """Whether values of this type take a scale; float8_e8m0fnu is a scale itself."""
+    return dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
 
 def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:

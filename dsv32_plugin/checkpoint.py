@@ -136,7 +136,7 @@ def headers(folder: Path) -> dict[str, Header] | None:
             with safe_open(folder / shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  it is no dict
                     part = file.get_slice(name)
-                    found[name] = Header(tuple(part.get_shape()), part.get_dtype().startswith("F8_"))
+                    found[name] = Header(tuple(part.get_shape()), part.get_dtype() == "F8_E4M3")
         except (OSError, SafetensorError) as error:
             raise ValueError(f"checkpoint: {folder / shard} cannot be read: {error}; copy the shard again") from error
     if absent := where.keys() - found.keys():
