@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,9 @@ def check_given(options: Any) -> None:
 
     _check_chats()
     newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
-    defaults = {field.name: field.default for field in dataclasses.fields(ServerArgs)}
+    declared = inspect.signature(ServerArgs).parameters
     for option in (*UNSUPPORTED, *newer):
-        value, default = getattr(options, option), defaults[option]
+        value, default = getattr(options, option), declared[option].default
         if (value or None) != (default or None):
             raise NotImplementedError(
                 f"--{option.replace('_', '-')}: expected {_shown(default)}, got {_shown(value)}; "
