@@ -12,6 +12,16 @@ SCALE_SUFFIX = "_scale_inv"
 E4M3_MAX = 448.0
 
 
+def is_fp8(dtype: torch.dtype) -> bool:
+    """Whether values of this type take a scale; float8_e8m0fnu is a scale itself."""
+    return dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+
+
+def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
+    """Of the scales of a matrix [N, K]: the last blocks may be partial."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
 def quantise(weight_nk: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """scale[r, c] = 2 ** ceil(log2(max |block r, c| / 448)),  value = weight / scale, rounded to the nearest even.
 
@@ -24,7 +34,7 @@ def quantise(weight_nk: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Ten
         two, as `scale_fmt: ue8m0` promises. A block of zeros has scale 1.
     """
     n, k = weight_nk.shape
-    rows, columns = -(-n // block[0]), -(-k // block[1])
+    rows, columns = scale_shape((n, k), block)
     padded = weight_nk.new_zeros(rows * block[0], columns * block[1], dtype=torch.float32)
     padded[:n, :k] = weight_nk
     amax_rc = padded.view(rows, block[0], columns, block[1]).abs().amax(dim=(1, 3))
@@ -46,7 +56,7 @@ def dequantise(weight_nk: torch.Tensor, scale_rc: torch.Tensor, block: tuple[int
         ValueError: when the scale has another shape than the weight asks for.
     """
     n, k = weight_nk.shape
-    expected = (-(-n // block[0]), -(-k // block[1]))
+    expected = scale_shape((n, k), block)
     if tuple(scale_rc.shape) != expected:
         raise ValueError(
             f"scale: expected {expected} for a weight {(n, k)} in blocks {block}, got {tuple(scale_rc.shape)}"
@@ -58,28 +68,45 @@ def _spread(scale_rc: torch.Tensor, n: int, k: int, block: tuple[int, int]) -> t
     return scale_rc.float().repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
 
 
-def dequantised(
-    weights: Iterable[tuple[str, torch.Tensor]], block: tuple[int, int], wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass a checkpoint's tensors on, replacing each wanted fp8 weight and its scale by the dequantised weight.
+class Halves:
+    """The fp8 weights that are dequantised, and their scales: whichever comes first, together or in parts.
 
-    A weight waits for its scale, or a scale for its weight, whichever comes first; all other tensors pass at once.
-
-    Raises:
-        ValueError: when the stream ends and a partner is missing.
+    At the start both come, and nothing is kept. An update that comes in parts may be given up and begun again: the
+    latest of each half is kept, on the host, so that what is in effect is what came last, whatever the order.
     """
-    waiting: dict[str, torch.Tensor] = {}
-    for name, tensor in weights:
-        is_scale = name.endswith(SCALE_SUFFIX)
-        weight_name = name.removesuffix(SCALE_SUFFIX)
-        if not wanted(weight_name) or not (is_scale or tensor.dtype == torch.float8_e4m3fn):
-            yield name, tensor
-        elif (partner := waiting.pop(weight_name, None)) is None:
-            waiting[weight_name] = tensor
-        else:
-            weight, scale = (partner, tensor) if is_scale else (tensor, partner)
-            yield weight_name, dequantise(weight, scale, block)
-    if waiting:
-        name, tensor = next(iter(waiting.items()))
-        missing = name + SCALE_SUFFIX if tensor.dtype == torch.float8_e4m3fn else name
-        raise ValueError(f"checkpoint: {missing} is missing, {len(waiting)} fp8 weights have no partner")
+
+    def __init__(self, block: tuple[int, int], wanted: Callable[[str], bool]) -> None:
+        self._block, self.wants = block, wanted
+        self._latest: dict[str, torch.Tensor] = {}
+
+    def forget(self) -> None:
+        """Drop what an earlier update has left."""
+        self._latest.clear()
+
+    def dequantised(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass tensors on, with a wanted weight in place of its halves; all other tensors pass at once."""
+        for name, tensor in tensors:
+            is_scale = name.endswith(SCALE_SUFFIX)
+            weight_name = name.removesuffix(SCALE_SUFFIX)
+            if not self.wants(weight_name) or not (is_scale or is_fp8(tensor.dtype)):
+                yield name, tensor
+                continue
+            partner_name = weight_name if is_scale else name + SCALE_SUFFIX
+            partner = self._latest.get(partner_name) if keep else self._latest.pop(partner_name, None)
+            if keep or partner is None:
+                # A bucket's memory may be written again once the call returns.
+                self._latest[name] = tensor.to("cpu", copy=True) if keep else tensor
+            if partner is not None:
+                partner = partner.to(tensor.device)
+                weight, scale = (partner, tensor) if is_scale else (tensor, partner)
+                yield weight_name, dequantise(weight, scale, self._block)
+
+    def without_partner(self) -> list[str]:
+        """Names of the halves that are missing."""
+        names = self._latest.keys()
+        partners = [
+            name.removesuffix(SCALE_SUFFIX) if name.endswith(SCALE_SUFFIX) else name + SCALE_SUFFIX for name in names
+        ]
+        return sorted(set(partners) - names)

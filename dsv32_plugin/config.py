@@ -10,6 +10,9 @@ DEEPSEEK_V32 = "DeepseekV32ForCausalLM"
 GLM_MOE_DSA = "GlmMoeDsaForCausalLM"
 ARCHITECTURES = {"deepseek_v32": DEEPSEEK_V32, "glm_moe_dsa": GLM_MOE_DSA}
 
+MAX_INDEX_TOPK = 4096
+"""Keys that `select_topk` can select for a query: a row's candidates are held in registers."""
+
 _MISSING = object()
 _ROPE_TYPES = {"default": "default", "yarn": "yarn", "deepseek_yarn": "yarn"}
 _T = TypeVar("_T")
@@ -102,7 +105,7 @@ class DsaConfig:
             v_head_dim=read.size("v_head_dim"),
             index_n_heads=read.size("index_n_heads"),
             index_head_dim=read.size("index_head_dim"),
-            index_topk=read.size("index_topk"),
+            index_topk=read.size("index_topk", most=MAX_INDEX_TOPK),
             index_rope_interleave=read("indexer_rope_interleave", bool, default=architecture == GLM_MOE_DSA),
             indexer_types=_indexer_types(read, layers),
             mlp_layer_types=_mlp_layer_types(read, layers),
@@ -208,10 +211,12 @@ class _Reader:
             raise ConfigError(key, f"a value of type {name}", value, "fix the checkpoint's config.json")
         return kind(value)
 
-    def size(self, key: str, *, default: Any = _MISSING, least: int = 1) -> int:
+    def size(self, key: str, *, default: Any = _MISSING, least: int = 1, most: int | None = None) -> int:
         value = self(key, int, default=default)
         if value < least:
             raise ConfigError(key, f"an integer of at least {least}", value, "fix the checkpoint's config.json")
+        if most is not None and value > most:
+            raise ConfigError(key, f"an integer of at most {most}", value, "the kernels select no more keys")
         return value
 
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from dsv32_plugin.serving import Server
 
 NAME = "dsv32-demo"
-TRAINED = Path(__file__).parent.parent / "assets" / "tiny-dsv32"
-"""In a checkout; a wheel does not hold it."""
+_HERE = Path(__file__).parent
+_CHECKOUT = _HERE.parent / "assets" / "tiny-dsv32"
+TRAINED = _CHECKOUT if _CHECKOUT.exists() else _HERE / "trained"
+"""The trained checkpoint; a wheel holds it beside the code."""
 START_SECONDS = 600
 CONTEXT_TOKENS = 4000
 CONTEXT = "8192"
@@ -105,9 +107,10 @@ def run(
     from dsv32_plugin import serving
 
     strict = model is None
-    model = model or _trained()
+    model = model or TRAINED
     chosen = ENGINES[engine]
-    log_path = _cache() / f"demo-{engine}.log"
+    # Several may run at once: each has a log of its own, which stays where something went wrong.
+    log_path = _cache() / f"demo-{engine}-{os.getpid()}.log"
     server_class: type[Server] = getattr(serving, chosen.server)
     server = server_class(model, [*COMMON_OPTIONS, *chosen.options, *options], log_path=log_path, env=ENVIRONMENT)
     stdout.print(f"checkpoint  {model}", soft_wrap=True, markup=False)
@@ -126,17 +129,9 @@ def run(
     stdout.print(f"served by   {proof.group().removeprefix('dsv32: serving ')}", soft_wrap=True, markup=False)
     if wrong and strict:
         raise CommandError(f"the trained model answered, but not right: {'; '.join(wrong)}; please report this")
+    log_path.unlink()
     stdout.print("stopped     on GPUs the same is", soft_wrap=True)
     stdout.print(f"\n{chosen.on_gpus} {' '.join(PARSERS)}\n{RECOMMENDED}", soft_wrap=True, markup=False)
-
-
-def _trained() -> Path:
-    if not (TRAINED / "config.json").exists():
-        raise CommandError(
-            f"{TRAINED}: the trained checkpoint is part of a checkout, not of a wheel; run this from a checkout, "
-            "or serve a random one: dsv32 tiny /tmp/tiny && dsv32 demo --model /tmp/tiny"
-        )
-    return TRAINED
 
 
 def _cache() -> Path:

@@ -19,16 +19,23 @@ class LatentUpProjection(nn.Module):
         self.first_head = tp_rank * num_heads
         self.w_uk_hdc = nn.Parameter(torch.empty(num_heads, config.qk_nope_head_dim, config.kv_lora_rank))
         self.w_uv_hcv = nn.Parameter(torch.empty(num_heads, config.kv_lora_rank, config.v_head_dim))
+        self.num_heads, self.nope = num_heads, config.qk_nope_head_dim
         self.rope, self.value_dim = config.qk_rope_head_dim, config.v_head_dim
         self.requires_grad_(False)
+        # By these names and this form vLLM knows loaders, which it wraps when it loads a model again.
+        self.w_uk_hdc.weight_loader = self._load_keys  # type: ignore[attr-defined]
+        self.w_uv_hcv.weight_loader = self._load_values  # type: ignore[attr-defined]
 
-    def load_kv_b_proj(self, weight_nc: torch.Tensor) -> None:
-        """Take this rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
-        num_heads, nope, latent = self.w_uk_hdc.shape
-        weight_hnc = weight_nc.view(-1, nope + self.value_dim, latent)
-        weight_hnc = weight_hnc[self.first_head : self.first_head + num_heads]
-        self.w_uk_hdc.data.copy_(weight_hnc[:, :nope])
-        self.w_uv_hcv.data.copy_(weight_hnc[:, nope:].transpose(1, 2))
+    def _load_keys(self, param: nn.Parameter, weight_nc: torch.Tensor) -> None:
+        param.data.copy_(self._own_heads(weight_nc)[:, : -self.value_dim])
+
+    def _load_values(self, param: nn.Parameter, weight_nc: torch.Tensor) -> None:
+        param.data.copy_(self._own_heads(weight_nc)[:, -self.value_dim :].transpose(1, 2))
+
+    def _own_heads(self, weight_nc: torch.Tensor) -> torch.Tensor:
+        """This rank's heads of the whole `kv_b_proj.weight`, [all heads * (nope + v), C]."""
+        weight_hnc = weight_nc.unflatten(0, (-1, self.nope + self.value_dim))
+        return weight_hnc[self.first_head : self.first_head + self.num_heads]
 
     def absorb(self, q_thd: torch.Tensor) -> torch.Tensor:
         """[T, H, nope] -> [T, H, C]."""

@@ -1,8 +1,13 @@
-"""Every environment variable of the plugin, read in one place."""
+"""Every environment variable of the plugin, read in one place, by the kernels too; knows neither torch nor engines."""
 
+import logging
 import os
+from collections.abc import Callable
 from typing import Literal
 
+logger = logging.getLogger(__name__)
+IMPLEMENTATIONS = ("hopper", "triton", "reference")
+"""Of the kernels, best first."""
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 Variant = Literal["v3.2", "speciale"]
@@ -35,7 +40,15 @@ def allow_developer_role() -> bool:
 
 def batch_invariant() -> bool:
     """`DSV32_BATCH_INVARIANT` (default 0): 1 computes a row alike whatever else is in the batch."""
-    return os.environ.get("DSV32_BATCH_INVARIANT") == "1"
+    return _flag("DSV32_BATCH_INVARIANT", False)
+
+
+def kernels() -> str | None:
+    """`DSV32_KERNELS` (default empty): the implementation that every operation must run; empty takes the best."""
+    value = os.environ.get("DSV32_KERNELS", "")
+    if value and value not in IMPLEMENTATIONS:
+        raise ValueError(f"DSV32_KERNELS: expected one of {', '.join(IMPLEMENTATIONS)}, got {value!r}")
+    return value or None
 
 
 def variant() -> Variant | None:
@@ -46,13 +59,23 @@ def variant() -> Variant | None:
     return _VARIANTS[value]
 
 
-_READERS = {
+_READERS: dict[str, Callable[[], object]] = {
     "DSV32_PLUGIN": plugin_enabled,
     "DSV32_ALLOW_UNTESTED_ENGINE": allow_untested_engine,
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
+    "DSV32_BATCH_INVARIANT": batch_invariant,
+    "DSV32_KERNELS": kernels,
     "DSV32_VARIANT": variant,
 }
-_READ_ELSEWHERE = {"DSV32_KERNELS", "DSV32_BATCH_INVARIANT"}  # by the kernels, which know nothing of engines
+
+
+def check() -> None:
+    """Raise ValueError for a value that no variable has; warn of variables that the plugin does not know."""
+    for name in chosen():
+        if name in _READERS:
+            _READERS[name]()
+        else:
+            logger.warning("dsv32: %s", problem(name))
 
 
 def chosen() -> dict[str, str]:
@@ -62,10 +85,8 @@ def chosen() -> dict[str, str]:
 
 def problem(name: str) -> str | None:
     """Say what is wrong with a variable of `chosen`, or None."""
-    if name in _READ_ELSEWHERE:
-        return None
     if name not in _READERS:
-        return f"{name}: expected one of {', '.join(sorted([*_READERS, *_READ_ELSEWHERE]))}; it has no effect"
+        return f"{name}: expected one of {', '.join(sorted(_READERS))}; it has no effect"
     try:
         _READERS[name]()
     except ValueError as error:

@@ -124,6 +124,7 @@ def test_which_layers_select(keys: dict[str, Any], expected: str) -> None:
         pytest.param(without("index_topk"), "index_topk: expected a value, got nothing", id="dense-deepseek-v3"),
         pytest.param(with_(index_topk=0), "index_topk: expected an integer of at least 1, got 0", id="topk-zero"),
         pytest.param(with_(index_topk=-5), "index_topk: .*got -5", id="topk-negative"),
+        pytest.param(with_(index_topk=4097), "index_topk: .* at most 4096, got 4097", id="topk-4097"),
         pytest.param(with_(index_topk=2048.5), "index_topk: expected a value of type int", id="topk-float"),
         pytest.param(with_(index_topk=True), "index_topk: expected a value of type int", id="topk-bool"),
         pytest.param(with_(scoring_func="softmax"), "scoring_func: expected 'sigmoid'", id="scoring-func"),

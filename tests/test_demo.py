@@ -108,12 +108,17 @@ def test_a_model_of_the_users_own_may_answer_what_it_likes(
     assert len(requests(tmp_path)) == 2, "without a call there is no result to answer from"
 
 
-def test_a_wheel_has_no_trained_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "TRAINED", tmp_path / "nowhere")
-    assert cli.main(["demo"]) == 2
-    assert "dsv32 tiny /tmp/tiny && dsv32 demo --model /tmp/tiny" in capsys.readouterr().err
+def test_two_at_once_do_not_meet(tmp_path: Path, model: str) -> None:
+    """They wrote to one log, where each found what the other's server said."""
+    program = "import sys; from dsv32_plugin import cli, demo; demo.find_spec = str; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "demo", "--model", model]
+    running_now = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=60)[0] for process in running_now]
+    assert [process.returncode for process in running_now] == [0, 0], printed
+    ports = {line for text in printed for line in text.splitlines() if line.startswith("server")}
+    assert len(ports) == 2
+    assert list((tmp_path / "cache" / "dsv32").iterdir()) == [], "what went well leaves nothing"
+    assert running(tmp_path) == []
 
 
 @pytest.mark.parametrize(

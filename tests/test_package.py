@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ def test_every_folder_of_python_is_a_listed_package() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = set()
     for package, folder in setuptools["package-dir"].items():
+        if package in setuptools["package-data"] and not (ROOT / folder / "__init__.py").exists():
+            found.add(package)  # a folder of files, beside the code where it is installed
         for init in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join([package, *init.parent.relative_to(ROOT / folder).parts]))
     assert found == set(setuptools["packages"])
@@ -32,6 +35,41 @@ def test_importing_the_package_imports_no_engine_and_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+WITH_ENGINES = {"huggingface_hub", "openai", "safetensors", "torch", "transformers", "triton", "xgrammar"}
+"""What vLLM and SGLang both bring."""
+EXTRAS = {
+    "dsv32_plugin": "tiny",
+    "dsv32_plugin/training": "train",
+    "dsv32_plugin/vllm_adapter": "vllm",
+    "dsv32_plugin/sglang_adapter": "sglang",
+    "kernels/src": "vllm",
+    "parsers/src": "vllm",
+    "benchmarks/src": "bench",
+}
+"""Folder of the product -> the extra that it is for."""
+
+
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_what_is_imported_is_declared(folder: str) -> None:
+    """httpx and psutil were there only because some engine happened to need them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"][EXTRAS[folder]]]
+    declared = {re.split(r"[^\w-]", name)[0].replace("-", "_") for name in wanted}
+    files = ast_files(folder)
+    found = {module.split(".")[0] for names in files.values() for module in names} - set(sys.stdlib_module_names)
+    own = {"dsv32_plugin", "vllm", "sglang", "parser_cases"}
+    assert found - own <= declared | WITH_ENGINES
+    assert found, "nothing was looked at"
+
+
+def ast_files(folder: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for init in [ROOT / folder, *(path for path in (ROOT / folder).iterdir() if folder == "kernels/src")]:
+        if init.is_dir():
+            found |= {f"{init.name}/{name}": modules for name, modules in imported(init).items()}
+    return found
+
+
 def imported(folder: Path) -> dict[str, set[str]]:
     """What each file of a folder imports, also inside functions."""
     found: dict[str, set[str]] = {}
@@ -41,7 +79,7 @@ def imported(folder: Path) -> dict[str, set[str]]:
         names |= {
             f"{node.module}.{alias.name}"
             for node in nodes
-            if isinstance(node, ast.ImportFrom) and node.module
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
             for alias in node.names
         }
         found[path.name] = names

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dsv32_plugin import settings
@@ -16,6 +20,9 @@ from dsv32_plugin import settings
         pytest.param("DSV32_VARIANT", "Speciale", None, id="variant"),
         pytest.param("DSV32_VARIANT", "v4", "DSV32_VARIANT: expected v3.2 or speciale, got 'v4'", id="no-variant"),
         pytest.param("DSV32_KERNELS", "triton", None, id="read-by-the-kernels"),
+        pytest.param("DSV32_KERNELS", "Tritn", "DSV32_KERNELS: expected one of hopper, triton, ref", id="no-kernels"),
+        pytest.param("DSV32_BATCH_INVARIANT", "yes", None, id="invariant"),
+        pytest.param("DSV32_BATCH_INVARIANT", "ture", "DSV32_BATCH_INVARIANT: expected one", id="not-invariant"),
         pytest.param("DSV32_PLUGINS", "0", "it has no effect", id="misspelt"),
     ],
 )
@@ -35,3 +42,43 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.plugin_enabled()
     monkeypatch.setenv("DSV32_PLUGIN", "0")
     assert not settings.plugin_enabled()
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on", " True "])
+def test_true_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """DSV32_BATCH_INVARIANT=true was no error, and had no effect."""
+    for name, reader in settings._READERS.items():
+        if name not in ("DSV32_KERNELS", "DSV32_VARIANT"):
+            monkeypatch.setenv(name, value)
+            assert reader() is True, name
+
+
+def test_the_kernels_read_the_same_value() -> None:
+    pytest.importorskip("triton")
+    code = "from dsv32_plugin.kernels.sparse_mla import triton; print(triton.BATCH_INVARIANT)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "DSV32_BATCH_INVARIANT": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DSV32_PLUGIN", "maybe"), ("DSV32_KERNELS", "cuda"), ("DSV32_BATCH_INVARIANT", "2"), ("DSV32_VARIANT", "v4")],
+)
+def test_a_start_ends_at_a_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        settings.check()
+
+
+def test_a_start_names_a_variable_that_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DSV32_KERNEL", "triton")
+    settings.check()
+    assert "DSV32_KERNEL: expected one of DSV32_ALLOW_DEVELOPER" in caplog.text

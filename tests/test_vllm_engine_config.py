@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 import torch
 from vllm.config import CompilationMode, CUDAGraphMode
 
-from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, engine_config
+from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, engine_config, guard
 from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
 
 SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
@@ -26,6 +26,8 @@ def configured(monkeypatch: pytest.MonkeyPatch, *, cpu: bool = False, **parts: A
         compilation_config=SimpleNamespace(**compilation),
         **{"speculative_config": None, **parts},
     )
+    monkeypatch.setattr(guard, "check_checkpoint", lambda config: None)
+    monkeypatch.setattr(guard, "check_options", lambda config: None)
     monkeypatch.setattr(engine_config, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
     monkeypatch.setenv(SAMPLER, "set by the test, so that it is restored")
     monkeypatch.delenv(SAMPLER)
@@ -54,7 +56,7 @@ def test_nothing_is_compiled_and_decodes_get_graphs(
 
 
 def test_piecewise_graphs_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="cudagraph_mode: expected FULL_DECODE_ONLY or NONE, got PIECEWISE"):
+    with pytest.raises(engine_config.Refusal, match="cudagraph_mode: expected FULL_DECODE_ONLY or NONE, got PIECEWISE"):
         configured(monkeypatch, compilation={"cudagraph_mode": CUDAGraphMode.PIECEWISE})
 
 

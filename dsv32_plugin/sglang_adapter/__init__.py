@@ -31,6 +31,7 @@ def register() -> None:
     """
     try:
         if settings.plugin_enabled():
+            settings.check()
             from dsv32_plugin.sglang_adapter import registration
 
             registration.register()

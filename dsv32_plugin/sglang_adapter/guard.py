@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig
 from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS, arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
 from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, declares_options, installed_version
 
@@ -25,45 +26,32 @@ IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
 MAX_DRAFTS = 7
 """Their kernels take up to 8 tokens of a sequence, of which the first is no draft."""
-UNSUPPORTED: dict[str, Any] = {
-    "pp_size": 1,
-    "enable_dp_attention": False,
-    "enable_prefill_cp": False,
-    "dcp_size": 1,
-    "enable_two_batch_overlap": False,
-    "enable_pdmux": False,
-    "enable_hisparse": False,
-    "enable_eplb": False,
-    "enable_lora": None,
-    "moe_a2a_backend": "none",
-    "enable_multi_layer_eagle": False,
-    "speculative_adaptive": False,
-    "speculative_draft_attention_backend": None,
-    "speculative_draft_window_size": None,
-    "speculative_token_map": None,
-    "speculative_use_rejection_sampling": False,
-}
-"""Options that change how attention, caches or experts are laid out, and the one value that the plugin has."""
-UNSUPPORTED_WHERE_DECLARED: dict[str, Any] = {
-    "attn_dp_size": 1,
-    "dwdp_size": 1,
-    "enable_amd_monokernel": False,
-    "enable_cp_decode_attn_tp": False,
-    "enable_cp_tp_group_sharing": False,
-    "enable_dense_mlp_attn_tp": False,
-    "enable_dsa_cache_layer_split": False,
-    "enable_kv_cache_sharding": False,
-    "enable_layernorm_sp": False,
-    "enable_nvidia_megakernel": False,
-    "enable_paged_experts": False,
-    "enable_return_aux_hidden_states": False,
-    "enable_unified_cache_external_linker": False,
-    "enable_waterfill": False,
-    "speculative_draft_kv_cache_dtype": None,
-    "speculative_draft_sink_size": None,
-    "speculative_use_block_verification": False,
-    "startup_weight_load_mode": "serial",
-}
+UNSUPPORTED = (
+    *("pp_size", "enable_dp_attention", "enable_prefill_cp", "attn_cp_size", "dcp_size", "moe_dp_size"),
+    *("moe_dense_tp_size", "enable_attn_tp_input_scattered", "enable_two_batch_overlap", "enable_single_batch_overlap"),
+    *("enable_pdmux", "disaggregation_mode", "disaggregation_decode_enable_offload_kvcache"),
+    *("enable_hierarchical_cache", "enable_lmcache", "enable_hisparse", "enable_unified_memory"),
+    *("enable_page_major_kv_layout", "prefill_only_disable_kv_cache", "kv_canary"),
+    *("cpu_offload_gb", "offload_group_size", "kt_weight_path", "enable_torch_compile"),
+    *("lora_paths", "enable_lora", "enable_return_indexer_topk", "dllm_algorithm"),
+    *("enable_eplb", "ep_num_redundant_experts", "init_expert_location", "elastic_ep_backend", "moe_a2a_backend"),
+    *("dsa_prefill_backend", "dsa_decode_backend", "dsa_paged_mqa_logits_backend", "dsa_topk_backend"),
+    *("enable_multi_layer_eagle", "decoupled_spec_role", "speculative_adaptive", "speculative_moe_a2a_backend"),
+    *("speculative_draft_attention_backend", "speculative_draft_window_size", "speculative_token_map"),
+    "speculative_use_rejection_sampling",
+)
+"""Options that change how attention, caches or experts are laid out or computed: the plugin has SGLang's defaults."""
+UNSUPPORTED_WHERE_DECLARED = (
+    *("attn_dp_size", "dcp_replicate_q_proj", "dsa_triton_union", "dwdp_size", "enable_amd_monokernel"),
+    *("enable_cp_decode_attn_tp", "enable_cp_tp_group_sharing", "enable_dense_mlp_attn_tp"),
+    *("enable_dsa_cache_layer_split", "enable_dsa_fused_indexer", "enable_flexkv", "enable_kv_cache_sharding"),
+    *("enable_layernorm_sp", "enable_lean_attention", "enable_linker_mla_dedup", "enable_nvidia_megakernel"),
+    *("enable_paged_experts", "enable_pd_role_switch", "enable_return_aux_hidden_states"),
+    *("enable_shared_experts_attn_tp", "enable_unified_cache_external_linker", "enable_waterfill"),
+    *("prefill_kv_cache_dequant_dtype", "shared_experts_tp_size", "speculative_draft_kv_cache_dtype"),
+    *("speculative_draft_sink_size", "speculative_dsa_topk_backend", "speculative_use_block_verification"),
+    *("startup_weight_load_mode", "weight_cache_mode"),
+)
 """Those that the releases have which declare their options."""
 
 
@@ -76,9 +64,48 @@ def read_config(options: Any) -> DsaConfig:
     return DsaConfig.from_hf({**stored, **json.loads(options.json_model_override_args)})
 
 
+def check_given(options: Any) -> None:
+    """Raise NotImplementedError for an option of the user's that the plugin does not have, before SGLang acts on it."""
+    from sglang.srt.server_args import ServerArgs
+
+    _check_chats()
+    newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
+    declared = inspect.signature(ServerArgs).parameters
+    for option in (*UNSUPPORTED, *newer):
+        value, default = getattr(options, option), declared[option].default
+        if (value or None) != (default or None):
+            raise NotImplementedError(
+                f"--{option.replace('_', '-')}: expected {_shown(default)}, got {_shown(value)}; "
+                f"the plugin does not support it: leave it out, or {IN_TREE_HINT}"
+            )
+    if options.device == "cpu" and options.ep_size != 1:
+        raise NotImplementedError(
+            f"--ep-size: expected 1 without a GPU, got {options.ep_size}; leave it out, --tp-size cuts the experts, too"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value in (None, False, "") else str(value)
+
+
+def check_start(original: Callable[[Any], None], server_args: Any) -> None:
+    """Goes around SGLang's own last check of the options, in the process that starts all others.
+
+    What a checkpoint or an option lacks is said here, before anything is loaded, and is the last line of the log.
+    """
+    options = arguments.in_effect(server_args)
+    if arguments.architecture(model_config(options)) in MODELS:
+        check_options(options)
+        config = read_config(options)
+        config.check(options.tp_size)
+        if options.speculative_algorithm is not None:
+            check_draft_layer(config)
+    original(server_args)
+
+
 def check_options(options: Any) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
-    _check_chats()
+    check_given(options)
     model = model_config(options)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
@@ -101,13 +128,6 @@ def check_options(options: Any) -> None:
             f"--enable-deterministic-inference did not reach the plugin's kernels; set DSV32_BATCH_INVARIANT=1, or "
             f"{IN_TREE_HINT}"
         )
-    newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else {}
-    for option, off in {**UNSUPPORTED, **newer}.items():
-        value = getattr(options, option)
-        if (value or None) != (off or None):
-            raise NotImplementedError(
-                f"--{option.replace('_', '-')}: the plugin supports {off}, got {value}; leave it out, or {IN_TREE_HINT}"
-            )
 
 
 def _check_chats() -> None:
@@ -157,6 +177,11 @@ def check_draft_layer(config: DsaConfig) -> None:
             config.num_nextn_predict_layers,
             "leave the option out",
         )
+
+
+def is_ours(model: nn.Module) -> bool:
+    """Whether a model is the one that serves our checkpoints."""
+    return _path(model) == MODEL_PATH
 
 
 def is_our_draft(model: nn.Module) -> bool:

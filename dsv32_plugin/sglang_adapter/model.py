@@ -25,7 +25,6 @@ from dsv32_plugin.sglang_adapter.attention import DsaAttention
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
 from dsv32_plugin.sglang_adapter.pool import announce_index_keys
-from dsv32_plugin.weights import layer_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +111,7 @@ class DsaForCausalLM(nn.Module):
             dsa_config.vocab_size, dsa_config.hidden_size, quant_config=quant_config, prefix=f"{prefix}lm_head"
         )
         self.logits_processor = LogitsProcessor(config)
+        self.loader = weights.loader(self, dsa_config, quant_config)
         choices = dispatch.choices(torch.get_default_device())
         kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info(
@@ -137,13 +137,5 @@ class DsaForCausalLM(nn.Module):
         return self.model.embed_tokens, self.lm_head
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        weights.load(self, tensors, self._belongs_elsewhere)
-
-    def _belongs_elsewhere(self, name: str) -> bool:
-        """Whether a tensor is rightly not loaded: a draft layer's or an unused indexer's."""
-        layer, config = layer_of(name), self.dsa_config
-        if layer is None:
-            return False
-        if layer >= config.num_layers:
-            return layer < config.num_layers + config.num_nextn_predict_layers
-        return ".self_attn.indexer." in name and not config.selects(layer)
+        # SGLang calls `eval` on a model that it has started.
+        self.loader.load(tensors, whole=self.training)

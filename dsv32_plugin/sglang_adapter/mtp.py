@@ -17,7 +17,6 @@ from dsv32_plugin.decoder import DraftInput
 from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
-from dsv32_plugin.weights import is_of_target
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class DsaMtp(nn.Module):
         self.end_layer = self.start_layer + 1
         self.model = MtpModel(self.dsa_config, quant_config, f"{prefix}.model" if prefix else "model")
         self.logits_processor = LogitsProcessor(config)
+        self.loader = weights.loader(self, self.dsa_config, quant_config)
         self.of_target: tuple[nn.Module, nn.Module] | None = None
         """The target's embedding and head. In a tuple, so that they do not become modules of this model, too."""
         logger.info("dsv32: drafting with layer %d of %s", self.start_layer, self.dsa_config.architecture)
@@ -106,4 +106,4 @@ class DsaMtp(nn.Module):
         self.of_target = (embed_tokens, lm_head)
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        weights.load(self, tensors, lambda name: is_of_target(name, self.start_layer))
+        self.loader.load(tensors, whole=self.training)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32, guard
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
     if not serves(options):
         original(server_args)
         return
+    guard.check_given(options)
     if (options.speculative_eagle_topk or 1) != 1:
         raise NotImplementedError(
             f"--speculative-eagle-topk: the plugin supports 1, got {options.speculative_eagle_topk}; "

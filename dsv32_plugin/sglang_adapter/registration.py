@@ -42,9 +42,19 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, requests, streaming
+    from dsv32_plugin.sglang_adapter import (
+        float32,
+        guard,
+        options,
+        parsers,
+        pool,
+        rendering,
+        requests,
+        streaming,
+        updates,
+    )
 
-    arguments = "sglang.srt.server_args.ServerArgs"
+    given = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
     wanted = [
@@ -71,10 +81,17 @@ def hooks() -> list[Hook]:
             parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
         ),
     ]
+    wanted.append(Hook(f"{given}.check_server_args", guard.check_start, parameters=("self",)))
+    wanted += [
+        Hook(f"{updates.MANAGER}.{step}", updates.part_around(step), parameters=("self", "recv_req"))
+        for step in updates.PARTS
+    ]
+    disk = f"{updates.MANAGER}.update_weights_from_disk"
+    wanted.append(Hook(disk, updates.disk_around, parameters=("self", "recv_req")))
     if not compat.declares_options():
         wanted += [
-            Hook(f"{arguments}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),
-            Hook(f"{arguments}._handle_deterministic_inference", options.adjust_for_determinism, parameters=("self",)),
+            Hook(f"{given}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),
+            Hook(f"{given}._handle_deterministic_inference", options.adjust_for_determinism, parameters=("self",)),
         ]
     if not compat.reckons_fp8_latents():
         wanted.append(

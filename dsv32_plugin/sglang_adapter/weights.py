@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,27 +12,23 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
 from dsv32_plugin import weights
+from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
 
 
-def load(model: Any, tensors: Iterable[tuple[str, torch.Tensor]], belongs_elsewhere: Callable[[str], bool]) -> None:
-    """Load what `model`, which has `dsa_config` and `quant_config`, expects; see `dsv32_plugin.weights.load`."""
-    weights.load(
-        model.dsa_config,
-        tensors,
-        dict(_targets(model, model.dsa_config.n_routed_experts)),
-        belongs_elsewhere,
-        dequantise_all=isinstance(model.quant_config, DequantisedFp8Config),
-    )
+def loader(model: nn.Module, config: DsaConfig, quant_config: Any) -> weights.Loader:
+    """Of a model of ours, once it is built."""
+    dequantise_all = isinstance(quant_config, DequantisedFp8Config)
+    return weights.Loader(config, _targets(model, config.n_routed_experts), dequantise_all=dequantise_all)
 
 
-def _targets(model: nn.Module, num_experts: int) -> Iterator[tuple[str, weights.Load]]:
+def _targets(model: nn.Module, num_experts: int) -> Iterator[tuple[str, weights.Target]]:
     for prefix, module in model.named_modules():
         parts = weights.PACKED_MODULES.get(prefix.rpartition(".")[2], ())
         if isinstance(module, LatentUpProjection):
-            yield f"{prefix.removesuffix('.kv_up')}.kv_b_proj.weight", module.load_kv_b_proj
+            yield from weights.latent_up_targets(prefix, module)
         elif isinstance(module, FusedMoE):
             yield from weights.expert_targets(prefix, module, num_experts)
         elif isinstance(module, PackedLinear):

@@ -30,6 +30,7 @@ def register() -> None:
     from dsv32_plugin.vllm_adapter import compat
 
     compat.check_engine_version()
+    settings.check()
     from vllm import envs
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -42,8 +43,10 @@ def register() -> None:
 
     from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
 
-    if envs.VLLM_BATCH_INVARIANT:
-        os.environ.setdefault("DSV32_BATCH_INVARIANT", "1")
+    if envs.VLLM_BATCH_INVARIANT and not settings.batch_invariant():
+        if os.environ.get("DSV32_BATCH_INVARIANT"):
+            raise ValueError("DSV32_BATCH_INVARIANT: expected 1 with VLLM_BATCH_INVARIANT=1, got 0; unset one of them")
+        os.environ["DSV32_BATCH_INVARIANT"] = "1"
     for architecture, path in MODELS.items():
         ModelRegistry.register_model(architecture, path)
     MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), DsaEngineConfig))

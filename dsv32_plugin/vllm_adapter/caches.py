@@ -19,6 +19,7 @@ from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
 
 FP8_LATENTS = "fp8_ds_mla"
+FP8_CACHES = ("fp8", "fp8_e4m3", FP8_LATENTS)
 
 
 class PagedCache(nn.Module, AttentionLayerBase):
@@ -65,15 +66,22 @@ def latent_cache(
     Raises:
         ValueError: for a `--kv-cache-dtype` that has no layout here.
     """
+    check_cache_dtype(cache_config.cache_dtype)
     backend = AttentionBackendEnum.CUSTOM.get_class()
     name = cache_config.cache_dtype
-    if name in ("fp8", "fp8_e4m3", FP8_LATENTS):
+    if name in FP8_CACHES:
         return PagedCache(prefix, cache_layout.LATENT_BYTES_FP8, torch.uint8, FP8_LATENTS, backend)
     if name == "auto":
         return PagedCache(prefix, latent_rank + rope_dim, dtype, "auto", backend)
-    if name == "bfloat16":
-        return PagedCache(prefix, latent_rank + rope_dim, torch.bfloat16, "bfloat16", backend)
-    raise ValueError(f"--kv-cache-dtype: expected auto, bfloat16 or fp8 (the 656-byte fp8_ds_mla layout), got {name}")
+    return PagedCache(prefix, latent_rank + rope_dim, torch.bfloat16, "bfloat16", backend)
+
+
+def check_cache_dtype(name: str) -> None:
+    """Raise ValueError for a `--kv-cache-dtype` that has no layout here."""
+    if name not in (*FP8_CACHES, "auto", "bfloat16"):
+        raise ValueError(
+            f"--kv-cache-dtype: expected auto, bfloat16 or fp8 (the 656-byte fp8_ds_mla layout), got {name}"
+        )
 
 
 def index_key_cache(prefix: str, index_dim: int, dtype: torch.dtype, quantised: bool) -> PagedCache:

@@ -22,18 +22,35 @@ class DsaEngineConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
-        vllm_config.model_config.disable_cascade_attn = True
-        if not current_platform.is_cpu():
-            _compile_nothing(vllm_config)
-            _sample_without_compiling()
-            if vllm_config.model_config.dtype == torch.float32:
-                # Triton's default, also in vLLM's mixture of experts, is tf32 with 10 bits. Read in the workers.
-                os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-        speculative = vllm_config.speculative_config
-        if speculative is not None and speculative.method == "mtp":
-            # First ours, then the name by which vLLM knows that the draft model returns two tensors.
-            speculative.draft_model_config.hf_config.architectures = [MTP_ARCHITECTURE, "DeepSeekMTPModel"]
+        try:
+            _verify_and_update(vllm_config)
+        except ValueError as error:
+            # Of a ValueError pydantic makes one of its own, whose last line is the address of a manual.
+            raise Refusal(str(error)) from error
+
+
+class Refusal(RuntimeError):
+    """What the plugin cannot do with this checkpoint and these options, in the process that was given them."""
+
+
+def _verify_and_update(vllm_config: VllmConfig) -> None:
+    # Imported late: in most processes of the engine no configuration is made.
+    from dsv32_plugin.vllm_adapter import guard
+
+    guard.check_checkpoint(vllm_config)
+    guard.check_options(vllm_config)
+    # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
+    vllm_config.model_config.disable_cascade_attn = True
+    if not current_platform.is_cpu():
+        _compile_nothing(vllm_config)
+        _sample_without_compiling()
+        if vllm_config.model_config.dtype == torch.float32:
+            # Triton's default, also in vLLM's mixture of experts, is tf32 with 10 bits. Read in the workers.
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.method == "mtp":
+        # First ours, then the name by which vLLM knows that the draft model returns two tensors.
+        speculative.draft_model_config.hf_config.architectures = [MTP_ARCHITECTURE, "DeepSeekMTPModel"]
 
 
 def _compile_nothing(vllm_config: VllmConfig) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from transformers import PretrainedConfig
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import AttentionConfig, ModelConfig, VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.vllm_adapter import BACKEND_PATH
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
+from dsv32_plugin.vllm_adapter.caches import check_cache_dtype
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for vLLM's own code"
 
@@ -29,13 +30,41 @@ def read_config(model_config: ModelConfig) -> DsaConfig:
     return DsaConfig.from_hf(model_config.hf_config)
 
 
+def check_checkpoint(vllm_config: VllmConfig) -> None:
+    """Raise ConfigError for a config.json that the model or these options cannot take."""
+    config = read_config(vllm_config.model_config)
+    config.check(vllm_config.parallel_config.tensor_parallel_size)
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.method == "mtp" and config.num_nextn_predict_layers == 0:
+        raise ConfigError("num_nextn_predict_layers", "at least 1 for method mtp", 0, "leave --speculative-config out")
+
+
+UNSUPPORTED_ATTENTION = (
+    *("backend_per_kind", "mla_prefill_backend", "use_prefill_query_quantization", "use_fp4_indexer_cache"),
+    *("indexer_kv_dtype", "sparse_mla_force_mqa"),
+)
+"""Of `--attention-config`: what vLLM's own sparse attention reads, and the plugin does not."""
+
+
 def check_options(vllm_config: VllmConfig) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
+    if vllm_config.lora_config is not None:
+        raise NotImplementedError(f"--enable-lora: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
+    if vllm_config.parallel_config.enable_eplb:
+        raise NotImplementedError(f"--enable-eplb: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
+    attention, default = vllm_config.attention_config, AttentionConfig()
+    for option in UNSUPPORTED_ATTENTION:
+        expected, value = getattr(default, option), getattr(attention, option)
+        if value != expected:
+            raise NotImplementedError(
+                f"--attention-config: expected {option} {expected}, got {value}; leave it out, or {IN_TREE_HINT}"
+            )
     model = vllm_config.model_config
     if model.dtype not in DsaBackend.supported_dtypes:
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
     if not model.use_mla:
         raise ValueError("VLLM_MLA_DISABLE: expected 0, got 1; sparse attention runs on MLA's latents")
+    check_cache_dtype(vllm_config.cache_config.cache_dtype)
     cache, page_size = vllm_config.cache_config, PAGE_SIZE_MULTIPLE if current_platform.is_cpu() else PAGE_SIZE
     if cache.user_specified_block_size and cache.block_size % page_size:
         raise ValueError(
@@ -50,8 +79,6 @@ def check_options(vllm_config: VllmConfig) -> None:
             f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have; "
             f"leave it out, or {IN_TREE_HINT}"
         )
-    if vllm_config.parallel_config.enable_eplb:
-        raise NotImplementedError(f"--enable-eplb: not supported by the plugin; leave it out, or {IN_TREE_HINT}")
 
 
 def check_backend() -> None:

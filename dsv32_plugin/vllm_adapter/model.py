@@ -31,11 +31,11 @@ from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import guard, warmup, weights
+from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
-from dsv32_plugin.weights import PACKED_MODULES, layer_of
+from dsv32_plugin.weights import PACKED_MODULES
 
 logger = init_logger("vllm.dsv32_plugin")
 
@@ -154,7 +154,9 @@ class DsaForCausalLM(nn.Module, SupportsPP):
             )
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+        self.loader = weights.Loader(self, config, vllm_config)
         guard.check_backend()
+        updates.check_folders()
         choices = dispatch.choices(vllm_config.device_config.device)
         logger.info_once(
             "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",
@@ -180,13 +182,4 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return weights.load(self, weights_iterator, self._belongs_elsewhere)
-
-    def _belongs_elsewhere(self, name: str) -> bool:
-        """Whether a tensor is rightly not loaded: another stage's, a draft layer's or an unused indexer's."""
-        layer = layer_of(name)
-        if layer is None:
-            return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-        if not self.model.start_layer <= layer < self.model.end_layer:
-            return layer < self.config.num_layers + self.config.num_nextn_predict_layers
-        return ".self_attn.indexer." in name and not self.config.selects(layer)
+        return self.loader.load(self, weights_iterator)

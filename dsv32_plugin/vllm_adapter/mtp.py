@@ -19,7 +19,7 @@ from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
-from dsv32_plugin.weights import PACKED_MODULES, is_of_target
+from dsv32_plugin.weights import PACKED_MODULES
 
 
 class OfTarget(nn.Module):
@@ -105,6 +105,7 @@ class DsaMtp(nn.Module):
         self.quant_config = vllm_config.quant_config
         self.model = MtpModel(self.config, vllm_config, maybe_prefix(prefix, "model"))
         self.logits_processor = LogitsProcessor(self.config.vocab_size)
+        self.loader = weights.Loader(self, self.config, vllm_config)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_tokens(input_ids)
@@ -131,4 +132,4 @@ class DsaMtp(nn.Module):
         return self.logits_processor(head.head, head.norm(hidden_states))
 
     def load_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return weights.load(self, weights_iterator, lambda name: is_of_target(name, self.model.first))
+        return self.loader.load(self, weights_iterator)

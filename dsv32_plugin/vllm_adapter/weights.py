@@ -1,48 +1,73 @@
-"""Where each tensor of a checkpoint goes in our models for vLLM."""
+"""Where each tensor of a checkpoint goes in our models for vLLM, at the start and in updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, get_layerwise_info
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from dsv32_plugin import weights
+from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.latent_up import LatentUpProjection
 from dsv32_plugin.vllm_adapter.quantisation import DequantisedFp8Config
 
-if TYPE_CHECKING:
-    from dsv32_plugin.vllm_adapter.model import DsaForCausalLM
-    from dsv32_plugin.vllm_adapter.mtp import DsaMtp
 
-    Model: TypeAlias = DsaForCausalLM | DsaMtp
+class Loader:
+    """`dsv32_plugin.weights.Loader` of a model of ours, made once the model is built.
+
+    vLLM loads a model again layer by layer: it puts tensors without storage in the place of the parameters, loads a
+    layer once all of its tensors have come, and copies the result to where the parameters were.
+    """
+
+    def __init__(self, model: nn.Module, config: DsaConfig, vllm_config: VllmConfig) -> None:
+        dequantise_all = isinstance(vllm_config.quant_config, DequantisedFp8Config)
+        self.checkpoint = weights.Loader(config, _targets(model), dequantise_all=dequantise_all)
+        self._model_config = vllm_config.model_config
+        self._update: object = None
+        """What vLLM has kept of the model for the update that is under way."""
+
+    def load(self, model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load the whole model at its start, then parts of it; returns the names of the loaded parameters.
+
+        Raises:
+            ValueError: see `dsv32_plugin.weights.Loader`. An update that is refused is over, its parameters are back.
+        """
+        update = get_layerwise_info(model).kernel_tensors
+        if update is not self._update:
+            self._update = update
+            self.checkpoint.forget_halves()
+        try:
+            # vLLM calls `eval` on a model that it has started.
+            return self.checkpoint.load(tensors, whole=model.training)
+        except BaseException:
+            if update is not None:
+                _give_up_update(model, self._model_config)
+            raise
 
 
-def load(
-    model: Model, tensors: Iterable[tuple[str, torch.Tensor]], belongs_elsewhere: Callable[[str], bool]
-) -> set[str]:
-    """`dsv32_plugin.weights.load` into a model of ours. Returns the names of all parameters."""
-    weights.load(
-        model.config,
-        tensors,
-        dict(_targets(model)),
-        belongs_elsewhere,
-        dequantise_all=isinstance(model.quant_config, DequantisedFp8Config),
-    )
-    return {name for name, _ in model.named_parameters()}
+def _give_up_update(model: nn.Module, model_config: object) -> None:
+    """Put the parameters of all layers that are not complete back, as they were."""
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            info.load_numel, info.load_numel_total, info.loaded_weights = 0, 0, []
+    finalize_layerwise_reload(model, model_config)
 
 
-def _targets(model: Model) -> Iterator[tuple[str, weights.Load]]:
-    """For every tensor that this rank expects, its name in the checkpoint and what to do with it."""
+def _targets(model: nn.Module) -> Iterator[tuple[str, weights.Target]]:
     for prefix, module in model.named_modules():
         if isinstance(module, LatentUpProjection):
-            yield f"{prefix.removesuffix('.kv_up')}.kv_b_proj.weight", module.load_kv_b_proj
+            yield from weights.latent_up_targets(prefix, module)
         elif isinstance(module, RoutedExperts):
             experts = prefix.removesuffix(".routed_experts")
-            yield from weights.expert_targets(experts, module, module.global_num_experts)
+            yield from weights.expert_targets(experts, module, module.global_num_experts, path=prefix)
         elif isinstance(module, MergedColumnParallelLinear):
             parts = weights.PACKED_MODULES[prefix.rpartition(".")[2]]
             yield from weights.packed_targets(prefix, module, parts, _load_part)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..settings import IMPLEMENTATIONS
+
 VARIABLE = "DSV32_KERNELS"
-IMPLEMENTATIONS = ("hopper", "triton", "reference")
-"""Best first."""
 
 SUPPORT: dict[str, tuple[str, ...]] = {
     "norm_rope_cache": ("reference", "triton"),

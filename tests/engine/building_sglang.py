@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
 from sglang.srt.distributed.parallel_state import cleanup_dist_env_and_memory
 from sglang.srt.layers.dp_attention import initialize_dp_attention
+from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.model_loader import get_model
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
 from dsv32_plugin.serving import free_port
-from dsv32_plugin.sglang_adapter import compat
+from dsv32_plugin.sglang_adapter import arguments, compat
 
 PAGE_SIZES = "64 on a GPU" if torch.cuda.is_available() else "a multiple of 16"
 BAD_OPTIONS = [
@@ -34,7 +37,23 @@ BAD_OPTIONS = [
         "--attention-backend: expected dsv32 or nothing, got triton; set DSV32_PLUGIN=0",
         id="backend",
     ),
-    pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: the plugin supports None", id="lora"),
+    pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: expected nothing, got True", id="lora"),
+    pytest.param(
+        {"enable_return_indexer_topk": True},
+        "--enable-return-indexer-topk: expected nothing, got True",
+        id="return-indexer-topk",
+    ),
+    pytest.param(
+        {"enable_hierarchical_cache": True},
+        "--enable-hierarchical-cache: expected nothing, got True",
+        id="hierarchical-cache",
+    ),
+    pytest.param(
+        {"disaggregation_mode": "prefill"}, "--disaggregation-mode: expected null, got prefill", id="disaggregation"
+    ),
+    pytest.param({"enable_torch_compile": True}, "--enable-torch-compile: expected nothing, got True", id="compile"),
+    pytest.param({"dsa_prefill_backend": "fa3"}, "--dsa-prefill-backend: expected nothing, got fa3", id="dsa-backend"),
+    pytest.param({"tp_size": 2, "ep_size": 2}, "--ep-size: expected 1 without a GPU, got 2", id="expert-parallel"),
     pytest.param(
         {
             "speculative_algorithm": "EAGLE",
@@ -57,12 +76,12 @@ BAD_OPTIONS = [
     ),
     pytest.param(
         {"speculative_algorithm": "EAGLE", "speculative_use_rejection_sampling": True},
-        "--speculative-use-rejection-sampling: the plugin supports False",
+        "--speculative-use-rejection-sampling: expected nothing, got True",
         id="rejection-sampling",
     ),
     pytest.param(
         {"speculative_algorithm": "EAGLE", "speculative_draft_window_size": 64},
-        "--speculative-draft-window-size: the plugin supports None, got 64",
+        "--speculative-draft-window-size: expected nothing, got 64",
         id="draft-window",
     ),
 ]
@@ -70,12 +89,12 @@ if compat.declares_options():
     BAD_OPTIONS += [
         pytest.param(
             {"startup_weight_load_mode": "overlap"},
-            "--startup-weight-load-mode: the plugin supports serial, got overlap",
+            "--startup-weight-load-mode: expected serial, got overlap",
             id="overlapped-load",
         ),
         pytest.param(
             {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"},
-            "--enable-return-aux-hidden-states: the plugin supports False",
+            "--enable-return-aux-hidden-states: expected nothing, got True",
             id="aux-hidden-states",
         ),
     ]
@@ -107,8 +126,57 @@ def builder() -> Iterator[Build]:
             initialize_model_parallel()
             started = True
         initialize_dp_attention(*((server_args,) if compat.declares_options() else (server_args, model_config)))
-        load_config = LoadConfig(load_format="auto")
+        load_config = LoadConfig(load_format=server_args.load_format)
         return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
 
     yield build
     cleanup_dist_env_and_memory()
+
+
+def update_from_disk(model: Any, folder: Path) -> None:
+    """What `/update_weights_from_disk` calls; raises ValueError with the answer where that is no success."""
+    config = arguments.model_config(arguments.of_process())
+    runner = SimpleNamespace(
+        model=model,
+        get_model=lambda: model,
+        model_config=config,
+        load_config=LoadConfig(load_format="auto"),
+        server_args=SimpleNamespace(),
+        device="cpu",
+        gpu_id=0,
+        update_model_fields=lambda model, **fields: None,
+        _assert_weight_cache_inactive=lambda step: None,
+    )
+    runner.weight_updater = runner
+
+    def load(path: str, load_format: str, recapture_cuda_graph: bool = False) -> tuple[bool, str]:
+        return _loads_from_disk()(runner, path, load_format)
+
+    runner.update_weights_from_disk = load
+    worker = SimpleNamespace(
+        model_runner=runner, update_weights_from_disk=lambda request: load(request.model_path, request.load_format)
+    )
+    manager = SimpleNamespace(
+        tp_worker=worker,
+        draft_worker=None,
+        _observe_weight_load=lambda source: nullcontext(),
+        _select_runners=lambda: [("target", runner)],
+        flush_cache_after_weight_update=lambda request, *outcome: outcome,
+        record_weight_version_after_update=lambda version: None,
+    )
+    before = config.model_path
+    request = UpdateWeightFromDiskReqInput(model_path=str(folder), load_format="auto")
+    answer = SchedulerWeightUpdaterManager.update_weights_from_disk(manager, request)
+    if not answer.success:
+        assert config.model_path == before, "the next update goes back to the good folder"
+        raise ValueError(answer.message)
+
+
+def _loads_from_disk() -> Any:
+    if compat.declares_options():
+        from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+        return WeightUpdater.update_weights_from_disk
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    return ModelRunner.update_weights_from_disk

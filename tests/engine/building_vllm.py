@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import Build
-from vllm.config import set_current_vllm_config
+from vllm.config import LoadConfig, set_current_vllm_config
 from vllm.distributed import (
     cleanup_dist_env_and_memory,
     ensure_model_parallel_initialized,
@@ -18,6 +19,7 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from dsv32_plugin.serving import free_port
 from dsv32_plugin.vllm_adapter import compat
@@ -26,6 +28,12 @@ PAGE_SIZE = 64 if torch.cuda.is_available() else 16
 BAD_OPTIONS = [
     pytest.param({"block_size": 24}, f"--block-size: expected a multiple of {PAGE_SIZE}, got 24", id="page-size"),
     pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
+    pytest.param({"enable_lora": True}, "--enable-lora: expected nothing, got it; leave it out, or", id="lora"),
+    pytest.param(
+        {"attention_config": {"sparse_mla_force_mqa": True}},
+        "--attention-config: expected sparse_mla_force_mqa False, got True",
+        id="attention",
+    ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
 TESTED_VERSIONS = [compat.TESTED_VERSION, "0.26.0+cpu"]
@@ -44,3 +52,20 @@ def builder() -> Iterator[Build]:
 
     yield build
     cleanup_dist_env_and_memory()
+
+
+def update_from_disk(model: Any, folder: Path) -> None:
+    """What `collective_rpc("reload_weights", ...)` calls; raises what it raises."""
+    runner = SimpleNamespace(
+        get_model=lambda: model,
+        model_config=model.loader._model_config,
+        load_config=LoadConfig(),
+        reset_encoder_cache=lambda: None,
+        reset_mm_cache=lambda: None,
+    )
+    before = runner.model_config.model
+    try:
+        GPUModelRunner.reload_weights(runner, weights_path=str(folder))
+    except BaseException:
+        assert runner.model_config.model == before, "the next reload is not from the bad folder"
+        raise

@@ -20,6 +20,7 @@ SPEC = TinySpec(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, n_ro
 BAD_CONFIGS = [
     pytest.param({"index_topk": 0}, "index_topk: expected an integer of at least 1, got 0", id="topk-0"),
     pytest.param({"index_topk": -5}, "index_topk: expected an integer of at least 1, got -5", id="topk-negative"),
+    pytest.param({"index_topk": 8192}, "index_topk: expected an integer of at most 4096, got 8192", id="topk-8192"),
     pytest.param({"n_routed_experts": None}, "n_routed_experts: expected a value, got nothing", id="missing-key"),
     pytest.param({"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid', got 'softmax'", id="variant"),
     pytest.param({"index_topk_pattern": "SF"}, "index_topk_pattern: expected a first layer that selects", id="share"),

@@ -27,7 +27,7 @@ from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from dsv32_plugin.block_fp8 import dequantised
+from dsv32_plugin.block_fp8 import Halves
 
 
 class Fault(Enum):
@@ -135,7 +135,7 @@ def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
     config = json.loads((model_dir / "config.json").read_text())
     stored = chain.from_iterable(load_file(path).items() for path in sorted(model_dir.glob("*.safetensors")))
     if block := config.get("quantization_config", {}).get("weight_block_size"):
-        stored = dequantised(stored, tuple(block), wanted=lambda name: True)
+        stored = Halves(tuple(block), lambda name: True).dequantised(stored, keep=False)
     return {name: tensor.float() for name, tensor in stored}
 
 

@@ -27,7 +27,7 @@ def test_a_good_checkpoint_is_built_from_our_classes(build: Build, damageable: P
 @pytest.mark.parametrize(("changes", "says"), BAD_CONFIGS)
 def test_a_bad_config_names_its_key(build: Build, damageable: Path, changes: dict[str, Any], says: str) -> None:
     edit_config(damageable, **changes)
-    with pytest.raises(ValueError, match="config key") as error:
+    with pytest.raises((ValueError, RuntimeError), match="config key") as error:
         build(damageable)
     assert says in str(error.value)
 
@@ -44,7 +44,7 @@ def test_a_bad_weight_is_named(
 
 @pytest.mark.parametrize(("options", "says"), building.BAD_OPTIONS)
 def test_a_bad_option_is_named(build: Build, damageable: Path, options: dict[str, Any], says: str) -> None:
-    with pytest.raises((ValueError, NotImplementedError), match="--") as error:
+    with pytest.raises((ValueError, RuntimeError), match="--") as error:
         build(damageable, **options)
     assert says in str(error.value)
 

@@ -17,6 +17,7 @@ from checkpoints import Build
 from oracle import dequantized_weights
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization import fp8
+from test_updates import buckets, stored
 
 from dsv32_plugin.block_fp8 import dequantise
 from dsv32_plugin.sglang_adapter import cpu
@@ -26,15 +27,17 @@ from dsv32_plugin.weights import PACKED_MODULES
 pytestmark = pytest.mark.engine
 
 
-def test_every_matrix_is_loaded(
-    build: Build, checkpoint: Callable[[TinySpec], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last of three joined matrices ends within a scale block, which SGLang's own merged layer refuses."""
-    model_path = checkpoint(TinySpec(fp8=True))
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu.DsaCpuPlatform, "get_quantization_config", lambda self, quantization: None)
     for method in (fp8.Fp8LinearMethod, fp8.Fp8MoEMethod):
         # Repacks for the CPU, or the GPU, what has been loaded.
         monkeypatch.setattr(method, "process_weights_after_loading", lambda self, layer: None)
+
+
+def test_every_matrix_is_loaded(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:
+    """The last of three joined matrices ends within a scale block, which SGLang's own merged layer refuses."""
+    model_path = checkpoint(TinySpec(fp8=True))
     model = build(model_path, dtype="bfloat16")
     assert isinstance(model.quant_config, fp8.Fp8Config)
     truth, found = dequantized_weights(model_path), {}
@@ -59,3 +62,32 @@ def test_every_matrix_is_loaded(
     left = {name.removesuffix(".weight") for name, weight in truth.items() if weight.dim() == 2} - set(found)
     plain = {"embed_tokens", "lm_head", "gate", "weights_proj", "kv_b_proj"}
     assert {name.rpartition(".")[2] for name in left} == plain
+
+
+def as_bytes(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().view(torch.uint8).clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("order", ["one-by-one", "scales-first", "scales-last"])
+def test_an_update_may_part_matrices_and_scales(
+    build: Build, checkpoint: Callable[[TinySpec], Path], order: str
+) -> None:
+    """`kv_b_proj` is dequantised while it is loaded, all others are not."""
+    new = checkpoint(TinySpec(fp8=True, seed=1))
+    expected = as_bytes(build(new, dtype="bfloat16"))
+    model = build(checkpoint(TinySpec(fp8=True)), dtype="bfloat16")
+    for bucket in buckets(stored(new), order):
+        model.load_weights(bucket)
+    found = as_bytes(model)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_a_matrix_that_is_not_fp8_is_refused(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:
+    """It would be rounded to fp8 under the old scale."""
+    model = build(checkpoint(TinySpec(fp8=True)), dtype="bfloat16")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    before, tensor = as_bytes(model), dict(stored(checkpoint(TinySpec(fp8=True))))[name]
+    with pytest.raises(ValueError, match=f"{name} is not fp8, but the model's is fp8"):
+        model.load_weights([(name, tensor.to(torch.bfloat16))])
+    found = as_bytes(model)
+    assert all(torch.equal(found[name], value) for name, value in before.items())

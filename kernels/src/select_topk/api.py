@@ -2,10 +2,9 @@
 
 import torch
 
+from ...config import MAX_INDEX_TOPK as MAX_TOPK
 from .. import checks
 from ..dispatch import function_for
-
-MAX_TOPK = 4096
 
 
 def select_topk(

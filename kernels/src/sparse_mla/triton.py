@@ -10,7 +10,6 @@ dense_mla runs the same kernel with the block table in place of a list of slots.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -30,10 +29,11 @@ from ...cache_layout import (
     PAGE_SIZE,
     ROPE_DIM,
 )
+from ...settings import batch_invariant
 from ..aot import TARGETS, AotCase, Target, target_of_device
 from ..launch import dependent_launch_on
 
-BATCH_INVARIANT = os.environ.get("DSV32_BATCH_INVARIANT") == "1"
+BATCH_INVARIANT = batch_invariant()
 """Split every row at the same keys whatever else is in the batch."""
 
 INVARIANT_CHUNK = 512
