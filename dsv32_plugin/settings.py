@@ -33,6 +33,11 @@ def allow_developer_role() -> bool:
     return _flag("DSV32_ALLOW_DEVELOPER", True)
 
 
+def trust_markup() -> bool:
+    """`DSV32_TRUST_MARKUP` (default 0): 1 lets content spell control tokens, as DeepSeek's own code does."""
+    return _flag("DSV32_TRUST_MARKUP", False)
+
+
 def batch_invariant() -> bool:
     """`DSV32_BATCH_INVARIANT` (default 0): 1 computes a row alike whatever else is in the batch."""
     return os.environ.get("DSV32_BATCH_INVARIANT") == "1"
@@ -50,6 +55,7 @@ _READERS = {
     "DSV32_PLUGIN": plugin_enabled,
     "DSV32_ALLOW_UNTESTED_ENGINE": allow_untested_engine,
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
+    "DSV32_TRUST_MARKUP": trust_markup,
     "DSV32_VARIANT": variant,
 }
 _READ_ELSEWHERE = {"DSV32_KERNELS", "DSV32_BATCH_INVARIANT"}  # by the kernels, which know nothing of engines
