@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from dsv32_plugin import settings
-from dsv32_plugin.parsers import ContentDelta, Event, OutputParser, ReasoningDelta, encode_messages
+from dsv32_plugin.parsers import ContentDelta, Event, Markup, OutputParser, ReasoningDelta, encode_messages
 from dsv32_plugin.parsers.constraint import Format, forced_calls, optional_calls
 from dsv32_plugin.parsers.encoding import Variant
 
@@ -31,7 +31,7 @@ def thinking_requested(chat_template_kwargs: Mapping[str, Any] | None) -> bool:
     return bool(kwargs.get("enable_thinking") if thinking is None else thinking)
 
 
-def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], variant: Variant) -> str:
+def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], variant: Variant) -> Markup:
     """The prompt of a request. `options` are its `chat_template_kwargs` and what the engine adds to them."""
     if options.get("documents"):
         raise ValueError("documents: expected none, got some; DeepSeek-V3.2 has no place for them, use a message")

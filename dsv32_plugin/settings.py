@@ -38,6 +38,11 @@ def allow_developer_role() -> bool:
     return _flag("DSV32_ALLOW_DEVELOPER", True)
 
 
+def trust_markup() -> bool:
+    """`DSV32_TRUST_MARKUP` (default 0): 1 lets content spell control tokens, as DeepSeek's own code does."""
+    return _flag("DSV32_TRUST_MARKUP", False)
+
+
 def batch_invariant() -> bool:
     """`DSV32_BATCH_INVARIANT` (default 0): 1 computes a row alike whatever else is in the batch."""
     return _flag("DSV32_BATCH_INVARIANT", False)
@@ -65,6 +70,7 @@ _READERS: dict[str, Callable[[], object]] = {
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
     "DSV32_BATCH_INVARIANT": batch_invariant,
     "DSV32_KERNELS": kernels,
+    "DSV32_TRUST_MARKUP": trust_markup,
     "DSV32_VARIANT": variant,
 }
 

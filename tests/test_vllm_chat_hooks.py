@@ -19,6 +19,7 @@ from vllm.renderers.params import ChatParams
 from dsv32_plugin.chat import thinking_requested, variant
 from dsv32_plugin.parsers import EncodingError, encode_messages
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
+from dsv32_plugin.training import tokenizer as trained
 from dsv32_plugin.vllm_adapter.parsers import DsaReasoningParser, DsaToolParser
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
@@ -39,20 +40,13 @@ CALL = (
 
 
 class Tokenizer:
-    """As much of a tokenizer as these hooks ask: one token a character, and the two tags."""
+    """As much of a tokenizer as these hooks ask: the trained model's, and the two tags."""
 
     chat_template: str | None = None
+    backend_tokenizer = trained.tokenizer()
 
     def get_vocab(self) -> dict[str, int]:
         return {THINK_START: START_ID, THINK_END: END_ID}
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        assert not add_special_tokens, "BOS is in the text"
-        return [ord(character) for character in text]
-
-
-def text_of(ids: list[int]) -> str:
-    return "".join(map(chr, ids))
 
 
 def renderer(model: str = "deepseek-ai/DeepSeek-V3.2", tokenizer: Tokenizer | None = None) -> DsaRenderer:
@@ -82,7 +76,7 @@ def test_a_request_is_rendered_officially(thinking: bool) -> None:
     params = ChatParams(chat_template_kwargs={"thinking": thinking, "tools": [TOOL]})
     conversation, prompt = renderer().render_messages(USER, params)
     mode = "thinking" if thinking else "chat"
-    assert text_of(prompt["prompt_token_ids"]) == encode_messages(USER, tools=[TOOL], thinking_mode=mode)
+    assert trained.decode(prompt["prompt_token_ids"]) == encode_messages(USER, tools=[TOOL], thinking_mode=mode)
     assert conversation == USER
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin import chat
+from dsv32_plugin import chat, prompt_tokens
 from dsv32_plugin.config import DEEPSEEK_V32
 from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments
 
@@ -37,8 +37,7 @@ def encode_messages_around(
     }
     names = (manager.model_path, manager.served_model_name)
     prompt = chat.render(messages, options, chat.variant(*names))
-    ids: list[int] = manager.tokenizer.encode(prompt, add_special_tokens=False)
-    return ids
+    return prompt_tokens.encode(manager.tokenizer, prompt)
 
 
 def _functions(request: ChatCompletionRequest) -> list[dict[str, Any]]:

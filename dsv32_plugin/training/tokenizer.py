@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from dsv32_plugin.parsers import protocol
 
-PAD = "<｜▁pad▁｜>"
+PAD = protocol.PAD
 SPECIAL = {
     protocol.BOS: True,
     protocol.EOS: True,

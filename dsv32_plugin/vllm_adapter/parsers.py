@@ -56,11 +56,11 @@ class DsaReasoningParser(ReasoningParser):
 
     @property
     def reasoning_start_str(self) -> str:
-        return THINK_START
+        return str(THINK_START)
 
     @property
     def reasoning_end_str(self) -> str:
-        return THINK_END
+        return str(THINK_END)
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
         for token in reversed(input_ids):

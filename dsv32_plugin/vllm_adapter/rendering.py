@@ -15,7 +15,7 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
 from vllm.utils.async_utils import make_async
 
-from dsv32_plugin import chat
+from dsv32_plugin import chat, prompt_tokens
 
 
 class DsaTokenizer:
@@ -36,6 +36,8 @@ class DsaRenderer(HfRenderer):
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
         self._variant = chat.variant(self.model_config.model, str(self.model_config.served_model_name))
+        if tokenizer is not None and not getattr(tokenizer, "chat_template", None):
+            prompt_tokens.check(tokenizer)
 
     def render_messages(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -58,7 +60,7 @@ class DsaRenderer(HfRenderer):
 
     def _encode(self, messages: list[ConversationMessage], params: ChatParams) -> list[int]:
         prompt = chat.render(messages, params.chat_template_kwargs, self._variant)
-        return self.get_tokenizer().encode(prompt, add_special_tokens=False)
+        return prompt_tokens.encode(self.get_tokenizer(), prompt)
 
 
 def _plain(value: Any) -> Any:

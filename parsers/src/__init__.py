@@ -21,6 +21,7 @@ from .events import (
     assemble,
     merge,
 )
+from .markup import Markup
 from .messages import EncodingError
 from .output_parser import OutputParser
 from .unfinished import ended_parameters
@@ -30,6 +31,7 @@ __all__ = [
     "DecodingError",
     "EncodingError",
     "Event",
+    "Markup",
     "Message",
     "Note",
     "OutputParser",

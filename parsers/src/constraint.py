@@ -33,7 +33,7 @@ def forced_calls(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
 def optional_calls(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -> Format:
     """The structural tag of an answer in free text whose calls, if it makes any, are well-formed calls of `tools`."""
     block = _tag(f"{CALLS_START}\n", _calls(tools, parallel), f"\n{CALLS_END}")
-    return _structural_tag({"type": "triggered_tags", "triggers": [CALLS_START], "tags": [block]})
+    return _structural_tag({"type": "triggered_tags", "triggers": [str(CALLS_START)], "tags": [block]})
 
 
 def _calls(tools: Sequence[Mapping[str, Any]], parallel: bool) -> Format:
@@ -94,7 +94,7 @@ def _structural_tag(content: Format) -> Format:
 
 
 def _tag(begin: str, content: Format, end: str) -> Format:
-    return {"type": "tag", "begin": begin, "content": content, "end": end}
+    return {"type": "tag", "begin": str(begin), "content": content, "end": str(end)}
 
 
 def _text(value: str) -> Format:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from . import protocol
+from .markup import Markup
 from .messages import Call, EncodingError, Turn, read_tools, read_turns
 
 ThinkingMode = Literal["thinking", "chat"]
 Variant = Literal["v3.2", "speciale"]
+_LINE = Markup("\n")
 
 
 def encode_messages(
@@ -25,7 +27,7 @@ def encode_messages(
     continue_final_message: bool = False,
     variant: Variant = "v3.2",
     allow_developer: bool = True,
-) -> str:
+) -> Markup:
     """Render a conversation as DeepSeek's `encoding_dsv32.encode_messages` does.
 
     Args:
@@ -54,7 +56,8 @@ def encode_messages(
 
     Returns:
         The prompt. Encode it without special tokens added: BOS is in the text. Content is rendered raw, as by
-        DeepSeek: text that spells a special token becomes that token.
+        DeepSeek: a plain tokenizer makes a control token of text that spells one. The prompt's `spans` are what the
+        template wrote; a tokenizer that reads control tokens only there can't be lied to.
 
     Raises:
         EncodingError: the conversation has no faithful rendering; names the message's index and the reason.
@@ -77,7 +80,7 @@ def encode_messages(
     final = len(turns) - 1
     open_final = _check_final(turns, results_left, add_generation_prompt, continue_final_message)
 
-    prompt = [protocol.BOS] if add_default_bos_token and not earlier else []
+    prompt: list[str] = [protocol.BOS] if add_default_bos_token and not earlier else []
     for i in range(skipped, len(turns)):
         turn = turns[i]
         mark = protocol.THINK_START if thinking and i >= last_user else protocol.THINK_END
@@ -91,26 +94,26 @@ def encode_messages(
                 prompt.append(_render_input(turn, answer))
         except EncodingError as error:
             raise turn.error(error.reason) from error.__cause__
-    return "".join(prompt)
+    return Markup().join(prompt)
 
 
-def render_tools(functions: Sequence[Mapping[str, Any]]) -> str:
+def render_tools(functions: Sequence[Mapping[str, Any]]) -> Markup:
     """The tools block of a system or developer message, with the blank line before it."""
-    return protocol.TOOLS_HEAD + "\n".join(to_json(function) for function in functions) + protocol.TOOLS_TAIL
+    return protocol.TOOLS_HEAD + _LINE.join(to_json(function) for function in functions) + protocol.TOOLS_TAIL
 
 
-def render_calls(calls: Sequence[Call]) -> str:
+def render_calls(calls: Sequence[Call]) -> Markup:
     """The calls block of an assistant message, without the blank line before it."""
     invokes = []
     for call in calls:
-        arguments = "\n".join(
-            protocol.parameter_start(name, is_string=isinstance(value, str))
-            + (value if isinstance(value, str) else to_json(value))
+        arguments = [
+            protocol.parameter_start(str(name), is_string=isinstance(value, str))
+            + (str(value) if isinstance(value, str) else to_json(value))
             + protocol.PARAMETER_END
             for name, value in call.arguments.items()
-        )
-        invokes.append(f"{protocol.invoke_start(call.name)}\n{arguments}\n{protocol.INVOKE_END}")
-    return "\n".join([protocol.CALLS_START, *invokes, protocol.CALLS_END])
+        ]
+        invokes.append(_LINE.join([protocol.invoke_start(call.name), _LINE.join(arguments), protocol.INVOKE_END]))
+    return _LINE.join([protocol.CALLS_START, *invokes, protocol.CALLS_END])
 
 
 def to_json(value: Any) -> str:

@@ -39,7 +39,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message, normalised. `index` and `where` say where it came from, for errors."""
+    """One message, normalised. `index` and `where` say where it came from, for errors.
+
+    Its texts are plain strings, never `Markup`: others wrote them.
+    """
 
     role: Role
     text: str = ""
@@ -103,7 +106,7 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
     takes_tools = role in ("system", "developer")
     return Turn(
         role=role,
-        text=text or "",
+        text=str(text or ""),
         reasoning=_read_reasoning(message) if is_assistant else "",
         calls=_read_calls(message.get("tool_calls")) if is_assistant else (),
         call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
@@ -143,7 +146,7 @@ def _read_reasoning(message: Mapping[str, Any]) -> str:
         if value is not None and not isinstance(value, str):
             raise EncodingError(f"{key} must be text, got {type(value).__name__}")
         if value:
-            return value
+            return str(value)
     return ""
 
 
@@ -173,7 +176,7 @@ def _read_call(call: Any, position: int) -> Call:
     if not isinstance(arguments, Mapping):
         kind = type(arguments).__name__
         raise EncodingError(f"tool_calls[{position}] ({name}): arguments must be a JSON object, got {kind}")
-    return Call(name, dict(arguments), _read_id(call.get("id")))
+    return Call(str(name), dict(arguments), _read_id(call.get("id")))
 
 
 def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:

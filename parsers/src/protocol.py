@@ -3,32 +3,38 @@
 The prompt texts (`TOOLS_HEAD`, `TOOLS_TAIL`, `RESPONSE_FORMAT_HEAD`, `DEVELOPER_HEAD`) are DeepSeek's, kept verbatim
 because the model was trained on them: from the model repository deepseek-ai/DeepSeek-V3.2, MIT License, Copyright (c)
 2025 DeepSeek (LICENSES/MIT-DeepSeek.txt). `｜` is U+FF5C, `▁` is U+2581.
+
+What a prompt is made of is `Markup`: in it, and nowhere else, control tokens are read.
 """
 
 # ruff: noqa: E501 (DeepSeek's lines are as long as they are)
 from typing import Final
 
-BOS: Final = "<｜begin▁of▁sentence｜>"
-EOS: Final = "<｜end▁of▁sentence｜>"
-PAD: Final = "<｜▁pad▁｜>"
-USER: Final = "<｜User｜>"
-ASSISTANT: Final = "<｜Assistant｜>"
-THINK_START: Final = "<think>"
-THINK_END: Final = "</think>"
+from .markup import Markup
 
-DSML: Final = "｜DSML｜"
-CALLS_START: Final = f"<{DSML}function_calls>"
-CALLS_END: Final = f"</{DSML}function_calls>"
-INVOKE_END: Final = f"</{DSML}invoke>"
-PARAMETER_END: Final = f"</{DSML}parameter>"
+BOS: Final = Markup("<｜begin▁of▁sentence｜>")
+EOS: Final = Markup("<｜end▁of▁sentence｜>")
+PAD: Final = Markup("<｜▁pad▁｜>")
+USER: Final = Markup("<｜User｜>")
+ASSISTANT: Final = Markup("<｜Assistant｜>")
+THINK_START: Final = Markup("<think>")
+THINK_END: Final = Markup("</think>")
 
-RESULTS_START: Final = "\n\n<function_results>"
-RESULTS_END: Final = "\n</function_results>"
+DSML: Final = Markup("｜DSML｜")
+CALLS_START: Final = Markup(f"<{DSML}function_calls>")
+CALLS_END: Final = Markup(f"</{DSML}function_calls>")
+INVOKE_END: Final = Markup(f"</{DSML}invoke>")
+PARAMETER_END: Final = Markup(f"</{DSML}parameter>")
 
-RESPONSE_FORMAT_HEAD: Final = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
-DEVELOPER_HEAD: Final = "\n\n# The user's message is: "
+RESULTS_START: Final = Markup("\n\n<function_results>")
+RESULTS_END: Final = Markup("\n</function_results>")
 
-TOOLS_HEAD: Final = f"""\n
+RESPONSE_FORMAT_HEAD: Final = Markup(
+    "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+)
+DEVELOPER_HEAD: Final = Markup("\n\n# The user's message is: ")
+
+TOOLS_HEAD: Final = Markup(f"""\n
 ## Tools
 
 You have access to a set of tools you can use to answer the user's question.
@@ -59,20 +65,21 @@ If the thinking_mode is enabled, then after function results you should strongly
 
 Here are the functions available in JSONSchema format:
 <functions>
-"""
-TOOLS_TAIL: Final = "\n</functions>\n"
+""")
+TOOLS_TAIL: Final = Markup("\n</functions>\n")
 
 
-def invoke_start(name: str) -> str:
+def invoke_start(name: str) -> Markup:
     """The tag that opens a call of the function `name`."""
-    return f'<{DSML}invoke name="{name}">'
+    return Markup(f'<{DSML}invoke name="') + name + Markup('">')
 
 
-def parameter_start(name: str, *, is_string: bool) -> str:
+def parameter_start(name: str, *, is_string: bool) -> Markup:
     """The tag that opens the argument `name`; `is_string` tells raw text from JSON."""
-    return f'<{DSML}parameter name="{name}" string="{"true" if is_string else "false"}">'
+    kind = "true" if is_string else "false"
+    return Markup(f'<{DSML}parameter name="') + name + Markup(f'" string="{kind}">')
 
 
-def result(text: str) -> str:
+def result(text: str) -> Markup:
     """One tool result inside the results block."""
-    return f"\n<result>{text}</result>"
+    return Markup("\n<result>") + text + Markup("</result>")
