@@ -137,6 +137,13 @@ class DsaToolParser(ToolParser):
         super().__init__(tokenizer, tools)
         self._parser: OutputParser | None = None
 
+    def adjust_request(self, request: Request) -> Request:
+        """Keep special tokens in the text, whatever the client says: the mark of a call is one of them in V3.2."""
+        request = super().adjust_request(request)
+        if request.tools:
+            request.skip_special_tokens = False
+        return request
+
     def get_remaining_unstreamed_args(self) -> str:
         return ""
 
