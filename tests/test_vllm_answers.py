@@ -13,17 +13,18 @@ pytest.importorskip("vllm")
 import httpx
 from chats import USER, WEATHER, dsml
 from scripted_vllm import ScriptedServer, serve
-from told import NAME, TELL, Tell, tell_chat, tell_messages, tell_responses
+from told import NAME, TELL, Tell, openai_client, tell_chat, tell_messages, tell_responses
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
 from dsv32_plugin import tiny
 from dsv32_plugin.parsers import ended_parameters
-from dsv32_plugin.parsers.protocol import BOS, EOS
+from dsv32_plugin.parsers.protocol import BOS, EOS, PAD
 from dsv32_plugin.tiny import DSML_ID, TinySpec
 from dsv32_plugin.vllm_adapter import compat, endpoints
+from dsv32_plugin.vllm_adapter.answers import Finish
 
 PARSERS = ("--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32", "--enable-auto-tool-choice")
 MARK = "｜DSML｜"
-PAD = "<｜▁pad▁｜>"
 THOUGHTS = "Let me see.</think>"
 CALLS = [("Hangzhou", 1), ("Paris", 2)]
 ARGUMENTS = [json.dumps({"city": city, "days": days}) for city, days in CALLS]
@@ -296,6 +297,15 @@ def test_a_forced_call_that_did_not_come_is_not_announced(
     assert (told.text, told.names, told.ending) == ("I would rather not.", [], ENDED[tell])
 
 
+@whole_and_streamed
+def test_completions_of_text_are_as_they_were(server: ScriptedServer, stream: bool) -> None:
+    server.says("One, two.")
+    made = openai_client(server.url).completions.create(model="tiny", prompt="Count.", stream=stream)
+    choices = [chunk.choices[0] for chunk in (made if stream else [made])]
+    assert "".join(choice.text for choice in choices) == "One, two."
+    assert choices[-1].finish_reason == "stop"
+
+
 def test_a_text_generated_elsewhere_is_parsed(server: ScriptedServer) -> None:
     """Derendering has tokens alone: EOS is among them, or the answer was cut."""
     for text, ended in ((ANSWER, True), (HALF, False)):
@@ -321,6 +331,21 @@ def test_a_response_in_the_background_ends_where_it_was_cut(server: ScriptedServ
         serving.enable_store = False
 
 
+@pytest.mark.parametrize(
+    ("finish", "stop_token_ids", "is_by_the_model"),
+    [
+        pytest.param(Finish("stop"), None, True, id="eos"),
+        pytest.param(Finish("stop", 7), None, True, id="another-eos"),
+        pytest.param(Finish("stop", 7), [7], False, id="stop-token"),
+        pytest.param(Finish("stop", "7"), None, False, id="stop-string"),
+        pytest.param(Finish("length"), None, False, id="limit"),
+    ],
+)
+def test_who_ended_the_answer(finish: Finish, stop_token_ids: list[int] | None, is_by_the_model: bool) -> None:
+    request = ChatCompletionRequest(model="m", messages=USER, stop_token_ids=stop_token_ids)
+    assert finish.is_by_the_model(request) is is_by_the_model
+
+
 def test_a_place_that_vllm_has_not_is_named_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for target, parameters, around in endpoints.HOOKS:
         compat.hook(target, parameters, around)
@@ -330,3 +355,14 @@ def test_a_place_that_vllm_has_not_is_named_at_start_up(monkeypatch: pytest.Monk
         compat.hook("vllm.outputs.nothing", ("self",), print)
     with pytest.raises(compat.HookError, match=r"RequestOutput\.add\(self, other, \.\.\.\).*found \(self, next_output"):
         compat.hook("vllm.outputs.RequestOutput.add", ("self", "other"), print)
+
+
+def test_the_page_of_patches_names_every_hook() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "patches.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("`")[1] for line in page.partition("## vLLM's endpoints")[2].splitlines() if line.startswith("| `")
+    ]
+    assert [f"vllm.{row}" for row in rows] == [
+        "vllm.parser.ParserManager.get_parser",
+        *(hook[0] for hook in endpoints.HOOKS),
+    ]

@@ -26,12 +26,13 @@ class Finish:
     reason: str
     """As vLLM says it: stop, length, abort, ..."""
     stop_reason: int | str | None = None
-    """The stop string or stop token that was asked for and came; None for the model's own EOS."""
+    """The stop string or stop token that came; None for the tokenizer's EOS."""
 
-    @property
-    def by_the_model(self) -> bool:
-        """The model ended its turn itself."""
-        return self.reason == "stop" and self.stop_reason is None
+    def is_by_the_model(self, request: Request) -> bool:
+        """The model ended its turn itself, by its EOS or by another that its generation_config.json names."""
+        asked_for = getattr(request, "stop_token_ids", None) or ()
+        own = self.stop_reason is None or (isinstance(self.stop_reason, int) and self.stop_reason not in asked_for)
+        return self.reason == "stop" and own
 
     @classmethod
     def from_tokens(cls, token_ids: Sequence[int], request: Request, tokenizer: TokenizerLike) -> Finish:
@@ -128,7 +129,7 @@ class AnswerParser(DelegatingParser):
             finish = Finish.from_tokens(token_ids, request, self.model_tokenizer)
         for parser in (self._reasoning_parser, self._tool_parser):
             if isinstance(parser, DsaReasoningParser | DsaToolParser):
-                parser.ended_by_the_model = finish.by_the_model
+                parser.ended_by_the_model = finish.is_by_the_model(request)
         return finish
 
     def _is_cut(self, finish: Finish) -> bool:
