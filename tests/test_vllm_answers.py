@@ -199,8 +199,9 @@ def test_an_answer_cut_anywhere_is_visibly_cut(server: ScriptedServer, model: Pa
             if number < len(streamed.arguments) - 1 or not is_open(arguments):
                 assert arguments == ARGUMENTS[number]
             else:
-                assert ARGUMENTS[number].startswith(arguments.rstrip())
                 assert arguments.startswith("{")
+                # What may be text of the value, or the beginning of its end tag, is not kept back for ever.
+                assert arguments.endswith(("<", "</")) or ARGUMENTS[number].startswith(arguments.rstrip())
             seen.add(is_open(arguments))
         if tell is tell_messages:
             parts = [ended_parameters(arguments)[0] for arguments in streamed.arguments]
