@@ -26,7 +26,7 @@ from dsv32_plugin.parsers.protocol import BOS, EOS, THINK_END, THINK_START
 from dsv32_plugin.tiny import TinySpec
 from dsv32_plugin.vllm_adapter.answers import finish_text
 
-ANSWERS = int(os.environ.get("DSV32_TEST_RANDOM_ANSWERS", "2000"))
+ANSWERS = int(os.environ.get("DSV32_RANDOM_ANSWERS", "2000"))
 THINK_IDS = {True: 128798, False: 128799}
 SOME = {
     "type": "function",
