@@ -5,6 +5,8 @@ lazy: nothing of torch or vLLM is imported before the engine itself has imported
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from dsv32_plugin import settings
 from dsv32_plugin.config import ARCHITECTURES
@@ -56,8 +58,22 @@ def register() -> None:
     RENDERER_REGISTRY.renderers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaRenderer")
     ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
     ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
+    compat.hook("vllm.parser.ParserManager.get_parser", ("tool_parser_name", "reasoning_parser_name"), _compose_parser)
     if current_platform.is_cpu():
         import dsv32_plugin.vllm_adapter.quantisation  # noqa: F401  registers itself
+
+
+def _compose_parser(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What vLLM composes of the parsers that its options name: with one of ours it knows how an answer ended."""
+    composed = original(*args, **kwargs)
+    named = (composed.reasoning_parser_cls, composed.tool_parser_cls) if composed else ()
+    if not any(parser is not None and parser.__module__ == PARSERS_MODULE for parser in named):
+        return composed
+    from dsv32_plugin.vllm_adapter import endpoints
+    from dsv32_plugin.vllm_adapter.answers import AnswerParser
+
+    endpoints.hook()
+    return type("DsaParser", (AnswerParser, composed), {})
 
 
 def platform() -> str | None:

@@ -2,6 +2,7 @@
 
 vLLM hands the stream to the reasoning parser until the reasoning ends, and what follows to the tool parser. Both are
 "engine based" in vLLM's words: they keep their own state and are given each delta once, so that time stays linear.
+How an answer ended vLLM does not say; `answers.AnswerParser`, which holds both, does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dsv32_plugin.parsers import (
     OutputParser,
     ReasoningDelta,
     ToolCallArguments,
+    ToolCallEnd,
     ToolCallStart,
 )
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
@@ -43,6 +45,8 @@ class DsaReasoningParser(ReasoningParser):
     """Everything before `</think>` in answers to prompts that end with `<think>`."""
 
     engine_based_streaming = True
+    ended_by_the_model = False
+    """Known before the text, or its last piece, is parsed."""
 
     def __init__(self, tokenizer: TokenizerLike, *args: Any, **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
@@ -90,7 +94,7 @@ class DsaReasoningParser(ReasoningParser):
         parser = OutputParser(thinking=True, tool_calls=False)
         events, rest = feed_reasoning(parser, model_output)
         if not parser.reasoning_ended:
-            events += parser.finish()
+            events += parser.finish(ended=self.ended_by_the_model)
         return text_of(events, ReasoningDelta) or None, text_of(events, ContentDelta) + rest or None
 
     def extract_reasoning_streaming(
@@ -116,11 +120,11 @@ class DsaReasoningParser(ReasoningParser):
         """
         if self._parser.reasoning_ended:
             return None
-        events = self._parser.finish()
+        events = self._parser.finish(ended=self.ended_by_the_model)
         if self._request is not None and (rest := text_of(events, ContentDelta)):
             calls = _calls_parser(self._request)
             events = [event for event in events if isinstance(event, ReasoningDelta)]
-            events += calls.feed(rest) + calls.finish()
+            events += calls.feed(rest) + calls.finish(ended=self.ended_by_the_model)
         return _delta_message(events)
 
 
@@ -132,10 +136,27 @@ class DsaToolParser(ToolParser):
     # get_structural_tag, which vLLM asks where structural_tag_model is set.
     structural_tag_model = "dsv32"
     supports_required_and_named = False
+    ended_by_the_model = False
+    """Known before the text, or its last piece, is parsed."""
+    content: str | None = None
+    """Of the text parsed last, what is no call."""
 
     def __init__(self, tokenizer: TokenizerLike, tools: list[Tool] | None = None) -> None:
         super().__init__(tokenizer, tools)
         self._parser: OutputParser | None = None
+        self._open_calls: set[int] = set()
+
+    @property
+    def call_is_open(self) -> bool:
+        """A call has begun and is not complete."""
+        return bool(self._open_calls)
+
+    def adjust_request(self, request: Request) -> Request:
+        """Keep special tokens in the text, whatever the client says: the mark of a call is one of them in V3.2."""
+        request = super().adjust_request(request)
+        if request.tools:
+            request.skip_special_tokens = False
+        return request
 
     def get_remaining_unstreamed_args(self) -> str:
         return ""
@@ -150,7 +171,10 @@ class DsaToolParser(ToolParser):
 
     def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
         parser = _calls_parser(request)
-        events = parser.feed(model_output) + parser.finish()
+        events = parser.feed(model_output) + parser.finish(ended=self.ended_by_the_model)
+        self._open_calls = set()
+        self._follow(events)
+        self.content = text_of(events, ContentDelta) or None
         calls: list[FunctionCall] = []
         for event in events:
             if isinstance(event, ToolCallStart):
@@ -160,7 +184,7 @@ class DsaToolParser(ToolParser):
         return ExtractedToolCallInformation(
             tools_called=bool(calls),
             tool_calls=[ToolCall(function=call) for call in calls],
-            content=text_of(events, ContentDelta) or None,
+            content=self.content,
         )
 
     def extract_tool_calls_streaming(
@@ -175,11 +199,21 @@ class DsaToolParser(ToolParser):
     ) -> DeltaMessage | None:
         if self._parser is None:
             self._parser = _calls_parser(request)
-        return _delta_message(self._parser.feed(delta_text))
+        return _delta_message(self._follow(self._parser.feed(delta_text)))
 
     def finish_streaming(self) -> DeltaMessage | None:
-        """The stream is over: close what the model left open."""
-        return None if self._parser is None else _delta_message(self._parser.finish())
+        """The stream is over: give out what was held back."""
+        if self._parser is None:
+            return None
+        return _delta_message(self._follow(self._parser.finish(ended=self.ended_by_the_model)))
+
+    def _follow(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            if isinstance(event, ToolCallStart):
+                self._open_calls.add(event.index)
+            elif isinstance(event, ToolCallEnd):
+                self._open_calls.discard(event.index)
+        return events
 
 
 def _functions(request: Request) -> list[dict[str, Any]]:

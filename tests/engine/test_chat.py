@@ -6,6 +6,7 @@ The model is random, so what it says is forced with grammars; what the server ma
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,49 @@ def test_the_anthropic_endpoint_forces_the_call(url: str) -> None:
     call = next(block for block in response.json()["content"] if block["type"] == "tool_use")
     assert call["name"] == "get_weather"
     assert call["input"]["city"] in ("Hangzhou", "Paris")
+
+
+# vLLM's answers that were cut. tests/test_vllm_answers.py tries every endpoint and ending without an engine.
+
+LONG = random.Random(0).randbytes(1500).hex()
+"""A value that no 200 tokens hold."""
+
+
+@only_vllm
+@whole_and_streamed
+@pytest.mark.parametrize(
+    ("options", "finish"),
+    [({"max_tokens": 200}, "length"), ({"stop": [LONG[40:60]]}, "stop")],
+    ids=["limit", "stop-string"],
+)
+def test_a_call_that_was_cut_stays_open(
+    chat: Callable[..., Heard], options: dict[str, Any], finish: str, stream: bool
+) -> None:
+    heard = chat(dsml((LONG, 3)), tools=[WEATHER], stream=stream, **options)
+    arguments = "".join(heard.pieces[0])
+    assert arguments.startswith('{"city": "')
+    assert LONG.startswith(arguments.removeprefix('{"city": "'))
+    assert (heard.content, heard.finish) == ("", finish)
+
+
+@only_vllm
+def test_a_cut_call_of_a_response_and_of_a_message(url: str) -> None:
+    function = WEATHER["function"]
+    ask = {"model": "tiny", "temperature": 0}
+    tools = [{"type": "function", **function}]
+    response = {**ask, "input": "?", "tools": tools, "tool_choice": "required", "max_output_tokens": 200}
+    whole = httpx.post(f"{url}/v1/responses", json=response, timeout=300).json()
+    (item,) = whole["output"]
+    assert item["arguments"].startswith('{"city": "')
+    assert (item["status"], whole["status"]) == ("incomplete", "incomplete")
+    with httpx.stream("POST", f"{url}/v1/responses", json={**response, "stream": True}, timeout=300) as lines:
+        events = [json.loads(line.removeprefix("data: ")) for line in lines.iter_lines() if line.startswith("data: {")]
+    assert events[-1]["type"] == "response.incomplete"
+    (again,) = events[-1]["response"]["output"]
+    assert (again["arguments"], again["status"]) == (item["arguments"], "incomplete")
+    tool = {"name": function["name"], "input_schema": function["parameters"]}
+    message = {**ask, "messages": USER, "max_tokens": 200, "tools": [tool], "tool_choice": {"type": "any"}}
+    made = httpx.post(f"{url}/v1/messages", json=message, timeout=300)
+    assert made.status_code == httpx.codes.OK, made.text
+    (block,) = made.json()["content"]
+    assert (block["type"], block["input"], made.json()["stop_reason"]) == ("tool_use", {}, "max_tokens")

@@ -1,0 +1,182 @@
+"""What vLLM's endpoints say of an answer that was cut: hooks on chat completions, Responses and Anthropic messages.
+
+They are put in where a server composes its parser of ours, and change nothing of an answer that ended well. A call is
+cut where its arguments are no JSON: that is how `OutputParser` leaves them open.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+from openai.types.responses import ResponseIncompleteEvent as OpenAIResponseIncompleteEvent
+from openai.types.responses import ResponseOutputItemDoneEvent
+from openai.types.responses.response import IncompleteDetails
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesResponse
+from vllm.outputs import CompletionOutput
+
+from dsv32_plugin.parsers import ended_parameters
+from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.vllm_adapter.answers import cut_reason, finish_text
+
+CUT_SHORT = "max_output_tokens"
+
+
+def finished_output(original: Callable[..., CompletionOutput], *args: Any, **kwargs: Any) -> CompletionOutput:
+    """The engine's output, whose text says how it ended."""
+    return finish_text(original(*args, **kwargs))
+
+
+def labelled_choice(original: Callable[..., Any], choice: Any, request: ChatCompletionRequest) -> Any:
+    """A choice of a chat completion, or a piece of one: `tool_calls` only if it was not cut and has calls."""
+    streamed = hasattr(choice, "delta")
+    parts = [choice.delta] if streamed else [call.function for call in choice.message.tool_calls]
+    reasons = [reason for part in parts if (reason := cut_reason(part)) is not None]
+    choice = original(choice, request)
+    if choice.finish_reason == "tool_calls":
+        if reasons:
+            choice.finish_reason = reasons[0]
+        elif not streamed and not choice.message.tool_calls:
+            choice.finish_reason = "stop"
+    return choice
+
+
+async def whole_response(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A response of the Responses API: incomplete where a call of it is."""
+    response = await original(*args, **kwargs)
+    if isinstance(response, ResponsesResponse):
+        _mark_incomplete(response)
+    return response
+
+
+def _mark_incomplete(response: ResponsesResponse) -> None:
+    open_calls = [item for item in response.output if _is_open_call(item)]
+    for item in open_calls:
+        item.status = "incomplete"
+    if response.status == "completed" and open_calls:
+        response.status = "incomplete"
+        # OpenAI names two reasons, and this is neither: a stop string, or a model that ended inside a call.
+        response.incomplete_details = IncompleteDetails(reason=None)
+    elif _is_cut_short(response) and response.output and response.output[-1].type in ("message", "reasoning"):
+        response.output[-1].status = "incomplete"
+
+
+def _is_cut_short(response: ResponsesResponse) -> bool:
+    details = response.incomplete_details
+    return response.status == "incomplete" and details is not None and details.reason == CUT_SHORT
+
+
+def _is_open_call(item: Any) -> bool:
+    return item.type == "function_call" and not is_complete(item.arguments)
+
+
+def is_complete(arguments: str) -> bool:
+    """Whether a call was parsed to its end."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    return True
+
+
+class ResponseIncompleteEvent(OpenAIResponseIncompleteEvent):
+    """As vLLM's own events: the response is vLLM's."""
+
+    response: ResponsesResponse  # type: ignore[assignment]
+
+
+async def streamed_response(
+    original: Callable[..., AsyncIterator[Any]], *args: Any, **kwargs: Any
+) -> AsyncIterator[Any]:
+    """The events of a response: items that were cut are incomplete, and so is the response at the end."""
+    done: ResponseOutputItemDoneEvent | None = None  # held back: it is the last item, or not
+    async for event in original(*args, **kwargs):
+        ended = isinstance(event, ResponseCompletedEvent)
+        if done is not None:
+            if ended and _is_cut_short(event.response) and done.item.type in ("message", "reasoning"):
+                done.item.status = "incomplete"
+            yield done
+            done = None
+        if isinstance(event, ResponseOutputItemDoneEvent):
+            if _is_open_call(event.item):
+                event.item.status = "incomplete"
+            done = event
+        elif ended and event.response.status == "incomplete":
+            fields = {"sequence_number": event.sequence_number, "response": event.response}
+            yield ResponseIncompleteEvent(type="response.incomplete", **fields)
+        else:
+            yield event
+    if done is not None:
+        yield done
+
+
+async def background_events(
+    original: Callable[..., AsyncIterator[Any]], *args: Any, **kwargs: Any
+) -> AsyncIterator[Any]:
+    """vLLM waits for `response.completed`."""
+    async for event in original(*args, **kwargs):
+        yield event
+        if event.type == "response.incomplete":
+            return
+
+
+def whole_message(
+    original: Callable[..., AnthropicMessagesResponse], serving: Any, completion: ChatCompletionResponse
+) -> AnthropicMessagesResponse:
+    """A message of Anthropic's API. `input` is an object, so that of a call that was cut holds what ended."""
+    choice = completion.choices[0]
+    for call in choice.message.tool_calls:
+        if not is_complete(call.function.arguments):
+            ended, _ = ended_parameters(call.function.arguments)
+            call.function = call.function.model_copy(update={"arguments": json.dumps(ended)})
+    message = original(serving, completion)
+    if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):
+        message.stop_reason, message.stop_sequence = "stop_sequence", choice.stop_reason
+    return message
+
+
+async def streamed_message(
+    original: Callable[..., AsyncIterator[str]], serving: Any, completion: AsyncGenerator[str, None]
+) -> AsyncIterator[str]:
+    """The events of a message."""
+    stop_sequence: str | None = None
+
+    async def chunks() -> AsyncIterator[str]:
+        nonlocal stop_sequence
+        async for chunk in completion:
+            if '"stop_reason":"' in chunk:
+                for choice in json.loads(chunk.removeprefix("data:"))["choices"]:
+                    stop_sequence = choice["stop_reason"] if choice["finish_reason"] == "stop" else None
+            yield chunk
+
+    async for event in original(serving, chunks()):
+        if stop_sequence is not None and event.startswith("event: message_delta\n"):
+            head, _, data = event.partition("data: ")
+            content = json.loads(data)
+            content["delta"] |= {"stop_reason": "stop_sequence", "stop_sequence": stop_sequence}
+            event = f"{head}data: {json.dumps(content, ensure_ascii=False)}\n\n"
+        yield event
+
+
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+_RESPONSES = "vllm.entrypoints.openai.responses.serving.OpenAIServingResponses"
+_ANTHROPIC = "vllm.entrypoints.anthropic.serving.AnthropicServingMessages"
+HOOKS: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
+    ("vllm.v1.engine.output_processor.RequestState._new_completion_output", ("self", "token_ids"), finished_output),
+    (f"{_CHAT}.maybe_filter_parallel_tool_calls", ("choice", "request"), labelled_choice),
+    (f"{_RESPONSES}.responses_full_generator", ("self", "request"), whole_response),
+    (f"{_RESPONSES}.responses_stream_generator", ("self", "request"), streamed_response),
+    (f"{_RESPONSES}.responses_background_stream_generator", ("self", "response_id"), background_events),
+    (f"{_ANTHROPIC}.messages_full_converter", ("self", "generator"), whole_message),
+    (f"{_ANTHROPIC}.message_stream_converter", ("self", "generator"), streamed_message),
+)
+"""Where vLLM's own code is left: the place, its leading parameters, and what is called there."""
+
+
+def hook() -> None:
+    """Put the hooks in; raises `compat.HookError` where vLLM has no such place."""
+    for target, parameters, around in HOOKS:
+        compat.hook(target, parameters, around)
