@@ -74,6 +74,7 @@ class CutCall(FunctionCall):
     """A call of an answer that was cut; it may be whole itself."""
 
     _reason: str = PrivateAttr()
+    _value_is_open: bool = PrivateAttr()
 
 
 def cut_reason(part: Any) -> str | None:
@@ -95,6 +96,8 @@ class AnswerParser(DelegatingParser):
         reasoning, content, calls = super().parse(model_output, request, enable_auto_tools, model_output_token_ids)
         if calls and self._is_cut(finish):
             calls = [_marked(CutCall, call, finish) for call in calls]
+            for call in calls:
+                call._value_is_open = self._tool_parser.value_is_open
         return reasoning, content, calls
 
     def parse_delta(

@@ -130,7 +130,8 @@ def whole_message(
     choice = completion.choices[0]
     for call in choice.message.tool_calls:
         if not is_complete(call.function.arguments):
-            ended, _ = ended_parameters(call.function.arguments)
+            value_is_open = getattr(call.function, "_value_is_open", True)
+            ended, _ = ended_parameters(call.function.arguments, value_is_open=value_is_open)
             call.function = call.function.model_copy(update={"arguments": json.dumps(ended)})
     message = original(serving, completion)
     if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):

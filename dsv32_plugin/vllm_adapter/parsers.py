@@ -140,6 +140,8 @@ class DsaToolParser(ToolParser):
     """Known before the text, or its last piece, is parsed."""
     content: str | None = None
     """Of the text parsed last, what is no call."""
+    value_is_open = True
+    """That text stops inside the value of a parameter."""
 
     def __init__(self, tokenizer: TokenizerLike, tools: list[Tool] | None = None) -> None:
         super().__init__(tokenizer, tools)
@@ -175,6 +177,7 @@ class DsaToolParser(ToolParser):
         self._open_calls = set()
         self._follow(events)
         self.content = text_of(events, ContentDelta) or None
+        self.value_is_open = parser.value_is_open
         calls: list[FunctionCall] = []
         for event in events:
             if isinstance(event, ToolCallStart):

@@ -48,8 +48,12 @@ class ArgumentWriter:
         self._raw: list[str] = []  # all of a JSON value, should it turn out to be text
         self._guess: list[str] = []  # the JSON of a value whose kind is not decided
         self._begun = False  # part of the value is out
-        self._last = ""  # the last character of its JSON that is out
         self._in_value = False
+
+    @property
+    def in_value(self) -> bool:
+        """A parameter has begun and has not ended."""
+        return self._in_value
 
     @property
     def is_empty(self) -> bool:
@@ -77,7 +81,6 @@ class ArgumentWriter:
         self._raw = []
         self._guess = []
         self._stream = JsonStream()
-        self._last = ""
         if wraps:
             self._unwrap(declared, self._kind)
             return ""
@@ -124,14 +127,9 @@ class ArgumentWriter:
         return "}" if self._open else "{}"
 
     def cut(self) -> str:
-        """The output stops inside the call: what was held back, as it was written. Nothing is closed.
-
-        A number that is over gets a space after it, since one that isn't could go on.
-        """
+        """The output stops inside the call: what was held back, as it was written. Nothing is closed."""
         if not self._in_value:
-            if not self._open:
-                return self._brace()
-            return " " if self._kind != "text" and self._last.isdigit() else ""
+            return "" if self._open else self._brace()
         if self._kind == "members" and self._stream.undecided and not self._is_body:
             fragment = self._fall_back()
             return fragment + self.cut()
@@ -164,7 +162,6 @@ class ArgumentWriter:
         return fragment + self._fall_back() if self._stream.failed else fragment
 
     def _emit(self, json_text: str) -> str:
-        self._last = json_text[-1:] or self._last
         if self._kind == "guess":
             self._guess.append(json_text)
             return ""

@@ -67,6 +67,7 @@ class CallReader:
         self._value_unmarked = False
         self._left_as_text = False  # the start tag of a call was taken for text, and its end has not come
         self._value_ended = False  # the text ended in the end tags of the call, without that of the value
+        self._value_is_open = False  # the text ended in a value
         self._parameter_cut = False  # the text ended in the tag of the next parameter
 
     def _wait(self, i: int) -> int:
@@ -92,6 +93,7 @@ class CallReader:
             self._end_call()
         if self._arguments is not None:
             self._note("unfinished_call", self._name)
+            self._value_is_open = self._arguments.in_value
             self._emit(self._arguments.cut())
             self._state = State.BLOCK if self._wrapped else State.CONTENT
         if self._state is State.BLOCK:
@@ -290,7 +292,8 @@ class CallReader:
                 after = self._write(text, i, end)
                 return self._wait(end) if after is None else after
             mark = text[end:].lstrip("\n")
-            half = self._repair and is_half_mark(mark)
+            # What may be an end tag that was cut is no part of the value: what is out then begins what would have come.
+            half = self._repair and mark.startswith("<")
             after = self._write(text, i, end if half else len(text))
             if after is None and half:
                 self._position = self._offset + len(text) - len(mark)

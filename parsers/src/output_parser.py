@@ -93,6 +93,11 @@ class OutputParser(CallReader):
         return self.phase != "reasoning"
 
     @property
+    def value_is_open(self) -> bool:
+        """The output, which is over, stops inside the value of a parameter. Of a number its text does not say it."""
+        return self._value_is_open
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """The departures seen so far."""
         return tuple(self._notes)

@@ -13,11 +13,12 @@ _HALF_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _LONGEST_HALF_ESCAPE = 5
 
 
-def ended_parameters(arguments: str) -> tuple[dict[str, Any], tuple[str, str] | None]:
+def ended_parameters(arguments: str, *, value_is_open: bool = True) -> tuple[dict[str, Any], tuple[str, str] | None]:
     """Take the arguments of an unfinished call apart.
 
     Args:
         arguments: the beginning of a JSON object. Empty text counts as one, and so does a whole object.
+        value_is_open: whether a number at its end may go on (`OutputParser.value_is_open`).
 
     Returns:
         The parameters that ended, and name and text of the one that was being written, None if there was none. The text
@@ -27,6 +28,8 @@ def ended_parameters(arguments: str) -> tuple[dict[str, Any], tuple[str, str] | 
     Raises:
         ValueError: this is not the beginning of a JSON object.
     """
+    if not value_is_open:
+        arguments += " "
     ended: dict[str, Any] = {}
     at = _skip(arguments, 0, "{")
     while at < len(arguments) and arguments[at] != "}":

@@ -786,9 +786,24 @@ case("cut/in-name", f'a\n\n{START}\n<{D}invoke name="get_wea', "a", notes="trunc
 NAMED = f"\n\n{START}\n{open_invoke('get_weather')}"
 case("cut/after-name", NAMED, "", ("get_weather", "{"), notes=UNFINISHED)
 case("cut/in-value", HALF, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
-for name, value, rest in (("number", "12", "12 "), ("array", "[1]", "[1]"), ("literal", "true", "true")):
-    case(f"cut/after-{name}", NAMED + data("v", value), "", ("get_weather", f'{{"v": {rest}'), notes=UNFINISHED)
+for name, value in (("number", "12"), ("array", "[1]"), ("literal", "true")):
+    case(f"cut/after-{name}", NAMED + data("v", value), "", ("get_weather", f'{{"v": {value}'), notes=UNFINISHED)
 case("cut/in-value-eos", HALF + EOS, "", ("get_weather", '{"location": "Hangzhou'), notes=UNFINISHED)
+for begun in ("<", "</", "</｜"):
+    case(
+        f"cut/in-end-tag-{len(begun)}",
+        HALF + begun,
+        "",
+        ("get_weather", '{"location": "Hangzhou'),
+        notes=f"truncated_markup {UNFINISHED}",
+    )
+    case(
+        f"cut/in-end-tag-of-a-number-{len(begun)}",
+        f'{NAMED}<{D}parameter name="v" string="false">1{begun}',
+        "",
+        ("get_weather", '{"v": 1'),
+        notes=f"truncated_markup {UNFINISHED}",
+    )
 case(
     "cut/in-end-tag",
     HALF + f"</{D}para",
@@ -863,7 +878,7 @@ for name, value, rest in (
     ("in-a-value", '{"location": "Hang', '{"location": "Hang'),
     ("in-the-second-name", '{"location": "x", "da', '{"location": "x", "da'),
     ("after-the-object", '{"location": "x"}', '{"location": "x"'),
-    ("after-the-parameter", f'{{"location": 5}}</{D}parameter>', '{"location": 5 '),
+    ("after-the-parameter", f'{{"location": 5}}</{D}parameter>', '{"location": 5'),
 ):
     for attribute in ("", ' string="false"'):
         case(

@@ -5,7 +5,7 @@ import time
 import pytest
 from parser_cases import HALF, START, TOOLS, D, open_invoke
 
-from dsv32_plugin.parsers import OutputParser, encode_messages, ended_parameters
+from dsv32_plugin.parsers import OutputParser, assemble, encode_messages, ended_parameters
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,27 @@ def test_a_history_with_an_unfinished_call_renders():
     ):
         said = {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": arguments}}]}
         assert call + rest in encode_messages([asked, said, asked], thinking_mode="chat")
+
+
+@pytest.mark.parametrize(("end", "is_open"), [("", True), ("</", True), (f"</{D}parameter>", False)])
+def test_the_parser_knows_whether_a_number_is_over(end: str, is_open: bool):
+    parser = OutputParser(TOOLS)
+    events = parser.feed(f'{START}\n{open_invoke("get_weather")}<{D}parameter name="v" string="false">12{end}')
+    (call,) = assemble(events + parser.finish()).tool_calls
+    assert call.arguments == '{"v": 12', "the beginning of what would have come"
+    assert parser.value_is_open is is_open
+    ended, _ = ended_parameters(call.arguments, value_is_open=parser.value_is_open)
+    assert ended == ({} if is_open else {"v": 12})
+
+
+def test_cut_anywhere_the_arguments_begin_the_whole_ones():
+    text = f'{HALF}</{D}parameter>\n<{D}parameter name="v" string="false">{{"a": [-1.5e3, true]}}</{D}parameter>'
+    text += f'\n<{D}parameter name="days" string="false">12</{D}parameter>\n</{D}invoke>'
+    (whole,) = OutputParser.parse(text, TOOLS).tool_calls
+    for end in range(text.index("<", len(HALF) - 10), len(text)):
+        (call,) = OutputParser.parse(text[:end], TOOLS).tool_calls
+        assert not call.complete
+        assert whole.arguments.startswith(call.arguments), text[:end]
 
 
 def test_whatever_the_parser_says_can_be_echoed():
