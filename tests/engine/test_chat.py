@@ -28,7 +28,7 @@ from chats import (
     refused,
     tokens_of,
 )
-from engines import VLLM, installed
+from engines import SGLANG, VLLM, installed
 from goldens import read_golden
 
 from dsv32_plugin.parsers import encode_messages
@@ -43,6 +43,7 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 pytestmark = pytest.mark.engine
 whole_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 only_vllm = pytest.mark.skipif(installed() is not VLLM, reason="vLLM has this alone")
+only_sglang = pytest.mark.skipif(installed() is not SGLANG, reason="SGLang has this alone")
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +204,71 @@ def test_the_anthropic_endpoint_forces_the_call(url: str) -> None:
     call = next(block for block in response.json()["content"] if block["type"] == "tool_use")
     assert call["name"] == "get_weather"
     assert call["input"]["city"] in ("Hangzhou", "Paris")
+
+
+# SGLang's answers. tests/test_sglang_answers.py tries every endpoint, cut and ending without a server.
+
+
+@only_sglang
+@whole_and_streamed
+@pytest.mark.parametrize(
+    ("options", "finish"), [({"max_tokens": 36}, "length"), ({"stop": ["zhou"]}, "stop")], ids=["limit", "stop-string"]
+)
+def test_a_cut_call_looks_cut(chat: Callable[..., Heard], options: dict[str, Any], finish: str, stream: bool) -> None:
+    heard = chat(dsml((CITY, 3)), tools=[WEATHER], stream=stream, **options)
+    arguments = "".join(heard.pieces[0])
+    assert arguments.startswith('{"city": "Hang')
+    assert CITY.startswith(arguments.removeprefix('{"city": "'))
+    assert heard.finish == finish
+
+
+@only_sglang
+@pytest.mark.parametrize(("limit", "status"), [(400, "completed"), (24, "incomplete")], ids=["whole", "cut"])
+def test_a_forced_call_of_a_response(url: str, limit: int, status: str) -> None:
+    body = {
+        "model": "tiny",
+        "input": "Weather?",
+        "tools": [{"type": "function", **BOUNDED_WEATHER["function"]}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_output_tokens": limit,
+        "temperature": 0,
+    }
+    response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    (call,) = response.json()["output"]
+    assert (call["name"], call["status"], response.json()["status"]) == ("get_weather", status, status)
+    with httpx.stream("POST", f"{url}/v1/responses", json={**body, "stream": True}, timeout=300) as streamed:
+        events = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith("data: {")]
+    (again,) = events[-1]["response"]["output"]
+    assert events[-1]["type"] == f"response.{status}"
+    assert (again["arguments"], again["status"]) == (call["arguments"], status)
+
+
+@only_sglang
+@pytest.mark.parametrize(("limit", "reason"), [(400, "tool_use"), (24, "max_tokens")], ids=["whole", "cut"])
+def test_a_forced_call_of_a_message(url: str, limit: int, reason: str) -> None:
+    function = BOUNDED_WEATHER["function"]
+    tool = {key: function[key] for key in ("name", "description")} | {"input_schema": function["parameters"]}
+    body = {
+        "model": "tiny",
+        "messages": USER,
+        "max_tokens": limit,
+        "temperature": 0,
+        "tools": [tool],
+        "tool_choice": {"type": "tool", "name": "get_weather"},
+    }
+    response = httpx.post(f"{url}/v1/messages", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    (call,) = response.json()["content"]
+    assert (call["name"], response.json()["stop_reason"]) == ("get_weather", reason)
+    assert bool(call["input"]) is (reason == "tool_use")
+
+
+@only_sglang
+def test_a_given_text_is_parsed(url: str) -> None:
+    body = {"text": "I ask." + dsml(("Paris", 2)), "tools": [WEATHER], "tool_call_parser": "dsv32"}
+    response = httpx.post(f"{url}/parse_function_call", json=body, timeout=60)
+    assert response.status_code == httpx.codes.OK, response.text
+    assert response.json()["normal_text"] == "I ask."
+    assert [json.loads(call["parameters"]) for call in response.json()["calls"]] == [{"city": "Paris", "days": 2}]
