@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import FunctionResponse, ToolCall, ToolCallProcessingResult
 
 from dsv32_plugin.parsers import ended_parameters
@@ -55,15 +57,47 @@ def _ended_turn(serving: OpenAIServingChat, finish: Mapping[str, Any]) -> bool:
     return finish["type"] == "stop" and finish.get("matched") in ends
 
 
+def tag_by_tag(output: dict[str, Any], said: int, *, incremental: bool) -> Iterator[dict[str, Any]]:
+    """An output as steps that end with a tag. Of a step SGLang says the content first, and that ends an open call.
+
+    Args:
+        output: its text is all that was said so far, or what is new, if `incremental`.
+        said: where the new text begins.
+    """
+    text, start = output["text"], said
+    unfinished = {**output["meta_info"], "finish_reason": None}
+    for tag_end in re.finditer(">(?=.)", text[said:], re.DOTALL):
+        end = said + tag_end.end()
+        yield {**output, "text": text[start if incremental else 0 : end], "meta_info": unfinished}
+        start = end
+    yield {**output, "text": text[start if incremental else 0 :]}
+
+
+def says_new_text_only(serving: OpenAIServingChat) -> bool:
+    """Whether outputs of the engine hold what is new, and not all that was said so far."""
+    published = getattr(serving_chat, "get_serving", None)
+    options = published() if published is not None else serving.tokenizer_manager.server_args
+    return bool(options.incremental_streaming_output)
+
+
 async def stream_around(
     original: Callable[..., AsyncIterator[str]], serving: OpenAIServingChat, **step: Any
 ) -> AsyncIterator[str]:
     """SGLang's chunks of one step of a stream. A call that is cut off is not what the answer finished with."""
     content, request, index = step["content"], step["request"], step["index"]
-    if parses_calls(serving, request) or parses_reasoning(serving, request):
-        step["content"] = {**content, "text": last_text(serving, content)}
-    async for chunk in original(serving, **step):
-        yield chunk
+    outputs = iter([content])
+    if parses_calls(serving, request):
+        incremental = says_new_text_only(serving)
+        said = 0 if incremental else step["stream_offsets"].get(index, 0)
+        outputs = tag_by_tag(content, said, incremental=incremental)
+    marks = parses_calls(serving, request) or parses_reasoning(serving, request)
+    for output in outputs:
+        finish = output["meta_info"].get("finish_reason")
+        part = {**step, "finish_reason_type": finish["type"] if finish else None}
+        part["content"] = {**output, "text": last_text(serving, output)} if marks else output
+        async for chunk in original(serving, **part):
+            yield chunk
+        step["choice_logprobs"] = None
     detector = getattr(step["parser_dict"].get(index), "detector", None)
     if isinstance(detector, DsaToolDetector) and detector.incomplete_tool_call_indices:
         step["has_tool_calls"][index] = False

@@ -32,6 +32,7 @@ from dsv32_plugin.sglang_adapter import arguments
 if TYPE_CHECKING:
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
+
 class LastText(str):
     """The last text of an answer: nothing follows it. SGLang hands its parsers text and no more.
 

@@ -6,14 +6,13 @@ SGLang 0.5.23 has a status for calls and answers that are cut off. For 0.5.15 ev
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
 from dsv32_plugin.sglang_adapter import PARSER_NAME, compat
-from dsv32_plugin.sglang_adapter.answers import is_open, last_text
+from dsv32_plugin.sglang_adapter.answers import is_open, last_text, says_new_text_only, tag_by_tag
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
@@ -82,27 +81,11 @@ async def outputs_around(
             context.last_output = {**output, "text": last_text(serving, output)}
             yield context
         else:
-            incremental = serving.tokenizer_manager.server_args.incremental_streaming_output
-            for step in _tag_by_tag(output, 0 if incremental else said, incremental=incremental):
+            incremental = says_new_text_only(serving)
+            for step in tag_by_tag(output, 0 if incremental else said, incremental=incremental):
                 context.last_output = {**step, "text": last_text(serving, step)}
                 yield context
             said = len(output["text"])
-
-
-def _tag_by_tag(output: dict[str, Any], said: int, *, incremental: bool) -> Iterator[dict[str, Any]]:
-    """An output as steps that end with a tag. In a step 0.5.15 says the content first, which ends an open call.
-
-    Args:
-        output: its text is all that was said so far, or what is new, if `incremental`.
-        said: where the new text begins.
-    """
-    text, start = output["text"], said
-    unfinished = {**output["meta_info"], "finish_reason": None}
-    for tag_end in re.finditer(">(?=.)", text[said:], re.DOTALL):
-        end = said + tag_end.end()
-        yield {**output, "text": text[start if incremental else 0 : end], "meta_info": unfinished}
-        start = end
-    yield {**output, "text": text[start if incremental else 0 :]}
 
 
 def build_around(
