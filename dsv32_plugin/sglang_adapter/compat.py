@@ -74,11 +74,34 @@ def declares_options() -> bool:
     return find_spec("sglang.srt.arg_groups.resolution_hooks") is not None
 
 
-def ends_streams() -> bool:
-    """Whether parsers are told that a stream is over. 0.5.23: yes, by `finish`."""
+def knows_cut_answers() -> bool:
+    """Whether parsers are told that a stream is over, and a call or an answer can say that it is cut. 0.5.23: yes."""
     from sglang.srt.function_call.base_format_detector import BaseFormatDetector
 
     return hasattr(BaseFormatDetector, "finish")
+
+
+def keeps_special_tokens() -> bool:
+    """Whether the Responses API asks for the special tokens that its parsers need, as Chat does. 0.5.23: yes."""
+    from sglang.srt.entrypoints.openai.protocol import MessageProcessingResult
+
+    return "skip_special_tokens" in MessageProcessingResult.__dataclass_fields__
+
+
+def serves_responses() -> bool:
+    """Whether the Responses API can be served here. SGLang goes on without it where a package of its is missing."""
+    try:
+        pkgutil.resolve_name("sglang.srt.entrypoints.openai.serving_responses")
+    except ImportError:
+        return False
+    return True
+
+
+def gives_reasoning() -> bool:
+    """Whether past thoughts of an Anthropic conversation stay reasoning. 0.5.23: yes."""
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+
+    return hasattr(OpenAIServingChat, "supports_native_reasoning_history")
 
 
 def asks_the_platform() -> bool:

@@ -1,11 +1,12 @@
 """`--reasoning-parser dsv32` and `--tool-call-parser dsv32`: SGLang's two parser hooks over one state machine.
 
-SGLang hands the stream to the reasoning detector, and what that returns as normal text to the tool detector. That the
-stream is over it says by `finish`; 0.5.15 does not, and `streaming` sets `ending`.
+SGLang hands the stream to the reasoning detector, and what that returns as normal text to the tool detector. How the
+answer ended it tells neither: that rides on the text itself, see `LastText`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.function_call.base_format_detector import BaseFormatDetector
@@ -22,44 +23,76 @@ from dsv32_plugin.parsers import (
     OutputParser,
     ReasoningDelta,
     ToolCallArguments,
+    ToolCallEnd,
     ToolCallStart,
 )
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
-from dsv32_plugin.parsers.tags import ANY_MARK
+from dsv32_plugin.sglang_adapter import arguments
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.openai.protocol import Tool, ToolChoice
+    from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+
+class LastText(str):
+    """The last text of an answer: nothing follows it. SGLang hands its parsers text and no more.
+
+    It is true even where it is empty, since SGLang passes over a step that brings no text.
+    """
+
+    __slots__ = ("ended",)
+    ended: bool
+    """The model ended its turn itself: it was not cut off, nor stopped."""
+
+    def __new__(cls, text: str, *, ended: bool) -> LastText:
+        self = super().__new__(cls, text)
+        self.ended = ended
+        return self
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, place: Any) -> LastText:
+        """What SGLang has not yet read of it is the last text, too."""
+        return LastText(super().__getitem__(place), ended=self.ended)
 
 
 class DsaReasoningDetector(BaseReasoningFormatDetector):
-    """Everything before `</think>` in answers to prompts that end with `<think>`."""
+    """Everything before `</think>` in answers to prompts that end with `<think>`.
+
+    Args, beside SGLang's own:
+        force_reasoning: the prompt ended with `<think>`; None where only the text can tell.
+        tool_call_parser_active: what follows the reasoning goes to the tool detector, which must see it as it is.
+    """
 
     def __init__(
         self,
         stream_reasoning: bool = True,
-        force_reasoning: bool = False,
+        force_reasoning: bool | None = None,
         continue_final_message: bool = False,
         previous_content: str | None = None,
+        tool_call_parser_active: bool = False,
     ) -> None:
         super().__init__(
             THINK_START,
             THINK_END,
-            force_reasoning=force_reasoning,
+            force_reasoning=bool(force_reasoning),
             stream_reasoning=stream_reasoning,
             continue_final_message=continue_final_message,
             previous_content=previous_content or "",
             reasoning_default="explicit_thinking",
         )
+        self.tool_call_parser_active = tool_call_parser_active
+        self._told = force_reasoning is not None
         # A final message that is continued is past its reasoning once it has content.
-        thinking = force_reasoning and not previous_content
+        thinking = bool(force_reasoning) and not previous_content
         self._parser = OutputParser(thinking=thinking, tool_calls=False, think_tags=thinking)
+        self._content: OutputParser | None = None
         self._unsaid = ""
-        self.ending = False
-        """The text that comes next is the last."""
 
     def detect_and_parse(self, text: str) -> ReasoningResult:
-        self.ending = True
-        return self._parse(text)
+        if not self._told and (THINK_END in text or text.startswith(THINK_START)):
+            self._parser = OutputParser(thinking=True, tool_calls=False)
+        return self._parse(text if isinstance(text, LastText) else LastText(text, ended=False))
 
     def parse_streaming_increment(self, new_text: str) -> ReasoningResult:
         result = self._parse(new_text)
@@ -67,23 +100,36 @@ class DsaReasoningDetector(BaseReasoningFormatDetector):
             return result
         # The reasoning is said at once, when it is whole.
         self._unsaid += result.reasoning_text
-        if not (self.ending or self._parser.reasoning_ended):
+        if not (isinstance(new_text, LastText) or self._parser.reasoning_ended):
             return ReasoningResult()
-        reasoning, self._unsaid = self._unsaid, ""
-        return ReasoningResult(reasoning_text=reasoning, normal_text=result.normal_text)
+        result.reasoning_text, self._unsaid = self._unsaid, ""
+        return result
 
     def finish(self) -> ReasoningResult:
-        """The stream is over: what was held back."""
-        self.ending = True
-        return self.parse_streaming_increment("")
+        """The stream is over: what was held back. Nothing where the last text has been seen."""
+        return self.parse_streaming_increment(LastText("", ended=False))
 
     def _parse(self, text: str) -> ReasoningResult:
-        events, rest = feed_reasoning(self._parser, text)
-        if self.ending and not self._parser.reasoning_ended:
+        events, rest = feed_reasoning(self._parser, str(text))
+        last = isinstance(text, LastText)
+        if last and not self._parser.reasoning_ended:
             events += self._parser.finish()
-        return ReasoningResult(
-            reasoning_text=text_of(events, ReasoningDelta), normal_text=text_of(events, ContentDelta) + rest
-        )
+        result = ReasoningResult(reasoning_text=text_of(events, ReasoningDelta))
+        content = text_of(events, ContentDelta) + rest
+        if not self.tool_call_parser_active:
+            result.normal_text = self._say(content, last)
+        else:
+            result.normal_text = LastText(content, ended=text.ended) if isinstance(text, LastText) else content
+        return result
+
+    def _say(self, content: str, last: bool) -> str:
+        """Content that no other parser takes special tokens out of."""
+        if self._content is None:
+            self._content = OutputParser(tool_calls=False, think_tags=False)
+        events = self._content.feed(content) if content else []
+        if last:
+            events += self._content.finish()
+        return text_of(events, ContentDelta)
 
 
 class DsaToolDetector(BaseFormatDetector):
@@ -92,32 +138,35 @@ class DsaToolDetector(BaseFormatDetector):
     def __init__(self) -> None:
         super().__init__()
         self._parser: OutputParser | None = None
-        self.ending = False
-        """The text that comes next is the last."""
+        self.incomplete_tool_call_indices: set[int] = set()
+        """Calls that the end of the text has cut off; empty before the end. 0.5.23 asks for it by this name."""
+        self._open: set[int] = set()
 
     def has_tool_call(self, text: str) -> bool:
-        return ANY_MARK.search(text) is not None
+        """SGLang asks before it parses. Every text is parsed: it may hold special tokens, which are taken out."""
+        return True
 
-    def detect_and_parse(self, text: str, tools: list[Tool]) -> ToolResult:
-        self.ending = True
-        result = self.parse_streaming_increment(text, tools)
-        if not result.calls:
-            # SGLang has announced calls by now, on the word of has_tool_call; an error makes it take that back.
-            raise ValueError("the answer mentions the markup of calls but holds none; it is passed on as it is")
-        return result
+    def detect_and_parse(self, text: str, tools: list[Any]) -> ToolResult:
+        return self.parse_streaming_increment(
+            text if isinstance(text, LastText) else LastText(text, ended=False), tools
+        )
 
-    def parse_streaming_increment(self, new_text: str, tools: list[Tool]) -> ToolResult:
+    def parse_streaming_increment(self, new_text: str, tools: list[Any]) -> ToolResult:
+        """`tools` are the request's, in any of SGLang's forms."""
         if self._parser is None:
             self._parser = OutputParser(_functions(tools), think_tags=False)
-        events = self._parser.feed(new_text)
-        if self.ending:
-            events += self._parser.finish()
+        events = self._parser.feed(str(new_text)) if str(new_text) else []
+        if isinstance(new_text, LastText):
+            events += self._parser.finish(ended=new_text.ended)
+        self._open |= {event.index for event in events if isinstance(event, ToolCallStart)}
+        self._open -= {event.index for event in events if isinstance(event, ToolCallEnd)}
+        if isinstance(new_text, LastText):
+            self.incomplete_tool_call_indices |= self._open
         return _tool_result(events)
 
-    def finish(self, tools: list[Tool]) -> ToolResult:
-        """The stream is over: what was held back."""
-        self.ending = True
-        return self.parse_streaming_increment("", tools)
+    def finish(self, tools: list[Any]) -> ToolResult:
+        """The stream is over: what was held back. Nothing where the last text has been seen."""
+        return self.parse_streaming_increment(LastText("", ended=False), tools)
 
     def supports_structural_tag(self) -> bool:
         """A forced call is constrained to DSML, the format that the model was trained on, and not to bare JSON."""
@@ -127,10 +176,36 @@ class DsaToolDetector(BaseFormatDetector):
         raise NotImplementedError("dsv32 calls have a grammar of their own: see constraint_around")
 
 
+def reasoning_parser_around(
+    original: Callable[..., None],
+    parser: Any,
+    model_type: str | None = None,
+    stream_reasoning: bool = True,
+    force_reasoning: bool | None = None,
+    request: Any = None,
+    **options: Any,
+) -> None:
+    """Tell the detector whether a tool detector follows, as 0.5.23 does."""
+    original(parser, model_type, stream_reasoning, force_reasoning, request, **options)
+    if isinstance(parser.detector, DsaReasoningDetector) and getattr(request, "tools", None):
+        follows = request.tool_choice != "none" and arguments.of_process().tool_call_parser is not None
+        parser.detector.tool_call_parser_active = follows
+
+
+def parse_around(
+    original: Callable[..., tuple[str, list[ToolCallItem]]], function_parser: FunctionCallParser, full_text: str
+) -> tuple[str, list[ToolCallItem]]:
+    """What the detector makes of a whole text, also where that is no call: SGLang returns it unread then."""
+    if not isinstance(function_parser.detector, DsaToolDetector):
+        return original(function_parser, full_text)
+    result = function_parser.detector.detect_and_parse(full_text, function_parser.tools)
+    return result.normal_text, result.calls
+
+
 def constraint_around(
     original: Any,
     function_parser: Any,
-    tool_choice: ToolChoice | str,
+    tool_choice: Any,
     parallel_tool_calls: bool = True,
     thinking_mode: bool = False,
 ) -> Any:
@@ -142,8 +217,11 @@ def constraint_around(
     return None if grammar is None else ("structural_tag", StructuralTag(**grammar))
 
 
-def _functions(tools: list[Tool]) -> list[dict[str, Any]]:
-    return [tool.model_dump(exclude_none=True) for tool in tools]
+def _functions(tools: list[Any]) -> list[dict[str, Any]]:
+    """Chat's tools are pydantic models, those of `/parse_function_call` msgspec structs."""
+    fields = ("name", "description", "parameters", "strict")
+    functions = [{name: getattr(tool.function, name, None) for name in fields} for tool in tools]
+    return [{name: value for name, value in function.items() if value is not None} for function in functions]
 
 
 def _tool_result(events: list[Event]) -> ToolResult:

@@ -42,21 +42,9 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import (
-        float32,
-        guard,
-        options,
-        parsers,
-        pool,
-        rendering,
-        requests,
-        streaming,
-        updates,
-    )
+    from dsv32_plugin.sglang_adapter import float32, guard, options, pool, requests, updates
 
     given = "sglang.srt.server_args.ServerArgs"
-    calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
-    chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
     wanted = [
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
         Hook(
@@ -69,17 +57,7 @@ def hooks() -> list[Hook]:
             requests.validate_around,
             parameters=("self", "obj", "input_ids"),
         ),
-        Hook(
-            f"{chat}._encode_messages",
-            rendering.encode_messages_around,
-            parameters=("self", "messages", "request", "thinking_mode"),
-        ),
-        Hook(f"{chat}._get_reasoning_from_request", rendering.reasoning_around, parameters=("self", "request")),
-        Hook(
-            f"{calls}.get_structure_constraint",
-            parsers.constraint_around,
-            parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
-        ),
+        *_chat_hooks(),
     ]
     wanted.append(Hook(f"{given}.check_server_args", guard.check_start, parameters=("self",)))
     wanted += [
@@ -101,12 +79,82 @@ def hooks() -> list[Hook]:
                 parameters=("self", "mr", "num_layers"),
             )
         )
-    if not compat.ends_streams():
-        stream = f"{chat}._generate_stream_content"
-        wanted.append(Hook(stream, streaming.generate_around, parameters=("self", "content", "index")))
     if current_platform.is_out_of_tree() and not compat.asks_the_platform():
         wanted += _cpu_hooks()
     return wanted
+
+
+def _chat_hooks() -> list[Hook]:
+    """From a request to its prompt, and from the model's text to the answer, on every endpoint that chats."""
+    from dsv32_plugin.sglang_adapter import answers, parsers, rendering
+
+    function_parser = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
+    reasoning_parser = "sglang.srt.parser.reasoning_parser.ReasoningParser"
+    chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+    anthropic = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing"
+    wanted = [
+        Hook(
+            f"{chat}._apply_jinja_template",
+            rendering.template_around,
+            parameters=("self", "request", "tools", "is_multimodal"),
+        ),
+        Hook(f"{chat}._get_reasoning_from_request", rendering.reasoning_around, parameters=("self", "request")),
+        Hook(
+            f"{chat}._patch_reasoning_skip_special_tokens",
+            answers.keep_special_tokens_around,
+            parameters=("self", "request"),
+        ),
+        Hook(f"{chat}._generate_stream_content", answers.stream_around, parameters=("self", "content", "index")),
+        Hook(f"{chat}._decode_response", answers.decode_around, parameters=("self", "ret_item")),
+        Hook(
+            f"{chat}._process_tool_calls",
+            answers.process_tool_calls_around,
+            parameters=("self", "text", "tools", "finish_reason", "tool_choice", "history_tool_calls_cnt"),
+        ),
+        Hook(f"{anthropic}._convert_response", answers.convert_around, parameters=("self", "response")),
+        Hook(
+            f"{function_parser}.get_structure_constraint",
+            parsers.constraint_around,
+            parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
+        ),
+    ]
+    if not compat.gives_reasoning():
+        convert = f"{anthropic}._convert_to_chat_completion_request"
+        wanted.append(Hook(convert, rendering.history_around, parameters=("self", "anthropic_request")))
+    if not compat.knows_cut_answers():
+        wanted += [
+            Hook(f"{function_parser}.parse_non_stream", parsers.parse_around, parameters=("self", "full_text")),
+            Hook(
+                f"{reasoning_parser}.__init__",
+                parsers.reasoning_parser_around,
+                parameters=("self", "model_type", "stream_reasoning", "force_reasoning", "request"),
+            ),
+        ]
+    return [*wanted, *_responses_hooks()] if compat.serves_responses() else wanted
+
+
+def _responses_hooks() -> list[Hook]:
+    from dsv32_plugin.sglang_adapter import responses
+
+    api = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
+    generator = ("self", "request", "sampling_params", "result_generator")
+    wanted = [
+        Hook(f"{api}._construct_input_messages", responses.history_around, parameters=("self", "request")),
+        Hook(
+            f"{api}._generate_with_builtin_tools",
+            responses.outputs_around,
+            parameters=("self", "request_id", "request_prompt", "adapted_request"),
+        ),
+    ]
+    if compat.knows_cut_answers():
+        build = Hook(f"{api}._build_response", responses.build_around, parameters=("request", "sampling_params"))
+        return [*wanted, build]
+    stream = f"{api}.responses_stream_generator_non_harmony"
+    return [
+        *wanted,
+        Hook(f"{api}.responses_full_generator", responses.whole_around, parameters=(*generator, "context")),
+        Hook(stream, responses.stream_around, parameters=generator),
+    ]
 
 
 def _cpu_hooks() -> list[Hook]:

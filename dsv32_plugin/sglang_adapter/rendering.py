@@ -5,30 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.entrypoints.openai.protocol import MessageProcessingResult
+
 from dsv32_plugin import chat, prompt_tokens
 from dsv32_plugin.config import DEEPSEEK_V32
 from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments
 
 if TYPE_CHECKING:
+    from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessage, AnthropicMessagesRequest
+    from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
     from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 
 
-def encode_messages_around(
-    original: Callable[..., list[int] | None],
+def template_around(
+    original: Callable[..., MessageProcessingResult],
     serving: OpenAIServingChat,
-    messages: list[dict[str, Any]],
     request: ChatCompletionRequest,
-    thinking_mode: Any,
-    **of_other_models: Any,
-) -> list[int] | None:
-    """SGLang's place for encoders of one's own. A chat template, where the checkpoint brings one, is obeyed.
+    tools: Any,
+    is_multimodal: bool,
+) -> MessageProcessingResult:
+    """The prompt of a chat. A chat template, where the checkpoint brings one, is obeyed.
 
     V3.2 ships no template. V3.2-Exp ships the older V3.1 template, which is the format it was trained on.
     """
+    if not encodes(serving):
+        return original(serving, request, tools, is_multimodal)
     manager = serving.tokenizer_manager
-    if arguments.architecture(manager.model_config) != DEEPSEEK_V32 or manager.tokenizer.chat_template:
-        return original(serving, messages, request, thinking_mode, **of_other_models)
+    messages = [message.model_dump() for message in request.messages]
     options = {
         **(request.chat_template_kwargs or {}),
         "thinking": thinks(request),
@@ -37,7 +41,48 @@ def encode_messages_around(
     }
     names = (manager.model_path, manager.served_model_name)
     prompt = chat.render(messages, options, chat.variant(*names))
-    return prompt_tokens.encode(manager.tokenizer, prompt)
+    return MessageProcessingResult(
+        prompt="",
+        prompt_ids=prompt_tokens.encode(manager.tokenizer, prompt),
+        image_data=None,
+        video_data=None,
+        audio_data=None,
+        modalities=[],
+        stop=request.stop,
+    )
+
+
+def encodes(serving: OpenAIServingChat) -> bool:
+    """Whether the prompts of this server are ours."""
+    manager = serving.tokenizer_manager
+    return arguments.architecture(manager.model_config) == DEEPSEEK_V32 and not manager.tokenizer.chat_template
+
+
+def history_around(
+    original: Callable[..., ChatCompletionRequest], serving: AnthropicServing, request: AnthropicMessagesRequest
+) -> ChatCompletionRequest:
+    """Anthropic's conversation as Chat's, past thoughts as reasoning: 0.5.15 writes them into the text, in tags."""
+    if not encodes(serving.openai_serving_chat):
+        return original(serving, request)
+    answers = [message for message in request.messages if message.role == "assistant"]
+    thoughts = ["\n".join(_thoughts(message)) for message in answers]
+    messages = [_without_thoughts(message) for message in request.messages]
+    chat_request = original(serving, request.model_copy(update={"messages": messages}))
+    said = [message for message in chat_request.messages if message.role == "assistant"]
+    for answer, thought in zip(said, thoughts, strict=True):
+        answer.reasoning_content = thought or None
+    return chat_request
+
+
+def _thoughts(message: AnthropicMessage) -> list[str]:
+    blocks = [] if isinstance(message.content, str) else message.content
+    return [block.thinking for block in blocks if block.type == "thinking"]
+
+
+def _without_thoughts(message: AnthropicMessage) -> AnthropicMessage:
+    if message.role != "assistant" or isinstance(message.content, str):
+        return message
+    return message.model_copy(update={"content": [block for block in message.content if block.type != "thinking"]})
 
 
 def _functions(request: ChatCompletionRequest) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from chats import (
     refused,
     tokens_of,
 )
-from engines import VLLM, installed
+from engines import SGLANG, VLLM, installed
 from forgeries import chat as chat_in_every_field
 from forgeries import harmless, spelling
 from goldens import read_golden
@@ -46,6 +46,7 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 pytestmark = pytest.mark.engine
 whole_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 only_vllm = pytest.mark.skipif(installed() is not VLLM, reason="vLLM has this alone")
+only_sglang = pytest.mark.skipif(installed() is not SGLANG, reason="SGLang has this alone")
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +231,12 @@ def test_the_anthropic_endpoint_forces_the_call(url: str) -> None:
     assert call["input"]["city"] in ("Hangzhou", "Paris")
 
 
-# vLLM's answers that were cut. tests/test_vllm_answers.py tries every endpoint and ending without an engine.
+# Answers that were cut. test_vllm_answers.py and test_sglang_answers.py try every endpoint and ending without an engine.
 
 LONG = random.Random(0).randbytes(1500).hex()
 """A value that no 200 tokens hold."""
 
 
-@only_vllm
 @whole_and_streamed
 @pytest.mark.parametrize(
     ("options", "finish"),
@@ -274,3 +274,55 @@ def test_a_cut_call_of_a_response_and_of_a_message(url: str) -> None:
     assert made.status_code == httpx.codes.OK, made.text
     (block,) = made.json()["content"]
     assert (block["type"], block["input"], made.json()["stop_reason"]) == ("tool_use", {}, "max_tokens")
+
+
+@only_sglang
+@pytest.mark.parametrize(("limit", "status"), [(400, "completed"), (24, "incomplete")], ids=["whole", "cut"])
+def test_a_forced_call_of_a_response(url: str, limit: int, status: str) -> None:
+    body = {
+        "model": "tiny",
+        "input": "Weather?",
+        "tools": [{"type": "function", **BOUNDED_WEATHER["function"]}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_output_tokens": limit,
+        "temperature": 0,
+    }
+    response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    (call,) = response.json()["output"]
+    assert (call["name"], call["status"], response.json()["status"]) == ("get_weather", status, status)
+    with httpx.stream("POST", f"{url}/v1/responses", json={**body, "stream": True}, timeout=300) as streamed:
+        events = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith("data: {")]
+    (again,) = events[-1]["response"]["output"]
+    assert events[-1]["type"] == f"response.{status}"
+    assert (again["arguments"], again["status"]) == (call["arguments"], status)
+
+
+@only_sglang
+@pytest.mark.parametrize(("limit", "reason"), [(400, "tool_use"), (24, "max_tokens")], ids=["whole", "cut"])
+def test_a_forced_call_of_a_message(url: str, limit: int, reason: str) -> None:
+    function = BOUNDED_WEATHER["function"]
+    tool = {key: function[key] for key in ("name", "description")} | {"input_schema": function["parameters"]}
+    body = {
+        "model": "tiny",
+        "messages": USER,
+        "max_tokens": limit,
+        "temperature": 0,
+        "tools": [tool],
+        "tool_choice": {"type": "tool", "name": "get_weather"},
+    }
+    response = httpx.post(f"{url}/v1/messages", json=body, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    (call,) = response.json()["content"]
+    assert (call["name"], response.json()["stop_reason"]) == ("get_weather", reason)
+    assert bool(call["input"]) is (reason == "tool_use")
+
+
+@only_sglang
+def test_a_given_text_is_parsed(url: str) -> None:
+    body = {"text": "I ask." + dsml(("Paris", 2)), "tools": [WEATHER], "tool_call_parser": "dsv32"}
+    response = httpx.post(f"{url}/parse_function_call", json=body, timeout=60)
+    assert response.status_code == httpx.codes.OK, response.text
+    assert response.json()["normal_text"] == "I ask."
+    assert [json.loads(call["parameters"]) for call in response.json()["calls"]] == [{"city": "Paris", "days": 2}]

@@ -1,0 +1,193 @@
+"""Answers of the Responses API: what the parsers are told, and a cut answer that says so.
+
+SGLang 0.5.23 has a status for calls and answers that are cut off. For 0.5.15 every answer is completed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
+
+from dsv32_plugin.sglang_adapter import PARSER_NAME, compat
+from dsv32_plugin.sglang_adapter.answers import is_open, last_text, says_new_text_only, tag_by_tag
+
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
+    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+INCOMPLETE: Literal["incomplete"] = "incomplete"
+
+
+class CutResponse(ResponsesResponse):
+    """0.5.15 has no such status."""
+
+    status: Literal["incomplete"]
+
+
+def history_around(
+    original: Callable[..., list[Any]],
+    serving: OpenAIServingResponses,
+    request: ResponsesRequest,
+    *args: Any,
+    **options: Any,
+) -> list[Any]:
+    """The messages of a request. Arguments that do not end stay as they are: SGLang makes `{}` of them."""
+    messages = original(serving, request, *args, **options)
+    if serving.tool_call_parser != PARSER_NAME:
+        return messages
+    said = {}
+    for item in _history(serving, request):
+        fields = item if isinstance(item, dict) else item.model_dump()
+        if fields.get("type") == "function_call" and isinstance(fields.get("arguments"), str):
+            said[fields.get("call_id") or fields.get("id")] = fields["arguments"]
+    for message in messages:
+        for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
+            arguments = said.get(call["id"])
+            if arguments and is_open(arguments):
+                call["function"]["arguments"] = arguments
+    return messages
+
+
+def _history(serving: OpenAIServingResponses, request: ResponsesRequest) -> list[Any]:
+    stored = getattr(serving, "_response_input_history", None)
+    if stored is not None:
+        return list(stored(request))
+    return [] if isinstance(request.input, str) else list(request.input)
+
+
+async def outputs_around(
+    original: Callable[..., AsyncIterator[Any]],
+    serving: OpenAIServingResponses,
+    request_id: str,
+    request_prompt: Any,
+    adapted_request: GenerateReqInput,
+    *args: Any,
+    **options: Any,
+) -> AsyncIterator[Any]:
+    """What the engine says, the last text marked."""
+    ours = PARSER_NAME in (serving.reasoning_parser, serving.tool_call_parser)
+    if ours and not compat.keeps_special_tokens():
+        adapted_request.sampling_params["skip_special_tokens"] = False
+    said = 0
+    async for context in original(serving, request_id, request_prompt, adapted_request, *args, **options):
+        output = getattr(context, "last_output", None)
+        if not ours or not isinstance(output, dict):
+            yield context
+        elif compat.knows_cut_answers() or not adapted_request.stream:
+            context.last_output = {**output, "text": last_text(serving, output)}
+            yield context
+        else:
+            incremental = says_new_text_only(serving)
+            for step in tag_by_tag(output, 0 if incremental else said, incremental=incremental):
+                context.last_output = {**step, "text": last_text(serving, step)}
+                yield context
+            said = len(output["text"])
+
+
+def build_around(
+    original: Callable[..., ResponsesResponse],
+    request: ResponsesRequest,
+    sampling_params: Any,
+    *,
+    output: list[Any],
+    status: str,
+    **options: Any,
+) -> ResponsesResponse:
+    """An answer of 0.5.23 with a call that is cut off is not completed, also where no limit was reached."""
+    cut = status == "completed" and any(getattr(item, "status", None) == INCOMPLETE for item in output)
+    response = original(request, sampling_params, output=output, status=INCOMPLETE if cut else status, **options)
+    if cut:
+        # SGLang knows but one reason, the limit.
+        response.incomplete_details = None
+    return response
+
+
+async def whole_around(
+    original: Callable[..., Any],
+    serving: OpenAIServingResponses,
+    request: ResponsesRequest,
+    sampling_params: Any,
+    result_generator: Any,
+    context: Any,
+    *args: Any,
+    **options: Any,
+) -> Any:
+    """A whole answer of 0.5.15, which says so if it is cut."""
+    response = await original(serving, request, sampling_params, result_generator, context, *args, **options)
+    if serving.tool_call_parser != PARSER_NAME or not isinstance(response, ResponsesResponse):
+        return response
+    return await _stored_as_cut(serving, response, context.last_output["meta_info"].get("finish_reason"))
+
+
+async def stream_around(
+    original: Callable[..., AsyncIterator[str]],
+    serving: OpenAIServingResponses,
+    request: ResponsesRequest,
+    sampling_params: Any,
+    result_generator: AsyncIterator[Any],
+    *args: Any,
+    **options: Any,
+) -> AsyncIterator[str]:
+    """The events of 0.5.15; the last ones say so if the answer is cut."""
+    finish: dict[str, Any] | None = None
+
+    async def outputs() -> AsyncIterator[Any]:
+        nonlocal finish
+        async for context in result_generator:
+            finish = context.last_output["meta_info"].get("finish_reason")
+            yield context
+
+    async for event in original(serving, request, sampling_params, outputs(), *args, **options):
+        name, _, data = event.partition("\ndata: ")
+        kind = name.removeprefix("event: ")
+        if serving.tool_call_parser != PARSER_NAME or kind not in ("response.output_item.done", "response.completed"):
+            yield event
+            continue
+        fields = json.loads(data)
+        if kind == "response.output_item.done":
+            _mark(fields["item"])
+        else:
+            said = _said_of(fields["response"]["output"], finish)
+            fields["response"] |= said
+            fields["type"] = kind = "response.incomplete" if said else kind
+            if stored := serving.response_store.get(request.request_id):
+                await _stored_as_cut(serving, stored, finish)
+        yield f"event: {kind}\ndata: {json.dumps(fields, ensure_ascii=False)}\n\n"
+
+
+async def _stored_as_cut(
+    serving: OpenAIServingResponses, response: ResponsesResponse, finish: dict[str, Any] | None
+) -> ResponsesResponse:
+    """The response, or in its place one that says that it is cut."""
+    items = [item.model_dump() for item in response.output]
+    said = _said_of(items, finish)
+    if not said:
+        return response
+    for item, fields in zip(response.output, items, strict=True):
+        item.status = fields["status"]
+    cut = CutResponse.model_construct(**{**dict(response), **said})
+    async with serving.response_store_lock:
+        if serving.response_store.get(response.id) is response:
+            serving.response_store[response.id] = cut
+    return cut
+
+
+def _said_of(items: list[dict[str, Any]], finish: dict[str, Any] | None) -> dict[str, Any]:
+    """What a response says of itself that is cut, nothing of another; its unfinished calls are marked."""
+    marked = [_mark(item) for item in items]
+    limited = finish is not None and finish["type"] == "length"
+    if not (limited or any(marked)):
+        return {}
+    return {"status": INCOMPLETE, "incomplete_details": {"reason": "max_output_tokens"} if limited else None}
+
+
+def _mark(item: dict[str, Any]) -> bool:
+    """Whether the item is a call that is cut off, which it says from now on."""
+    cut = item["type"] == "function_call" and is_open(item["arguments"])
+    if cut:
+        item["status"] = INCOMPLETE
+    return cut
