@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PrivateAttr
 from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import FunctionResponse, ToolCall, ToolCallProcessingResult
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ChatCompletionResponse
     from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+
+
+class _Function(FunctionResponse):
+    """What is called, and whether its arguments stop inside a value."""
+
+    _value_is_open: bool = PrivateAttr(default=True)
 
 
 def parses_calls(serving: OpenAIServingChat, request: ChatCompletionRequest) -> bool:
@@ -129,10 +136,12 @@ def process_tool_calls_around(
         ToolCall(
             id=serving._process_tool_call_id(call, history_tool_calls_cnt),
             index=call.tool_index,
-            function=FunctionResponse(name=call.name, arguments=call.parameters),
+            function=_Function(name=call.name, arguments=call.parameters),
         )
         for call in result.calls
     ]
+    for call in calls:
+        call.function._value_is_open = detector.value_is_open
     if calls and finish_reason["type"] == "stop" and not detector.incomplete_tool_call_indices:
         finish_reason.update(type="tool_calls", matched=None)
     return ToolCallProcessingResult(calls or None, result.normal_text, finish_reason)
@@ -145,7 +154,8 @@ def convert_around(
     for choice in response.choices if serving.openai_serving_chat.tool_call_parser == PARSER_NAME else ():
         for call in choice.message.tool_calls or ():
             if is_open(call.function.arguments):
-                parameters, _ = ended_parameters(call.function.arguments)
+                value_is_open = getattr(call.function, "_value_is_open", True)
+                parameters, _ = ended_parameters(call.function.arguments, value_is_open=value_is_open)
                 call.function.arguments = json.dumps(parameters, ensure_ascii=False)
     return original(serving, response)
 

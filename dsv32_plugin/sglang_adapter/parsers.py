@@ -142,6 +142,11 @@ class DsaToolDetector(BaseFormatDetector):
         """Calls that the end of the text has cut off; empty before the end. 0.5.23 asks for it by this name."""
         self._open: set[int] = set()
 
+    @property
+    def value_is_open(self) -> bool:
+        """The text, which is over, stops inside the value of a parameter."""
+        return self._parser is None or self._parser.value_is_open
+
     def has_tool_call(self, text: str) -> bool:
         """SGLang asks before it parses. Every text is parsed: it may hold special tokens, which are taken out."""
         return True

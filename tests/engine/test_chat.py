@@ -231,7 +231,7 @@ def test_the_anthropic_endpoint_forces_the_call(url: str) -> None:
     assert call["input"]["city"] in ("Hangzhou", "Paris")
 
 
-# Answers that were cut. test_vllm_answers.py and test_sglang_answers.py try every endpoint and ending without an engine.
+# Answers that were cut. tests/test_{vllm,sglang}_answers.py try every endpoint and ending without a server.
 
 LONG = random.Random(0).randbytes(1500).hex()
 """A value that no 200 tokens hold."""
