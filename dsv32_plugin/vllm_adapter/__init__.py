@@ -40,6 +40,7 @@ def register() -> None:
     from vllm.tool_parsers import ToolParserManager
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from dsv32_plugin.vllm_adapter import gateway
     from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
 
     if envs.VLLM_BATCH_INVARIANT:
@@ -53,6 +54,7 @@ def register() -> None:
     RENDERER_REGISTRY.renderers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaRenderer")
     ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
     ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
+    gateway.install()
     if current_platform.is_cpu():
         import dsv32_plugin.vllm_adapter.quantisation  # noqa: F401  registers itself
 
