@@ -42,11 +42,12 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, requests, streaming
+    from dsv32_plugin.sglang_adapter import float32, gateway, options, parsers, pool, rendering, requests, streaming
 
     arguments = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+    responses = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
     wanted = [
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
         Hook(
@@ -63,6 +64,17 @@ def hooks() -> list[Hook]:
             f"{chat}._encode_messages",
             rendering.encode_messages_around,
             parameters=("self", "messages", "request", "thinking_mode"),
+        ),
+        Hook(
+            "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+            gateway.run_server_around,
+            parameters=("server_args", "tokenizer_manager"),
+        ),
+        Hook(f"{chat}._convert_to_internal_request", gateway.convert_around, parameters=("self", "request")),
+        Hook(
+            f"{responses}._is_thinking_enabled_for_request",
+            gateway.thinking_around,
+            parameters=("self", "request"),
         ),
         Hook(f"{chat}._get_reasoning_from_request", rendering.reasoning_around, parameters=("self", "request")),
         Hook(

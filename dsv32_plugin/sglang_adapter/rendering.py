@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin import chat
-from dsv32_plugin.config import DEEPSEEK_V32
-from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments
+from dsv32_plugin import apis, chat
+from dsv32_plugin.sglang_adapter import PARSER_NAME, gateway
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
@@ -27,7 +26,7 @@ def encode_messages_around(
     V3.2 ships no template. V3.2-Exp ships the older V3.1 template, which is the format it was trained on.
     """
     manager = serving.tokenizer_manager
-    if arguments.architecture(manager.model_config) != DEEPSEEK_V32 or manager.tokenizer.chat_template:
+    if not gateway.renders(manager):
         return original(serving, messages, request, thinking_mode, **of_other_models)
     options = {
         **(request.chat_template_kwargs or {}),
@@ -36,7 +35,7 @@ def encode_messages_around(
         "continue_final_message": request.continue_final_message,
     }
     names = (manager.model_path, manager.served_model_name)
-    prompt = chat.render(messages, options, chat.variant(*names))
+    prompt = apis.rendered(apis.current(), messages, options, chat.variant(*names))
     ids: list[int] = manager.tokenizer.encode(prompt, add_special_tokens=False)
     return ids
 
@@ -56,7 +55,12 @@ def reasoning_around(original: Callable[..., bool], serving: OpenAIServingChat, 
 
 
 def thinks(request: ChatCompletionRequest) -> bool:
-    """`thinking` or `enable_thinking` of the request; where neither is given, whether it asks for reasoning effort."""
+    """Whether the answer begins inside the reasoning: as the gateway read the request, or else by the engine's fields.
+
+    Those are `thinking` or `enable_thinking`; where neither is given, whether it asks for reasoning effort.
+    """
+    if (conversation := apis.current()) is not None:
+        return conversation.answer_thinks
     kwargs = request.chat_template_kwargs or {}
     if kwargs.get("thinking") is None and kwargs.get("enable_thinking") is None:
         return request.reasoning_effort not in (None, "none")
