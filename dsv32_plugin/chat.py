@@ -22,13 +22,25 @@ def variant(*names: str | None) -> Variant:
 
 
 def thinking_requested(chat_template_kwargs: Mapping[str, Any] | None) -> bool:
-    """`thinking` or `enable_thinking` of a request's `chat_template_kwargs`; off where neither is given.
+    """Whether a request's `chat_template_kwargs` ask for thinking; off where they don't say.
 
-    vLLM sets `enable_thinking` for requests with a `reasoning_effort`. An explicit `thinking` wins.
+    Raises:
+        ValueError: for what is neither true nor false.
     """
-    kwargs = chat_template_kwargs or {}
-    thinking = kwargs.get("thinking")
-    return bool(kwargs.get("enable_thinking") if thinking is None else thinking)
+    return template_switch(chat_template_kwargs) or False
+
+
+def template_switch(chat_template_kwargs: Mapping[str, Any] | None) -> bool | None:
+    """`thinking`, or else `enable_thinking`, which vLLM sets for requests with a `reasoning_effort`; None for neither.
+
+    Raises:
+        ValueError: for what is neither true nor false.
+    """
+    switches = {name: (chat_template_kwargs or {}).get(name) for name in ("thinking", "enable_thinking")}
+    for name, value in switches.items():
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"chat_template_kwargs: {name}: expected true or false, got {value!r}")
+    return switches["enable_thinking"] if switches["thinking"] is None else switches["thinking"]
 
 
 def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], variant: Variant) -> Markup:
@@ -40,6 +52,7 @@ def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], va
         thinking_mode="thinking" if thinking_requested(options) else "chat",
         variant=variant,
         allow_developer=settings.allow_developer_role(),
+        always_answer=True,
         **{name: options[name] for name in _ENCODER_OPTIONS if options.get(name) is not None},
     )
 

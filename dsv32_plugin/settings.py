@@ -34,7 +34,11 @@ def allow_untested_engine() -> bool:
 
 
 def allow_developer_role() -> bool:
-    """`DSV32_ALLOW_DEVELOPER` (default 1): 0 refuses messages of role developer, as DeepSeek's own API does."""
+    """`DSV32_ALLOW_DEVELOPER` (default 1): 0 refuses the developer messages of DeepSeek's search agent.
+
+    Those are the ones with tools or a response format of their own, and all where no message is a user's. Others are
+    system messages.
+    """
     return _flag("DSV32_ALLOW_DEVELOPER", True)
 
 

@@ -71,6 +71,12 @@ def test_thinking_is_off_unless_asked_for(kwargs: dict[str, Any] | None, thinkin
     assert thinking_requested(kwargs) is thinking
 
 
+@pytest.mark.parametrize("kwargs", [{"thinking": "false"}, {"thinking": True, "enable_thinking": 1}])
+def test_what_is_no_switch_of_thinking_is_refused(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected true or false"):
+        thinking_requested(kwargs)
+
+
 @pytest.mark.parametrize("thinking", [True, False])
 def test_a_request_is_rendered_officially(thinking: bool) -> None:
     params = ChatParams(chat_template_kwargs={"thinking": thinking, "tools": [TOOL]})

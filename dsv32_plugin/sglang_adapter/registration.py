@@ -42,9 +42,11 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, guard, options, pool, requests, updates
+    from dsv32_plugin.sglang_adapter import float32, gateway, guard, options, pool, requests, updates
 
     given = "sglang.srt.server_args.ServerArgs"
+    chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+    responses = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
     wanted = [
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
         Hook(
@@ -58,6 +60,17 @@ def hooks() -> list[Hook]:
             parameters=("self", "obj", "input_ids"),
         ),
         *_chat_hooks(),
+        Hook(
+            "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+            gateway.run_server_around,
+            parameters=("server_args", "tokenizer_manager"),
+        ),
+        Hook(f"{chat}._convert_to_internal_request", gateway.convert_around, parameters=("self", "request")),
+        Hook(
+            f"{responses}._is_thinking_enabled_for_request",
+            gateway.thinking_around,
+            parameters=("self", "request"),
+        ),
     ]
     wanted.append(Hook(f"{given}.check_server_args", guard.check_start, parameters=("self",)))
     wanted += [

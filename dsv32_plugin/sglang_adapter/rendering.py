@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.entrypoints.openai.protocol import MessageProcessingResult
 
-from dsv32_plugin import chat, prompt_tokens
-from dsv32_plugin.config import DEEPSEEK_V32
-from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments
+from dsv32_plugin import apis, chat, prompt_tokens
+from dsv32_plugin.sglang_adapter import PARSER_NAME, gateway
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessage, AnthropicMessagesRequest
@@ -40,7 +39,7 @@ def template_around(
         "continue_final_message": request.continue_final_message,
     }
     names = (manager.model_path, manager.served_model_name)
-    prompt = chat.render(messages, options, chat.variant(*names))
+    prompt = apis.rendered(apis.current(), messages, options, chat.variant(*names))
     return MessageProcessingResult(
         prompt="",
         prompt_ids=prompt_tokens.encode(manager.tokenizer, prompt),
@@ -54,8 +53,7 @@ def template_around(
 
 def encodes(serving: OpenAIServingChat) -> bool:
     """Whether the prompts of this server are ours."""
-    manager = serving.tokenizer_manager
-    return arguments.architecture(manager.model_config) == DEEPSEEK_V32 and not manager.tokenizer.chat_template
+    return gateway.renders(serving.tokenizer_manager)
 
 
 def history_around(
@@ -100,7 +98,12 @@ def reasoning_around(original: Callable[..., bool], serving: OpenAIServingChat, 
 
 
 def thinks(request: ChatCompletionRequest) -> bool:
-    """`thinking` or `enable_thinking` of the request; where neither is given, whether it asks for reasoning effort."""
+    """Whether the answer begins inside the reasoning: as the gateway read the request, or else by the engine's fields.
+
+    Those are `thinking` or `enable_thinking`; where neither is given, whether it asks for reasoning effort.
+    """
+    if (conversation := apis.current()) is not None:
+        return conversation.answer_thinks
     kwargs = request.chat_template_kwargs or {}
     if kwargs.get("thinking") is None and kwargs.get("enable_thinking") is None:
         return request.reasoning_effort not in (None, "none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dsv32_plugin.sglang_adapter import MODELS, arguments
+from dsv32_plugin.sglang_adapter import MODELS, arguments, gateway
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import GenerateReqInput
@@ -16,7 +16,15 @@ def validate_around(
     original: Callable[..., None], manager: TokenizerManager, request: GenerateReqInput, input_ids: list[int] | None
 ) -> None:
     """Raise ValueError, which SGLang answers with status 400, where it does so itself or a check of ours fails."""
-    original(manager, request, input_ids)
+    try:
+        original(manager, request, input_ids)
+        _check(manager, request, input_ids)
+    except ValueError as error:
+        gateway.refuse(error)
+        raise
+
+
+def _check(manager: TokenizerManager, request: GenerateReqInput, input_ids: list[int] | None) -> None:
     if arguments.architecture(manager.model_config) not in MODELS:
         return
     size = manager.model_config.vocab_size

@@ -43,6 +43,7 @@ def register() -> None:
     from vllm.tool_parsers import ToolParserManager
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from dsv32_plugin.vllm_adapter import gateway
     from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
 
     if envs.VLLM_BATCH_INVARIANT and not settings.batch_invariant():
@@ -59,6 +60,7 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
     ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
     compat.hook("vllm.parser.ParserManager.get_parser", ("tool_parser_name", "reasoning_parser_name"), _compose_parser)
+    gateway.install()
     if current_platform.is_cpu():
         import dsv32_plugin.vllm_adapter.quantisation  # noqa: F401  registers itself
 

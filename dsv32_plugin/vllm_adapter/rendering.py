@@ -15,7 +15,7 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
 from vllm.utils.async_utils import make_async
 
-from dsv32_plugin import chat, prompt_tokens
+from dsv32_plugin import apis, chat, prompt_tokens
 
 
 class DsaTokenizer:
@@ -45,7 +45,7 @@ class DsaRenderer(HfRenderer):
         if self._has_template(params):
             return super().render_messages(messages, params)
         conversation = _plain(messages)
-        return conversation, parse_dec_only_prompt(self._encode(conversation, params))
+        return conversation, parse_dec_only_prompt(self._encode(conversation, params, apis.current()))
 
     async def render_messages_async(
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
@@ -53,13 +53,21 @@ class DsaRenderer(HfRenderer):
         if self._has_template(params):
             return await super().render_messages_async(messages, params)
         conversation = _plain(messages)
-        return conversation, parse_dec_only_prompt(await self._encode_async(conversation, params))
+        # Asked for here: the encoder runs in a thread, which knows nothing of the request being served.
+        ids = await self._encode_async(conversation, params, apis.current())
+        return conversation, parse_dec_only_prompt(ids)
 
     def _has_template(self, params: ChatParams) -> bool:
-        return bool(params.chat_template or getattr(self.get_tokenizer(), "chat_template", None))
+        return self.has_template(params.chat_template)
 
-    def _encode(self, messages: list[ConversationMessage], params: ChatParams) -> list[int]:
-        prompt = chat.render(messages, params.chat_template_kwargs, self._variant)
+    def has_template(self, chat_template: str | None) -> bool:
+        """Whether conversations are rendered by a template: this one, or the checkpoint's."""
+        return bool(chat_template or getattr(self.get_tokenizer(), "chat_template", None))
+
+    def _encode(
+        self, messages: list[ConversationMessage], params: ChatParams, conversation: apis.Conversation | None
+    ) -> list[int]:
+        prompt = apis.rendered(conversation, messages, params.chat_template_kwargs, self._variant)
         return prompt_tokens.encode(self.get_tokenizer(), prompt)
 
 

@@ -25,6 +25,7 @@ def encode_messages(
     context: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    always_answer: bool = False,
     variant: Variant = "v3.2",
     allow_developer: bool = True,
 ) -> Markup:
@@ -48,11 +49,16 @@ def encode_messages(
         context: messages that were rendered before. They count (for the last user message, for tool results, for the
             place of `tools` and `response_format`) but are not rendered again, and neither is what belongs to them.
         add_generation_prompt: end a final user message or results block with the mark that opens the answer. As in
-            DeepSeek's code nothing is added after a final system or assistant message.
+            DeepSeek's code nothing is added after a final system or assistant message; see `always_answer`.
         continue_final_message: leave the final assistant message open: no EOS; and if it holds reasoning only, no
             `</think>` either, so that the reasoning goes on. A final message with `prefix: true` asks for the same.
+        always_answer: the model is to answer whatever the conversation ends with, as a server's must. Where
+            `add_generation_prompt` asks for the mark, it follows final system messages (and not what is before them)
+            and a final assistant message that isn't continued. An assistant message without reasoning is one that
+            didn't think, where DeepSeek's code refuses it.
         variant: "speciale" refuses tools, tool calls and tool results: DeepSeek-V3.2-Speciale was not trained on them.
-        allow_developer: False refuses the role developer, as DeepSeek's API does: it is for search agents.
+        allow_developer: False refuses the search agent's messages. A developer message is one if it has `tools` or a
+            `response_format` of its own, or if no message is a user's; any other is a system message.
 
     Returns:
         The prompt. Encode it without special tokens added: BOS is in the text. Content is rendered raw, as by
@@ -65,7 +71,7 @@ def encode_messages(
     _check_choice("thinking_mode", thinking_mode, ("thinking", "chat"))
     _check_choice("variant", variant, ("v3.2", "speciale"))
     earlier = read_turns(context, "context") if context else []
-    turns = earlier + read_turns(messages)
+    turns = _settle_developers(earlier + read_turns(messages))
     skipped = len(earlier)
     if tools or response_format:
         if not any(turn.role == "system" for turn in turns):
@@ -79,21 +85,34 @@ def encode_messages(
     last_user = max((i for i, turn in enumerate(turns) if turn.role in ("user", "developer")), default=-1)
     final = len(turns) - 1
     open_final = _check_final(turns, results_left, add_generation_prompt, continue_final_message)
+    answers_late = always_answer and add_generation_prompt and bool(turns) and not open_final
+    # The first of the final system messages: the mark for the answer follows them, not what is before them.
+    closing = len(turns)
+    while answers_late and closing and turns[closing - 1].role == "system":
+        closing -= 1
+    if answers_late and turns[final].calls:
+        raise turns[final].error(f"results are missing: {len(turns[final].calls)} before the model can answer")
 
     prompt: list[str] = [protocol.BOS] if add_default_bos_token and not earlier else []
     for i in range(skipped, len(turns)):
         turn = turns[i]
         mark = protocol.THINK_START if thinking and i >= last_user else protocol.THINK_END
-        answer = "" if i == final and not add_generation_prompt else mark
+        answer = "" if (i == final and not add_generation_prompt) or i == closing - 1 < final else mark
         try:
             if turn.role == "assistant":
-                prompt.append(_render_assistant(turn, thinking and i > last_user, open_final and i == final))
+                has_reasoning = thinking and i > last_user
+                is_open = open_final and i == final
+                prompt.append(_render_assistant(turn, has_reasoning, is_open, always_answer))
             elif turn.role == "tool":
                 prompt.append(_render_result(turn, turns[i - 1].role == "assistant", not results_left[i], answer))
             else:
                 prompt.append(_render_input(turn, answer))
         except EncodingError as error:
             raise turn.error(error.reason) from error.__cause__
+        if i == closing - 1 < final and turn.role == "tool":
+            prompt.append("\n\n")
+    if answers_late and turns[final].role in ("system", "assistant"):
+        prompt.append(protocol.ASSISTANT + (protocol.THINK_START if thinking else protocol.THINK_END))
     return Markup().join(prompt)
 
 
@@ -144,10 +163,10 @@ def _render_result(turn: Turn, is_first: bool, is_last: bool, answer: str) -> st
     return text + protocol.RESULTS_END + (answer and "\n\n" + answer) if is_last else text
 
 
-def _render_assistant(turn: Turn, has_reasoning: bool, is_open: bool) -> str:
+def _render_assistant(turn: Turn, has_reasoning: bool, is_open: bool, may_lack_reasoning: bool) -> str:
     if is_open and has_reasoning and not turn.text:
         return turn.reasoning
-    if has_reasoning and not (turn.reasoning or turn.calls or is_open):
+    if has_reasoning and not (turn.reasoning or turn.calls or is_open or may_lack_reasoning):
         raise turn.error(
             "an assistant message after the last user message needs reasoning or tool calls in thinking mode; "
             "keep the reasoning of this turn, or render with thinking_mode='chat'"
@@ -157,6 +176,17 @@ def _render_assistant(turn: Turn, has_reasoning: bool, is_open: bool) -> str:
     if turn.calls:
         text += "\n\n" + render_calls(turn.calls)
     return text if is_open else text + protocol.EOS
+
+
+def _settle_developers(turns: list[Turn]) -> list[Turn]:
+    """A developer message is the search agent's, or else what today's clients call a system message."""
+    has_user = any(turn.role == "user" for turn in turns)
+    return [
+        replace(turn, role="system")
+        if turn.role == "developer" and has_user and not (turn.tools or turn.response_format)
+        else turn
+        for turn in turns
+    ]
 
 
 def _with_request_options(turns: list[Turn], tools: tuple[Mapping[str, Any], ...], response_format: Any) -> list[Turn]:
@@ -240,8 +270,13 @@ def _check_final(
 
 def _check_roles(turns: list[Turn], variant: str, allow_developer: bool) -> None:
     for turn in turns:
+        if turn.role == "developer" and not turn.text:
+            raise turn.error("a developer message needs content")
         if turn.role == "developer" and not allow_developer:
-            raise turn.error("the role developer is switched off: it is for search agents; use system or user")
+            raise turn.error(
+                "the search agent's developer messages are switched off: those with tools or a response_format of "
+                "their own, and all where no message is a user's; use system or user"
+            )
         if variant == "speciale" and (turn.tools or turn.calls or turn.role == "tool"):
             raise turn.error("DeepSeek-V3.2-Speciale takes no tools; drop them, or use DeepSeek-V3.2")
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .parts import NestingError, PartError, read_content, read_reasoning, well_formed
 from .unfinished import ended_parameters
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
-_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class EncodingError(ValueError):
@@ -69,6 +69,8 @@ def read_turns(messages: Sequence[Mapping[str, Any]], where: str = "messages") -
             turns.append(_read_turn(message, index, where))
         except EncodingError as error:
             raise EncodingError(error.reason, index, where) from error.__cause__
+        except NestingError as error:
+            raise EncodingError(str(error), index, where) from error
     return turns
 
 
@@ -79,6 +81,10 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
         raise EncodingError(f"tools: expected a list, got {type(tools).__name__}")
     functions = []
+    try:
+        tools = well_formed(tools)
+    except NestingError as error:
+        raise EncodingError(f"tools: {error}") from error
     for position, tool in enumerate(tools):
         function = tool
         if isinstance(tool, Mapping) and "function" in tool:
@@ -94,12 +100,18 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
 def _read_turn(message: Any, index: int, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise EncodingError(f"expected a mapping with a role, got {type(message).__name__}")
+    message = well_formed(message)
     role = message.get("role")
+    if role is None and "type" in message:
+        raise EncodingError(f"an item of type {message['type']!r} is no message; expected one with a role")
     if role not in ROLES:
         raise EncodingError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    text = _read_text(message.get("content"))
-    if role == "developer" and not text:
-        raise EncodingError("a developer message needs content")
+    try:
+        text, thoughts = read_content(message.get("content"), role)
+        if role == "assistant" and text is None and isinstance(message.get("refusal"), str):
+            text = message["refusal"]
+    except PartError as error:
+        raise EncodingError(str(error)) from error
     if role == "user" and text is None:
         raise EncodingError("a user message needs content, got none")
     is_assistant = role == "assistant"
@@ -107,7 +119,7 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
     return Turn(
         role=role,
         text=str(text or ""),
-        reasoning=_read_reasoning(message) if is_assistant else "",
+        reasoning=_read_reasoning(message) or thoughts if is_assistant else "",
         calls=_read_calls(message.get("tool_calls")) if is_assistant else (),
         call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
         tools=read_tools(message.get("tools")) if takes_tools else (),
@@ -118,35 +130,14 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
     )
 
 
-def _read_text(content: Any) -> str | None:
-    """Text as it is; text parts are joined with nothing between them, so that no token is invented."""
-    if content is None or isinstance(content, str):
-        return content
-    if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence):
-        raise EncodingError(f"content must be text or a list of text parts, got {type(content).__name__}")
-    texts = []
-    for position, part in enumerate(content):
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and _is_text_part(part):
-            texts.append(part["text"])
-        else:
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise EncodingError(f"content part {position} is {kind!r}; the model reads text only")
-    return "".join(texts)
-
-
-def _is_text_part(part: Mapping[str, Any]) -> bool:
-    return part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str)
-
-
 def _read_reasoning(message: Mapping[str, Any]) -> str:
     for key in ("reasoning_content", "reasoning"):
-        value = message.get(key)
-        if value is not None and not isinstance(value, str):
-            raise EncodingError(f"{key} must be text, got {type(value).__name__}")
+        try:
+            value = read_reasoning(message.get(key))
+        except PartError as error:
+            raise EncodingError(f"{key} {error}") from error
         if value:
-            return str(value)
+            return value
     return ""
 
 
@@ -160,6 +151,10 @@ def _read_calls(tool_calls: Any) -> tuple[Call, ...]:
 
 def _read_call(call: Any, position: int) -> Call:
     function = call.get("function", call) if isinstance(call, Mapping) else None
+    custom = call.get("custom") if isinstance(call, Mapping) and call.get("type") == "custom" else None
+    if isinstance(custom, Mapping):
+        # A custom tool is a function of one string (`dsv32_plugin.apis.tools`).
+        function = {"name": custom.get("name"), "arguments": {"input": str(custom.get("input") or "")}}
     if not isinstance(function, Mapping):
         raise EncodingError(f"tool_calls[{position}]: expected a mapping with a function")
     name = function.get("name")
@@ -168,7 +163,7 @@ def _read_call(call: Any, position: int) -> Call:
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
         try:
-            arguments = json.loads(arguments)
+            arguments = well_formed(json.loads(arguments))
         except (ValueError, RecursionError) as error:
             arguments = _read_unfinished(arguments, f"tool_calls[{position}] ({name}): arguments are not JSON: {error}")
     elif arguments is None or arguments == "" or isinstance(arguments, str):

@@ -33,7 +33,11 @@ from engines import SGLANG, VLLM, installed
 from forgeries import chat as chat_in_every_field
 from forgeries import harmless, spelling
 from goldens import read_golden
+from requests_of_clients import CHATS, MESSAGES, RESPONSES
 
+from dsv32_plugin.apis import anthropic, rendered, responses
+from dsv32_plugin.apis import chat as chat_api
+from dsv32_plugin.apis.exchange import Exchange, Server
 from dsv32_plugin.parsers import encode_messages
 from dsv32_plugin.tiny import TinySpec
 
@@ -155,7 +159,8 @@ def test_the_prompt_of_a_conversation_with_results_is_official(url: str, thinkin
 
 def test_the_official_case(url: str) -> None:
     messages, tools, official = read_golden("")
-    served = tokens_of(url, messages=messages, tools=tools, chat_template_kwargs={"enable_thinking": True})
+    kwargs = {"enable_thinking": True}
+    served = tokens_of(url, messages=messages, tools=tools, chat_template_kwargs=kwargs, add_generation_prompt=False)
     assert served == tokens_of(url, prompt=official, add_special_tokens=False)
 
 
@@ -192,6 +197,78 @@ def test_a_bad_prompt_is_a_400_and_the_server_goes_on(url: str, body: dict[str, 
     response = httpx.post(f"{url}{ENGINE.raw}", json={"model": "tiny", **body}, timeout=60)
     assert response.status_code == httpx.codes.BAD_REQUEST
     assert httpx.get(f"{url}/health", timeout=60).status_code == httpx.codes.OK
+
+
+def prompt_length(url: str, exchange: Exchange) -> int:
+    """Of the conversation that the gateway reads."""
+    conversation = exchange.conversation
+    prompt = rendered(conversation, [], {}, "v3.2")
+    return len(tokens_of(url, prompt=prompt, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("body", RESPONSES)
+def test_a_request_of_responses_as_clients_send_it(url: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{url}/v1/responses", json={"max_output_tokens": 4, **body}, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    answer = response.json()
+    usage = answer["usage"]
+    exchange = responses.read(body, Server(), responses.Store())
+    assert usage.get("input_tokens", usage.get("prompt_tokens")) == prompt_length(url, exchange)
+    assert {tool["type"] for tool in answer["tools"]}.isdisjoint({"web_search"})
+    thinks = (body.get("reasoning") or {}).get("effort", "none") != "none"
+    assert ("reasoning" in [item["type"] for item in answer["output"]]) is thinks
+
+
+@pytest.mark.parametrize("body", MESSAGES)
+def test_a_request_of_messages_as_clients_send_it(url: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{url}/v1/messages", json={"max_tokens": 4, **body}, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    counted = httpx.post(f"{url}/v1/messages/count_tokens", json=body, timeout=300)
+    assert counted.status_code == httpx.codes.OK, counted.text
+    length = prompt_length(url, anthropic.read(body, Server()))
+    assert counted.json()["input_tokens"] == length
+    usage = response.json()["usage"]
+    cached = sum(usage.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
+    assert usage["input_tokens"] + cached == length
+
+
+@pytest.mark.parametrize("body", CHATS)
+def test_a_chat_as_clients_send_it(url: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{url}/v1/chat/completions", json={"max_tokens": 4, **body}, timeout=300)
+    assert response.status_code == httpx.codes.OK, response.text
+    length = prompt_length(url, chat_api.read(body, Server()))
+    assert response.json()["usage"]["prompt_tokens"] == length == len(tokens_of(url, **body))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "a b c d " * 3000}]}, "4096"),
+        ("messages", {"messages": USER, "max_tokens": 300000}, "max"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]},
+            "messages[0]",
+        ),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0]"),
+        ("messages", {"messages": USER, "temperature": -1}, "temperature"),
+        ("messages", {"messages": USER, "max_tokens": "x"}, "max_tokens"),
+        ("responses", {"input": [{"type": "web_search_call", "id": "w"}]}, "web_search_call"),
+        ("responses", {"input": "hi", "tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
+    ],
+)
+def test_what_a_client_did_wrong_is_a_400_with_the_reason(
+    url: str, path: str, body: Any, says: str, stream: bool
+) -> None:
+    asked = {"model": "tiny", "stream": stream, **({"max_tokens": 4} if path == "messages" else {}), **body}
+    response = httpx.post(f"{url}/v1/{path}", json=asked, timeout=300)
+    assert response.status_code == httpx.codes.BAD_REQUEST, response.text
+    answer = response.json()
+    assert says in answer["error"]["message"]
+    if path == "messages":
+        assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
 
 
 @only_vllm

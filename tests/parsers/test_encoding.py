@@ -165,10 +165,11 @@ def test_model_card_ids():
             id="developer",
         ),
         pytest.param(
-            [{"role": "developer", "content": "d"}, assistant("a"), user()],
+            [{"role": "developer", "content": "d", "response_format": 1}, assistant("a"), user()],
             {"drop_thinking": True},
-            f"<｜User｜>\n\n# The user's message is: d<｜Assistant｜></think>a{EOS}<｜User｜>u<｜Assistant｜><think>",
-            id="developer-before-the-last-user",
+            "<｜User｜>\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n1"
+            f"\n\n# The user's message is: d<｜Assistant｜></think>a{EOS}<｜User｜>u<｜Assistant｜><think>",
+            id="search-agent-before-the-last-user",
         ),
         pytest.param(
             [user([{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}, "c"])],
@@ -367,3 +368,96 @@ def test_results_in_another_order_take_linear_time():
         return time.process_time() - start
 
     assert min(seconds(8000) for _ in range(3)) < 6 * min(seconds(2000) for _ in range(3))
+
+
+# -- what servers are sent
+
+SYSTEM = {"role": "system", "content": "s"}
+DEVELOPER = {"role": "developer", "content": "d"}
+ANSWERED = [assistant("", reasoning="r", tool_calls=[call()]), result("x")]
+RESULTS_END = "<result>x</result>\n</function_results>\n\n"
+
+
+@pytest.mark.parametrize("mode", ["chat", "thinking"])
+@pytest.mark.parametrize(
+    ("messages", "ends"),
+    [
+        pytest.param([user(), SYSTEM], "<｜User｜>us<｜Assistant｜>", id="system-last"),
+        pytest.param([user(), SYSTEM, SYSTEM], "<｜User｜>uss<｜Assistant｜>", id="two-systems-last"),
+        pytest.param([SYSTEM], "s<｜Assistant｜>", id="only-a-system"),
+        pytest.param([user(), *ANSWERED, SYSTEM], f"{RESULTS_END}s<｜Assistant｜>", id="system-after-results"),
+        pytest.param([user(), assistant("a"), SYSTEM], f"a{EOS}s<｜Assistant｜>", id="system-after-an-answer"),
+        pytest.param([user(), assistant("a")], f"</think>a{EOS}<｜Assistant｜>", id="assistant-last"),
+        pytest.param(
+            [user(), SYSTEM, user("v")], "<｜Assistant｜></think>s<｜User｜>v<｜Assistant｜>", id="system-between"
+        ),
+        pytest.param([user()], "<｜User｜>u<｜Assistant｜>", id="user-last"),
+        pytest.param([user(), *ANSWERED], RESULTS_END, id="results-last"),
+    ],
+)
+def test_whatever_is_last_the_mark_for_the_answer_follows(messages: list[Any], ends: str, mode: Any):
+    mark = "<think>" if mode == "thinking" else "</think>"
+    prompt = encode_messages(messages, thinking_mode=mode, always_answer=True)
+    assert prompt.endswith(ends + mark)
+    assert "<think>s" not in prompt, "an instruction is none of the model's thoughts"
+    without = encode_messages(messages, thinking_mode=mode, always_answer=True, add_generation_prompt=False)
+    assert not without.endswith(mark)
+
+
+def test_calls_without_results_can_not_be_answered():
+    with pytest.raises(EncodingError, match=r"messages\[1\]: results are missing: 1"):
+        encode_messages([user(), assistant("", tool_calls=[call()])], always_answer=True)
+
+
+def test_a_developer_is_the_system_unless_it_is_the_search_agents():
+    assert encode(DEVELOPER, user()) == encode({**DEVELOPER, "role": "system"}, user())
+    assert encode(DEVELOPER, user(), tools=[TOOL]) == encode({**DEVELOPER, "role": "system"}, user(), tools=[TOOL])
+    assert encode(user(), DEVELOPER, user()) == encode(user(), {**DEVELOPER, "role": "system"}, user())
+    for search in (
+        [DEVELOPER],
+        [{**DEVELOPER, "tools": [TOOL]}, user()],
+        [{**DEVELOPER, "response_format": 1}, user()],
+    ):
+        assert "# The user's message is: d" in encode(*search)
+        with pytest.raises(EncodingError, match="search agent"):
+            encode(*search, allow_developer=False)
+    assert encode(DEVELOPER, user(), allow_developer=False).startswith("d<｜User｜>")
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "</think>no"),
+        ({"content": None, "refusal": "no"}, "</think>no"),
+        ({"content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}]}, "t</think>a"),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}]}, "t</think>"),
+        ({"content": "a", "reasoning_content": [{"type": "text", "text": "t"}, "u"]}, "tu</think>a"),
+        ({"content": "a", "reasoning": [{"type": "reasoning_text", "text": "t"}]}, "t</think>a"),
+    ],
+)
+def test_parts_of_an_answer(message: dict[str, Any], text: str):
+    prompt = encode_messages(
+        [user(), {"role": "assistant", **message}], always_answer=True, add_generation_prompt=False
+    )
+    assert prompt.endswith(f"<｜Assistant｜><think>{text}{EOS}")
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    messages = [
+        user("a\ud83d\ude00\ud83d"),
+        assistant("\ude00", reasoning="\ud83d", tool_calls=[call("f\ud83d", '{"k\\ud83d": "\\ud83d"}')]),
+        result("\ud83d"),
+    ]
+    prompt = encode(*messages, tools=[{"name": "f", "description": "\ud83d"}])
+    assert "a😀�" in prompt
+    assert prompt.encode().count("�".encode()) == 8
+
+
+def test_nesting_without_end_is_refused():
+    deep: Any = "x"
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(EncodingError, match=r"messages\[0\]: .*too deeply"):
+        encode(user(deep))
+    with pytest.raises(EncodingError, match="too deeply"):
+        encode(user(), tools=[{"name": "f", "parameters": deep}])

@@ -1,0 +1,199 @@
+"""Messages: what Anthropic's clients send, and errors in Anthropic's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsv32_plugin.parsers.parts import PartError, describe, read_content, well_formed
+
+from .chat import engine_kwargs
+from .conversation import UNSEEN, Conversation, Refusal
+from .exchange import Exchange, JsonObject, Server
+from .thinking import requested
+from .tools import Tools, read_messages_tools
+
+_SWITCHES = ("enabled", "disabled", "adaptive")
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+_BILLING = "x-anthropic-billing-header"
+"""How a system block of Claude Code begins that is none of the prompt: it differs in every request."""
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def read(body: JsonObject, server: Server) -> Exchange:
+    """Read a request of Messages, or of its token count.
+
+    Raises:
+        Refusal: it has no faithful rendering.
+    """
+    tools = read_messages_tools(body.get("tools"))
+    _choose(body.get("tool_choice"), tools)
+    reader = _Reader()
+    reader.read_system(body.get("system"))
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise Refusal(f"messages: expected a list, got {type(messages).__name__}", param="messages")
+    for index, message in enumerate(well_formed(messages)):
+        reader.read(message, f"messages[{index}]")
+    conversation = Conversation(
+        messages=reader.messages,
+        labels=reader.labels,
+        tools=tools.shown(server.hides_unused_tools),
+        thinking=requested(body, None, server.default_thinking, _SWITCHES),
+        continues=bool(reader.messages) and reader.messages[-1]["role"] == "assistant",
+    )
+    kept = {key: value for key, value in body.items() if key not in ("thinking", "system", "tools", "tool_choice")}
+    changed: JsonObject = {
+        **kept,
+        "messages": [{"role": "user", "content": UNSEEN}] if messages else [],
+        "chat_template_kwargs": engine_kwargs(body, conversation),
+    }
+    if isinstance(body.get("output_config"), Mapping):
+        # Without "effort", by which the engines would switch thinking on.
+        changed["output_config"] = {key: value for key, value in body["output_config"].items() if key == "format"}
+    if tools.by_name:
+        changed["tools"] = [_engine_tool(function) for function in tools.functions]
+        changed["tool_choice"] = _engine_choice(tools)
+    return Exchange(changed, conversation)
+
+
+def error(status: int, message: str) -> JsonObject:
+    """An error as Anthropic's API has it."""
+    kind = ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def status_of(kind: str) -> int:
+    """The HTTP status of an error of this type."""
+    return next((status for status, known in ERROR_TYPES.items() if known == kind), 500)
+
+
+def _choose(choice: Any, tools: Tools) -> None:
+    kind = choice.get("type") if isinstance(choice, Mapping) else choice
+    if kind in (None, "auto", "none"):
+        tools.choose(kind or "auto")
+    elif kind == "any":
+        tools.choose("required")
+    elif kind == "tool":
+        tools.choose("required", [choice.get("name")])
+    else:
+        raise Refusal(f"tool_choice: expected auto, any, none or a tool, got {choice!r}", param="tool_choice")
+
+
+def _engine_tool(function: Mapping[str, Any]) -> JsonObject:
+    tool = {key: function[key] for key in ("name", "description", "strict") if key in function}
+    return {**tool, "input_schema": function.get("parameters", _NO_PARAMETERS)}
+
+
+def _engine_choice(tools: Tools) -> JsonObject:
+    if tools.forced != "required":
+        return {"type": tools.forced}
+    return {"type": "tool", "name": tools.allowed[0]} if tools.allowed else {"type": "any"}
+
+
+class _Reader:
+    """Blocks to messages. A user's results are messages of their own, and precede what else the user says."""
+
+    def __init__(self) -> None:
+        self.messages: list[Mapping[str, Any]] = []
+        self.labels: list[str] = []
+
+    def read_system(self, system: Any) -> None:
+        if system:
+            self._system(well_formed(system), "system")
+
+    def read(self, message: Any, label: str) -> None:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ("user", "assistant", "system"):
+            raise Refusal(f"{label}: expected a message of role user, assistant or system, got {role!r}")
+        content = message.get("content")
+        if content is None:
+            raise Refusal(f"{label}: expected content, got none")
+        if role == "system":
+            self._system(content, label)
+        elif isinstance(content, str):
+            self._add(label, role=role, content=content)
+        elif not isinstance(content, list) or not all(isinstance(block, Mapping) for block in content):
+            raise Refusal(f"{label}.content: expected text or a list of blocks, got {type(content).__name__}")
+        elif role == "user":
+            self._user(content, label)
+        else:
+            self._assistant(content, label)
+
+    def _system(self, content: Any, label: str) -> None:
+        blocks = [content] if isinstance(content, str) else content
+        text = "".join(
+            part for part in (self._text(block, f"{label}[{i}]") for i, block in enumerate(blocks)) if part is not None
+        )
+        if text:
+            self._add(label, role="system", content=text)
+
+    def _text(self, block: Any, label: str) -> str | None:
+        text = _read([block], "system", label)
+        return None if text.startswith(_BILLING) else text
+
+    def _user(self, blocks: list[Mapping[str, Any]], label: str) -> None:
+        said = []
+        for index, block in enumerate(blocks):
+            where = f"{label}.content[{index}]"
+            if block.get("type") == "tool_result":
+                self._result(block, where)
+            elif block.get("type") in ("document", "search_result") and (text := describe(block))[:1] != "[":
+                said.append(text)
+            else:
+                said.append(_read([block], "user", where))
+        if said or not blocks:
+            self._add(label, role="user", content="".join(said))
+
+    def _assistant(self, blocks: list[Mapping[str, Any]], label: str) -> None:
+        """A tool that the provider ran has its result within the message; the model's turn goes on after it."""
+        turn: JsonObject = {}
+        for index, block in enumerate(blocks):
+            kind = str(block.get("type"))
+            where = f"{label}.content[{index}]"
+            if kind == "thinking":
+                turn["reasoning_content"] = turn.get("reasoning_content", "") + str(block.get("thinking") or "")
+            elif kind == "redacted_thinking":
+                continue
+            elif kind.endswith("tool_use"):
+                call = {"name": block.get("name"), "arguments": block.get("input") or {}}
+                turn.setdefault("tool_calls", []).append({"id": block.get("id"), "function": call})
+            elif kind.endswith("tool_result"):
+                self._add(label, role="assistant", **turn)
+                turn = {}
+                self._result(block, where)
+            else:
+                turn["content"] = turn.get("content", "") + _read([block], "assistant", where)
+        if turn:
+            self._add(label, role="assistant", **turn)
+
+    def _result(self, block: Mapping[str, Any], label: str) -> None:
+        content = block.get("content")
+        if isinstance(content, Mapping):
+            content = [content]
+        self._add(label, role="tool", tool_call_id=block.get("tool_use_id"), content=_read(content, "tool", label))
+
+    def _add(self, label: str, **message: Any) -> None:
+        self.messages.append(message)
+        self.labels.append(label)
+
+
+def _read(content: Any, role: str, label: str) -> str:
+    try:
+        return read_content(content, role)[0] or ""
+    except PartError as error:
+        whole, part = f"{label}: {error}", str(error).removeprefix("content part 0 ")
+        raise Refusal(whole if part == str(error) else f"{label} {part}", param="messages") from error

@@ -1,0 +1,161 @@
+"""Chat Completions: what DeepSeek's and OpenAI's clients send, and custom tools in the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dsv32_plugin.parsers import EncodingError
+from dsv32_plugin.parsers.messages import Turn, read_turns
+
+from .conversation import Conversation, Refusal
+from .exchange import Answer, Exchange, InputText, JsonObject, Server, input_of
+from .thinking import requested, template_kwargs
+from .tools import Tools, read_chat_tools
+
+
+def read(body: JsonObject, server: Server) -> Exchange:
+    """Read a request of Chat Completions, or one like it that asks for its prompt.
+
+    Raises:
+        Refusal: it has no faithful rendering.
+    """
+    messages = body.get("messages")
+    try:
+        turns = read_turns(messages)  # type: ignore[arg-type]  # it refuses what is no list
+    except EncodingError as error:
+        raise Refusal(str(error), param="messages") from error
+    tools = read_chat_tools(body.get("tools"))
+    _choose(body.get("tool_choice"), tools)
+    continues = bool(body.get("continue_final_message")) or bool(turns and turns[-1].prefix)
+    conversation = Conversation(
+        messages=list(messages or []),
+        labels=[f"messages[{i}]" for i in range(len(turns))],
+        tools=tools.shown(server.hides_unused_tools),
+        thinking=requested(body, body.get("reasoning_effort"), server.default_thinking, name="reasoning_effort"),
+        continues=continues,
+        add_generation_prompt=body.get("add_generation_prompt") is not False,
+    )
+    changed = {key: value for key, value in body.items() if key not in ("thinking", "reasoning_effort")}
+    changed["messages"] = [_plain(turn, i) for i, turn in enumerate(turns)]
+    if continues:
+        changed["continue_final_message"] = True
+        changed.setdefault("add_generation_prompt", False)
+    changed["chat_template_kwargs"] = engine_kwargs(body, conversation)
+    _set_tools(changed, body, tools)
+    return Exchange(changed, conversation, ChatAnswer(tools) if tools.needs_translation else Answer())
+
+
+def engine_kwargs(body: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """`chat_template_kwargs` for the engine: one word on thinking, by which it reads the answer."""
+    kwargs = template_kwargs(body)
+    for name in ("enable_thinking", "reasoning_effort"):
+        kwargs.pop(name, None)
+    return {**kwargs, "thinking": conversation.answer_thinks}
+
+
+def _choose(choice: Any, tools: Tools) -> None:
+    if choice is None or choice in ("auto", "none", "required"):
+        tools.choose(choice or "auto")
+        return
+    kind = choice.get("type", "function") if isinstance(choice, Mapping) else None
+    if kind in ("function", "custom"):
+        tools.choose("required", [_named(choice, kind)])
+    elif kind == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        allowed = allowed if isinstance(allowed, Mapping) else choice
+        names = [
+            _named(tool, tool.get("type", "function"))
+            for tool in allowed.get("tools") or []
+            if isinstance(tool, Mapping)
+        ]
+        tools.choose(allowed.get("mode", "auto"), [name for name in names if name not in tools.left_out])
+    elif kind is not None:
+        raise tools.refusal(kind)
+    else:
+        raise Refusal(f"tool_choice: expected auto, none, required or a tool, got {choice!r}", param="tool_choice")
+
+
+def _named(choice: Mapping[str, Any], kind: str) -> Any:
+    inner = choice.get(kind, choice)
+    return inner.get("name", kind) if isinstance(inner, Mapping) else kind
+
+
+def _set_tools(changed: JsonObject, body: Mapping[str, Any], tools: Tools) -> None:
+    if not tools.by_name:
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            changed.pop(name, None)
+        return
+    named = tools.allowed if tools.forced == "required" and len(tools.allowed or ()) == 1 else None
+    shown = tools.functions if named else tools.callable
+    changed["tools"] = [{"type": "function", "function": function} for function in shown]
+    if named:
+        changed["tool_choice"] = {"type": "function", "function": {"name": named[0]}}
+    elif body.get("tool_choice") is not None:
+        changed["tool_choice"] = tools.forced
+
+
+def _plain(turn: Turn, index: int) -> JsonObject:
+    """A message in the form that every engine's classes accept."""
+    message: JsonObject = {"role": turn.role, "content": turn.text}
+    if turn.reasoning:
+        message["reasoning_content"] = message["reasoning"] = turn.reasoning
+    if turn.calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id or f"call_{index}_{number}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            }
+            for number, call in enumerate(turn.calls)
+        ]
+    if turn.role == "tool":
+        message["tool_call_id"] = turn.call_id or ""
+    return message
+
+
+class ChatAnswer(Answer):
+    """Calls of custom tools in a custom tool's form."""
+
+    changes = True
+
+    def __init__(self, tools: Tools) -> None:
+        self._custom = {name for name, tool in tools.by_name.items() if tool.kind == "custom"}
+        self._streams: dict[tuple[int, int], InputText] = {}
+
+    def whole(self, answer: JsonObject) -> JsonObject:
+        for choice in answer.get("choices") or []:
+            message = choice.get("message") or {}
+            if message.get("tool_calls"):
+                message["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return answer
+
+    def event(self, event: JsonObject) -> list[JsonObject]:
+        for choice in event.get("choices") or []:
+            delta = choice.get("delta") or {}
+            if delta.get("tool_calls"):
+                pieces = [self._piece(choice.get("index", 0), call) for call in delta["tool_calls"]]
+                delta["tool_calls"] = [piece for piece in pieces if piece is not None]
+        return [event]
+
+    def _call(self, call: JsonObject) -> JsonObject:
+        called = call.get("function") or {}
+        if called.get("name") not in self._custom:
+            return call
+        custom = {"name": called["name"], "input": input_of(called.get("arguments") or "")}
+        return {"id": call.get("id"), "type": "custom", "custom": custom}
+
+    def _piece(self, choice: int, call: JsonObject) -> JsonObject | None:
+        called = call.get("function") or {}
+        key = (choice, call.get("index", 0))
+        name = called.get("name")
+        if name in self._custom:
+            self._streams[key] = InputText()
+        if key not in self._streams:
+            return call
+        text = self._streams[key].feed(called.get("arguments") or "")
+        if name in self._custom:
+            custom = {"name": name, "input": text}
+            return {"index": key[1], "id": call.get("id"), "type": "custom", "custom": custom}
+        return {"index": key[1], "type": "custom", "custom": {"input": text}} if text else None

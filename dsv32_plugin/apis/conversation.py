@@ -1,0 +1,112 @@
+"""One conversation, whatever API it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsv32_plugin import chat
+from dsv32_plugin.parsers import EncodingError, Markup
+from dsv32_plugin.parsers.encoding import Variant
+
+UNSEEN = "This conversation is rendered by dsv32-plugin."
+"""What stands in an engine's request for messages that it need not see. To render it would be an error of ours."""
+
+_serving: ContextVar[Conversation | None] = ContextVar("dsv32_conversation", default=None)
+
+
+class Refusal(ValueError):
+    """What the client asks for can't be done.
+
+    Attributes:
+        param: the field of the request at fault.
+        status: the HTTP status.
+        code: OpenAI's name of the error, where it has one.
+    """
+
+    def __init__(self, reason: str, *, param: str | None = None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+@dataclass
+class Conversation:
+    """What a request says to the model.
+
+    Attributes:
+        messages: as `encode_messages` reads them.
+        labels: what the client calls each of them, such as "input[3]".
+        tools: the functions in the prompt, bare.
+        thinking: whether the model is asked to think.
+        continues: the final message is the assistant's and goes on.
+        add_generation_prompt: end with the mark for the answer.
+        refusal: why the engine could not serve it, told by the engine's hooks.
+    """
+
+    messages: list[Mapping[str, Any]]
+    labels: list[str]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    thinking: bool = False
+    continues: bool = False
+    add_generation_prompt: bool = True
+    refusal: str | None = None
+
+    @property
+    def answer_thinks(self) -> bool:
+        """Whether the answer begins inside the reasoning. A message that goes on is past it once it has content."""
+        return self.thinking and not (self.continues and bool(self.messages[-1].get("content")))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `dsv32_plugin.chat.render`."""
+        return {
+            "tools": self.tools,
+            "thinking": self.thinking,
+            "continue_final_message": self.continues,
+            "add_generation_prompt": self.add_generation_prompt,
+        }
+
+    def refuse(self, error: Exception) -> None:
+        """Keep the reason of an error for the gateway, by the client's own name of the message at fault."""
+        self.refusal = self.explain(error) if isinstance(error, EncodingError) else str(error)
+
+    def explain(self, error: EncodingError) -> str:
+        if error.index is None or error.where != "messages":
+            return str(error)
+        return f"{self.labels[error.index]}: {error.reason}"
+
+
+def rendered(
+    conversation: Conversation | None,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    variant: Variant,
+) -> Markup:
+    """The prompt of a conversation that a gateway read, or else of an engine's own messages and options.
+
+    Raises:
+        EncodingError: there is none; a conversation knows why.
+    """
+    if conversation is None:
+        if messages and messages[-1].get("content") == UNSEEN:
+            raise RuntimeError("the conversation of this request was lost between the gateway and the encoder")
+        return chat.render(messages, options, variant)
+    try:
+        return chat.render(conversation.messages, {**options, **conversation.options}, variant)
+    except ValueError as error:
+        conversation.refuse(error)
+        raise
+
+
+def current() -> Conversation | None:
+    """That of the HTTP request being served; None where the engine is called in another way."""
+    return _serving.get()
+
+
+def serve(conversation: Conversation | None) -> None:
+    """Make it the current one of this task and of those it starts."""
+    _serving.set(conversation)

@@ -1,0 +1,70 @@
+"""The gateway in SGLang's server, and what its own classes can't tell each other about a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dsv32_plugin import apis
+from dsv32_plugin.apis.exchange import Server
+from dsv32_plugin.apis.gateway import Gateway
+from dsv32_plugin.config import DEEPSEEK_V32
+from dsv32_plugin.sglang_adapter import arguments
+
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+
+
+def run_server_around(
+    original: Callable[..., Any], server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """SGLang is about to serve: put the gateway in front, where conversations are rendered by our encoder."""
+    if renders(tokenizer_manager):
+        from sglang.srt.entrypoints.http_server import app
+        from sglang.srt.environ import envs
+
+        server = Server(default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()))
+        # Innermost: what others decompress or refuse comes before.
+        app.user_middleware.append(_middleware(server))
+    return original(server_args, tokenizer_manager, *args, **kwargs)
+
+
+def renders(manager: Any) -> bool:
+    """Whether our encoder renders this model's conversations, and not a template."""
+    return bool(
+        manager is not None
+        and arguments.architecture(manager.model_config) == DEEPSEEK_V32
+        and not getattr(manager.tokenizer, "chat_template", None)
+    )
+
+
+def _middleware(server: Server) -> Any:
+    from starlette.middleware import Middleware
+
+    return Middleware(Gateway, server=lambda: server)
+
+
+def convert_around(
+    original: Callable[..., Any], serving: OpenAIServingChat, request: ChatCompletionRequest, *args: Any, **kwargs: Any
+) -> Any:
+    """Chats and Anthropic's messages to the model's request. The latter's errors would be a 500 without a reason."""
+    try:
+        return original(serving, request, *args, **kwargs)
+    except ValueError as error:
+        refuse(error)
+        raise
+
+
+def thinking_around(original: Callable[..., bool], serving: OpenAIServingResponses, request: ResponsesRequest) -> bool:
+    """Whether the answer of the Responses API begins inside the reasoning."""
+    conversation = apis.current()
+    return original(serving, request) if conversation is None else conversation.answer_thinks
+
+
+def refuse(error: Exception) -> None:
+    """Keep the reason of a refusal for the gateway, unless there is one: the first is the cause."""
+    conversation = apis.current()
+    if conversation is not None and conversation.refusal is None:
+        conversation.refuse(error)

@@ -1,0 +1,115 @@
+"""The gateway in SGLang: its classes on what the gateway makes of requests, and what our hooks tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from requests_of_clients import CHATS, MESSAGES, RESPONSES
+from sglang.srt.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
+from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
+
+from dsv32_plugin import apis
+from dsv32_plugin.apis import anthropic, chat, responses
+from dsv32_plugin.apis.conversation import UNSEEN, serve
+from dsv32_plugin.apis.exchange import Server
+from dsv32_plugin.apis.gateway import Gateway
+from dsv32_plugin.sglang_adapter import gateway, rendering, requests
+
+pytestmark = pytest.mark.engine
+PLAIN = Server()
+
+
+@pytest.fixture(autouse=True)
+def serving() -> Iterator[None]:
+    yield
+    serve(None)
+
+
+@pytest.mark.parametrize("body", CHATS)
+def test_a_chat_is_one_that_sglang_takes(body: dict[str, Any]) -> None:
+    exchange = chat.read(body, PLAIN)
+    request = ChatCompletionRequest(**exchange.body)
+    names = [tool.function.name for tool in request.tools or []]
+    assert names == [function["name"] for function in exchange.conversation.tools]
+
+
+@pytest.mark.parametrize("body", RESPONSES)
+def test_a_request_of_responses_is_one_that_sglang_takes(body: dict[str, Any]) -> None:
+    exchange = responses.read(body, PLAIN, responses.Store())
+    request = ResponsesRequest(**exchange.body)
+    assert request.input == UNSEEN
+    assert {tool.name for tool in request.tools} <= {tool["name"] for tool in exchange.conversation.tools}
+
+
+@pytest.mark.parametrize("body", MESSAGES)
+def test_a_request_of_messages_is_one_that_sglang_takes(body: dict[str, Any]) -> None:
+    exchange = anthropic.read(body, PLAIN)
+    request = AnthropicMessagesRequest(max_tokens=5, **exchange.body)
+    converted = AnthropicServing(SimpleNamespace())._convert_to_chat_completion_request(request)
+    assert [tool.function.name for tool in converted.tools or []] == [
+        tool["name"] for tool in exchange.conversation.tools
+    ]
+    AnthropicCountTokensRequest(**exchange.body)
+
+
+def manager(template: str | None = None) -> Any:
+    """What our hooks ask of a tokenizer manager that serves V3.2."""
+    tokenizer = SimpleNamespace(chat_template=template, encode=lambda text, add_special_tokens: [ord(c) for c in text])
+    config = SimpleNamespace(hf_config=SimpleNamespace(architectures=["DeepseekV32ForCausalLM"]), vocab_size=10)
+    return SimpleNamespace(tokenizer=tokenizer, model_config=config, model_path="m", served_model_name="m")
+
+
+def no_original(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("SGLang's own code is not asked")
+
+
+def test_the_encoder_renders_what_the_gateway_read() -> None:
+    of = anthropic.read({"messages": [{"role": "user", "content": "really"}], "thinking": {"type": "adaptive"}}, PLAIN)
+    endpoint = SimpleNamespace(tokenizer_manager=manager(), reasoning_parser="dsv32")
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": UNSEEN}])
+    engines_own = [{"role": "user", "content": UNSEEN}]
+    serve(of.conversation)
+    ids = rendering.encode_messages_around(no_original, endpoint, engines_own, request, None)
+    assert "".join(map(chr, ids or [])).endswith("<｜User｜>really<｜Assistant｜><think>")
+    assert rendering.thinks(request)
+    assert gateway.thinking_around(no_original, SimpleNamespace(), SimpleNamespace())
+    serve(None)
+    assert not rendering.thinks(request)
+    assert gateway.thinking_around(lambda *asked: True, SimpleNamespace(), SimpleNamespace())
+
+
+def test_the_first_reason_of_a_refusal_is_kept() -> None:
+    def original(*args: Any) -> Any:
+        raise ValueError("what came of it")
+
+    conversation = apis.Conversation([], [])
+    serve(conversation)
+    with pytest.raises(ValueError, match="what came of it"):
+        gateway.convert_around(original, SimpleNamespace(), SimpleNamespace())
+    sampling = SimpleNamespace(sampling_params={"stop_token_ids": 5})
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        requests.validate_around(lambda *checked: None, manager(), sampling, [1])
+    assert conversation.refusal == "what came of it"
+
+
+@pytest.mark.parametrize(("template", "serves"), [(None, True), ("{{ messages }}", False)])
+def test_the_gateway_is_innermost_where_our_encoder_renders(
+    template: str | None, serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.entrypoints import http_server
+
+    monkeypatch.setattr(http_server.app, "user_middleware", list(http_server.app.user_middleware))
+    monkeypatch.setenv("SGLANG_DEFAULT_THINKING", "1")
+    ran = gateway.run_server_around(lambda *args, **kwargs: (args, kwargs), "args", manager(template), "rest", key=1)
+    assert ran == (("args", *ran[0][1:]), {"key": 1})
+    innermost = http_server.app.user_middleware[-1]
+    assert (innermost.cls is Gateway) is serves
+    if serves:
+        assert innermost.kwargs["server"]().default_thinking
