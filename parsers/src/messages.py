@@ -119,7 +119,7 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
     return Turn(
         role=role,
         text=str(text or ""),
-        reasoning=_read_reasoning(message) or thoughts if is_assistant else "",
+        reasoning=str(_read_reasoning(message) or thoughts) if is_assistant else "",
         calls=_read_calls(message.get("tool_calls")) if is_assistant else (),
         call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
         tools=read_tools(message.get("tools")) if takes_tools else (),
