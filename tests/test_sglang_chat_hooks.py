@@ -17,7 +17,6 @@ pytest.importorskip("sglang")
 from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from sglang.srt.platforms import current_platform
 
 from dsv32_plugin.parsers.protocol import THINK_END
@@ -32,7 +31,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]},
     },
 }
-NAMED = {"type": "function", "function": {"name": "f"}}
 CALL = (
     '\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n'
     '<｜DSML｜parameter name="x" string="true">a < b</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
@@ -56,7 +54,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registration._register_parsers()
     original = inspect.unwrap(OpenAIServingChat._get_reasoning_from_request)
     stream = inspect.unwrap(OpenAIServingChat._generate_stream_content)
-    constraint = inspect.unwrap(FunctionCallParser.get_structure_constraint)
     monkeypatch.setattr(
         OpenAIServingChat,
         "_get_reasoning_from_request",
@@ -71,11 +68,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Where options are published, the endpoint asks them.
     published = SimpleNamespace(incremental_streaming_output=False, enable_cache_report=False)
     monkeypatch.setattr(serving_chat, "get_serving", lambda: published, raising=False)
-    monkeypatch.setattr(
-        FunctionCallParser,
-        "get_structure_constraint",
-        lambda self, *args, **options: parsers.constraint_around(constraint, self, *args, **options),
-    )
     return
 
 
@@ -161,29 +153,6 @@ def test_a_whole_answer(text: str, thinking: bool, expected: tuple[str, str, lis
     assert (parsed.reasoning_text, content) == expected[:2]
     assert [call.function.arguments for call in calls or []] == expected[2]
     assert finish["type"] == ("tool_calls" if expected[2] else "stop")
-
-
-@pytest.mark.parametrize(
-    ("choice", "strict", "kind"),
-    [
-        pytest.param("auto", False, None, id="auto"),
-        pytest.param("auto", True, "triggered_tags", id="auto-strict"),
-        pytest.param("required", False, "sequence", id="required"),
-        pytest.param(NAMED, False, "sequence", id="named"),
-    ],
-)
-def test_the_grammar_of_calls(choice: Any, strict: bool, kind: str | None) -> None:
-    tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
-    request = make_request(False, tools=[tool], tool_choice=choice)
-    function_parser = FunctionCallParser(request.tools, PARSER_NAME)
-    constraint = function_parser.get_structure_constraint(request.tool_choice, parallel_tool_calls=False)
-    if kind is None:
-        assert constraint is None
-        return
-    name, tag = constraint
-    grammar = tag.model_dump()["format"]
-    assert (name, grammar["type"]) == ("structural_tag", kind)
-    assert '"stop_after_first": true' in json.dumps(grammar)
 
 
 @pytest.mark.parametrize(

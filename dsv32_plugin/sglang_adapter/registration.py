@@ -42,7 +42,7 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, options, parsers, pool, rendering, requests, streaming
+    from dsv32_plugin.sglang_adapter import float32, grammars, options, parsers, pool, rendering, requests, streaming
 
     arguments = "sglang.srt.server_args.ServerArgs"
     calls = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
@@ -69,6 +69,20 @@ def hooks() -> list[Hook]:
             f"{calls}.get_structure_constraint",
             parsers.constraint_around,
             parameters=("self", "tool_choice", "parallel_tool_calls", "thinking_mode"),
+        ),
+    ]
+    responses = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
+    wanted += [
+        Hook(f"{chat}._process_messages", grammars.process_around, parameters=("self", "request", "is_multimodal")),
+        Hook(
+            f"{responses}.create_responses",
+            grammars.create_responses_around,
+            parameters=("self", "request", "raw_request"),
+        ),
+        Hook(
+            "sglang.srt.entrypoints.openai.protocol.ResponsesRequest.to_sampling_params",
+            grammars.responses_parameters_around,
+            parameters=("self", "default_max_tokens"),
         ),
     ]
     if not compat.declares_options():

@@ -1,7 +1,12 @@
-"""What this adapter expects of vLLM's version, in one place."""
+"""What this adapter expects of vLLM, in one place: its version, and the functions to hook into."""
 
+import functools
+import inspect
+import pkgutil
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 from dsv32_plugin import settings
 
@@ -36,3 +41,47 @@ def check_engine_version() -> None:
     if not settings.allow_untested_engine():
         raise RuntimeError(problem)
     warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+
+class HookError(RuntimeError):
+    """A place to hook into is gone, or takes other parameters."""
+
+
+def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -> None:
+    """Call `around(original, ...)` in the place of a function or method of vLLM, from now on; twice is once.
+
+    Args:
+        target: its dotted path.
+        parameters: the names of its leading parameters that `around` counts on; a class method's without its class.
+
+    Raises:
+        HookError: vLLM has nothing there, or something that takes other parameters.
+    """
+    path, _, name = target.rpartition(".")
+    expected = f"{target}({', '.join(parameters)}, ...)"
+    try:
+        owner = pkgutil.resolve_name(path)
+        original = getattr(owner, name)
+    except (ImportError, AttributeError) as error:
+        raise HookError(_hook_problem(expected, f"nothing ({error})")) from error
+    if getattr(original, "around", None) is around:
+        return
+    found = tuple(inspect.signature(original).parameters)
+    if found[: len(parameters)] != parameters:
+        raise HookError(_hook_problem(expected, f"({', '.join(found)})"))
+
+    @functools.wraps(original)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    hooked.around = around  # type: ignore[attr-defined]
+    setattr(owner, name, staticmethod(hooked) if inspect.ismethod(original) else hooked)
+
+
+def _hook_problem(expected: str, found: str) -> str:
+    from vllm import __version__
+
+    return (
+        f"vllm {__version__}: expected {expected} to hook into, found {found}; "
+        f"dsv32-plugin is written for vllm=={TESTED_VERSION}: install that"
+    )
