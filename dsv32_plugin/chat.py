@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from dsv32_plugin import settings
 from dsv32_plugin.parsers import ContentDelta, Event, Markup, OutputParser, ReasoningDelta, encode_messages
-from dsv32_plugin.parsers.constraint import Format, forced_calls, optional_calls
+from dsv32_plugin.parsers.constraint import Grammar, forced_calls, optional_calls, schema_or_calls
 from dsv32_plugin.parsers.encoding import Variant
 
+logger = logging.getLogger("vllm.dsv32_plugin")
+_LONGEST_LINE = 2000
 SPECIALE: Literal["speciale"] = "speciale"
 _ENCODER_OPTIONS = ("tools", "response_format", "drop_thinking", "add_generation_prompt", "continue_final_message")
 _UP_TO_TAG_END = re.compile(r"[^>]*>?")
@@ -57,24 +62,61 @@ def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], va
     )
 
 
-def call_grammar(tools: Sequence[Mapping[str, Any]], choice: str | None, *, parallel: bool) -> Format | None:
-    """The grammar of the answer: calls only where one is forced, well-formed calls where a tool is `strict`.
+def call_grammar(
+    tools: Sequence[Mapping[str, Any]], choice: str | None, *, parallel: bool, answer: Any = None
+) -> Grammar | None:
+    """The grammar of an answer to a request with tools; None where it is free.
+
+    Nothing but calls where one is forced; else JSON or calls where the request wants JSON; else text in which calls
+    are well-formed, where a tool is `strict`.
 
     Args:
         tools: the request's functions, wrapped or bare.
         choice: "auto" (or None), "none", "required", or the name of the function to call.
         parallel: allow more than one call.
+        answer: the JSON schema of what is answered without a call; None for text.
+
+    Raises:
+        ValueError: no tool of that name, or what is given as a schema is none.
     """
     if not tools or choice == "none":
         return None
-    if choice in (None, "auto"):
-        strict = any((tool.get("function") or tool).get("strict") for tool in tools)
-        return optional_calls(tools, parallel=parallel) if strict else None
-    if choice != "required":
+    if choice not in (None, "auto", "required"):
         tools = [tool for tool in tools if (tool.get("function") or tool)["name"] == choice]
         if not tools:
             raise ValueError(f"tool_choice: expected one of the request's tools, got {choice}")
-    return forced_calls(tools, parallel=parallel)
+    kind = "optional" if choice in (None, "auto") else "forced"
+    strict = any((tool.get("function") or tool).get("strict") for tool in tools)
+    if kind == "optional" and answer is None and not strict:
+        return None
+    return _grammar(kind, *_as_text(tools, answer), parallel)
+
+
+def json_grammar(schema: Any) -> Grammar:
+    """The grammar of an answer that is JSON by a schema."""
+    return _grammar("answer", *_as_text([], schema), True)
+
+
+def _as_text(*values: Any) -> list[str]:
+    try:
+        return [json.dumps(value) for value in values]
+    except RecursionError as error:
+        raise ValueError("tools, response_format: expected JSON schemas, got one that is nested too deep") from error
+
+
+@lru_cache(maxsize=64)
+def _grammar(kind: str, tools: str, answer: str, parallel: bool) -> Grammar:
+    """Conversations ask for the same one turn by turn."""
+    functions, schema = json.loads(tools), json.loads(answer)
+    if kind == "forced":
+        grammar = forced_calls(functions, parallel=parallel)
+    elif kind == "optional" and schema is None:
+        grammar = optional_calls(functions, parallel=parallel)
+    else:
+        grammar = schema_or_calls(schema, functions, parallel=parallel)
+    if grammar.left_out:
+        logger.warning("dsv32: schemas are enforced but for: %s", "; ".join(grammar.left_out)[:_LONGEST_LINE])
+    return grammar
 
 
 def feed_reasoning(parser: OutputParser, text: str) -> tuple[list[Event], str]:

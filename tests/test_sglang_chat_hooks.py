@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from scripted_sglang import CHAT, ENDED, Endpoints, Said, chat_streamed, put_hooks
+from scripted_sglang import CHAT, ENDED, Endpoints, Said, chat_streamed
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
-from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from sglang.srt.platforms import current_platform
 
 from dsv32_plugin.parsers.protocol import THINK_END
-from dsv32_plugin.sglang_adapter import PARSER_NAME, compat, registration
+from dsv32_plugin.sglang_adapter import compat, registration
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +25,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]},
     },
 }
-NAMED = {"type": "function", "function": {"name": "f"}}
 CALL = (
     '\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n'
     '<｜DSML｜parameter name="x" string="true">a < b</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
@@ -43,12 +40,6 @@ ANSWERS = [
     pytest.param("It is a <", False, ("", "It is a <", []), id="what-looks-like-markup"),
     pytest.param(CALL[: CALL.index(" b<")], False, ("", "", ['{"x": "a <']), id="cut-off-call"),
 ]
-
-
-@pytest.fixture
-def endpoints(monkeypatch: pytest.MonkeyPatch) -> Endpoints:
-    put_hooks(monkeypatch)
-    return Endpoints(monkeypatch)
 
 
 def make_body(thinking: bool, **options: Any) -> dict[str, Any]:
@@ -84,30 +75,6 @@ def test_a_whole_answer(endpoints: Endpoints, text: str, thinking: bool, expecte
     assert parts(said) == expected
     whole = bool(expected[2]) and expected[2][-1].endswith("}")
     assert said.finish == ("tool_calls" if whole else "stop")
-
-
-@pytest.mark.parametrize(
-    ("choice", "strict", "kind"),
-    [
-        pytest.param("auto", False, None, id="auto"),
-        pytest.param("auto", True, "triggered_tags", id="auto-strict"),
-        pytest.param("required", False, "sequence", id="required"),
-        pytest.param(NAMED, False, "sequence", id="named"),
-    ],
-)
-@pytest.mark.usefixtures("endpoints")
-def test_the_grammar_of_calls(choice: Any, strict: bool, kind: str | None) -> None:
-    tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
-    request = ChatCompletionRequest(**make_body(False, model="m", tools=[tool], tool_choice=choice))
-    function_parser = FunctionCallParser(request.tools, PARSER_NAME)
-    constraint = function_parser.get_structure_constraint(request.tool_choice, parallel_tool_calls=False)
-    if kind is None:
-        assert constraint is None
-        return
-    name, tag = constraint
-    grammar = tag.model_dump()["format"]
-    assert (name, grammar["type"]) == ("structural_tag", kind)
-    assert '"stop_after_first": true' in json.dumps(grammar)
 
 
 @pytest.mark.parametrize(

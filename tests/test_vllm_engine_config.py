@@ -24,6 +24,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, *, cpu: bool = False, **parts: A
     config = SimpleNamespace(
         model_config=SimpleNamespace(disable_cascade_attn=False, dtype=torch.bfloat16),
         compilation_config=SimpleNamespace(**compilation),
+        structured_outputs_config=SimpleNamespace(backend="auto"),
         **{"speculative_config": None, **parts},
     )
     monkeypatch.setattr(guard, "check_checkpoint", lambda config: None)

@@ -12,6 +12,7 @@ from unittest.mock import patch
 from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32, guard
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
+from dsv32_plugin.sglang_adapter.grammars import warn_of_backend
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -34,6 +35,7 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
         original(server_args)
         return
     guard.check_given(options)
+    warn_of_backend(options.grammar_backend)
     if (options.speculative_eagle_topk or 1) != 1:
         raise NotImplementedError(
             f"--speculative-eagle-topk: the plugin supports 1, got {options.speculative_eagle_topk}; "

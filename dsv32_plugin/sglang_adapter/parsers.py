@@ -14,9 +14,8 @@ from sglang.srt.function_call.core_types import StreamingParseResult as ToolResu
 from sglang.srt.function_call.core_types import ToolCallItem
 from sglang.srt.parser.reasoning_parser import BaseReasoningFormatDetector
 from sglang.srt.parser.reasoning_parser import StreamingParseResult as ReasoningResult
-from xgrammar import StructuralTag
 
-from dsv32_plugin.chat import call_grammar, feed_reasoning, text_of
+from dsv32_plugin.chat import feed_reasoning, text_of
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,
@@ -214,12 +213,13 @@ def constraint_around(
     parallel_tool_calls: bool = True,
     thinking_mode: bool = False,
 ) -> Any:
-    """The grammar of calls. SGLang's own way to it knows nothing of `parallel_tool_calls` and drops errors."""
+    """Whether there is a grammar of calls; `grammars.process_around`, which knows the whole request, puts it in.
+
+    SGLang's own way to it knows nothing of `parallel_tool_calls` and drops errors.
+    """
     if not isinstance(function_parser.detector, DsaToolDetector):
         return original(function_parser, tool_choice, parallel_tool_calls, thinking_mode)
-    choice = tool_choice if isinstance(tool_choice, str) else tool_choice.function.name
-    grammar = call_grammar(_functions(function_parser.tools), choice, parallel=parallel_tool_calls is not False)
-    return None if grammar is None else ("structural_tag", StructuralTag(**grammar))
+    return None if tool_choice in ("auto", "none") else ("structural_tag", None)
 
 
 def _functions(tools: list[Any]) -> list[dict[str, Any]]:

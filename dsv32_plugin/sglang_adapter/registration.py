@@ -42,7 +42,7 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, gateway, guard, options, pool, requests, updates
+    from dsv32_plugin.sglang_adapter import float32, gateway, grammars, guard, options, pool, requests, updates
 
     given = "sglang.srt.server_args.ServerArgs"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
@@ -79,6 +79,19 @@ def hooks() -> list[Hook]:
     ]
     disk = f"{updates.MANAGER}.update_weights_from_disk"
     wanted.append(Hook(disk, updates.disk_around, parameters=("self", "recv_req")))
+    wanted += [
+        Hook(f"{chat}._process_messages", grammars.process_around, parameters=("self", "request", "is_multimodal")),
+        Hook(
+            f"{responses}.create_responses",
+            grammars.create_responses_around,
+            parameters=("self", "request", "raw_request"),
+        ),
+        Hook(
+            "sglang.srt.entrypoints.openai.protocol.ResponsesRequest.to_sampling_params",
+            grammars.responses_parameters_around,
+            parameters=("self", "default_max_tokens"),
+        ),
+    ]
     if not compat.declares_options():
         wanted += [
             Hook(f"{given}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),

@@ -43,7 +43,7 @@ def register() -> None:
     from vllm.tool_parsers import ToolParserManager
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from dsv32_plugin.vllm_adapter import gateway
+    from dsv32_plugin.vllm_adapter import gateway, grammars
     from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
 
     if envs.VLLM_BATCH_INVARIANT and not settings.batch_invariant():
@@ -57,6 +57,7 @@ def register() -> None:
     # The mode that vLLM chooses for DeepseekV32ForCausalLM. Assigned, since `register` warns where it replaces.
     TokenizerRegistry.tokenizers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaTokenizer")
     RENDERER_REGISTRY.renderers[TOKENIZER_MODE] = (RENDERING_MODULE, "DsaRenderer")
+    grammars.hook()
     ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
     ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
     compat.hook("vllm.parser.ParserManager.get_parser", ("tool_parser_name", "reasoning_parser_name"), _compose_parser)

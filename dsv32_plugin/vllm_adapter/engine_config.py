@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE
+from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, grammars
 
 logger = init_logger("vllm.dsv32_plugin")
 _SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
@@ -41,6 +41,7 @@ def _verify_and_update(vllm_config: VllmConfig) -> None:
     guard.check_options(vllm_config)
     # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
     vllm_config.model_config.disable_cascade_attn = True
+    grammars.choose_backend(vllm_config)
     if not current_platform.is_cpu():
         _compile_nothing(vllm_config)
         _sample_without_compiling()

@@ -37,6 +37,7 @@ from dsv32_plugin.parsers import (
     ToolCallStart,
 )
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
+from dsv32_plugin.vllm_adapter.grammars import has_other_grammar, wanted_json
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 
@@ -168,8 +169,19 @@ class DsaToolParser(ToolParser):
         choice = request.tool_choice
         if choice is not None and not isinstance(choice, str):
             choice = getattr(choice, "name", None) or choice.function.name
-        grammar = call_grammar(_functions(request), choice, parallel=request.parallel_tool_calls is not False)
-        return None if grammar is None else StructuralTag(**grammar)
+        if choice in (None, "auto") and has_other_grammar(request):
+            if any(tool.get("strict") or tool.get("function", {}).get("strict") for tool in _functions(request)):
+                raise ValueError(
+                    "structured_outputs: expected none beside strict tools, or json; both cannot be followed"
+                )
+            return None
+        grammar = call_grammar(
+            _functions(request),
+            choice,
+            parallel=request.parallel_tool_calls is not False,
+            answer=wanted_json(request),
+        )
+        return None if grammar is None else StructuralTag(**grammar.structural_tag)
 
     def extract_tool_calls(self, model_output: str, request: Request) -> ExtractedToolCallInformation:
         parser = _calls_parser(request)

@@ -39,8 +39,6 @@ CHAT_ENGINES = {
         options=(
             *("--max-model-len", "4096"),
             "--enable-auto-tool-choice",
-            # Its default lets the first request choose a backend that then refuses another request's kind of grammar.
-            *("--structured-outputs-config.backend", "xgrammar"),
             *("--structured-outputs-config.enable_in_reasoning", "true"),
         ),
         grammar=lambda grammar: {"structured_outputs": {"grammar": grammar}},

@@ -1,0 +1,502 @@
+"""The grammar of the values that a JSON schema allows, in the official layout."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Final
+
+from . import ebnf, regex
+from .ebnf import Mode, Ranges
+from .protocol import PARAMETER_END, parameter_start
+from .shapes import All, Schema, Shape, types_of
+from .tags import Tag, read_tag
+
+_MAX_RULES = 5_000
+"""Of the values of one schema."""
+_PASSES = 8
+"""Equal rules are found from the innermost outwards."""
+_MAX_COUNT = 100_000
+"""Of items and characters: a schema that bounds them higher says nothing."""
+_MAX_BOUND = 10**15
+"""Of numbers, likewise."""
+_MAX_NAME = 64
+"""Of properties that a schema does not name, in characters, and of those that it does and keeps these from being."""
+
+FORMATS: Final = {
+    "date": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+    "time": r"^([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
+    "date-time": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
+    r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
+    "email": r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$",
+    "uuid": r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+    "ipv4": r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)$",
+    "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:[!#-;=?-\[\]_a-z~]+$",
+}
+"""What strings of a format match; other formats only tell what is meant."""
+
+_IN_NAMES: Final[Ranges] = ebnf.without(((0x20, 0x7E), (0xA1, 0xD7FF), (0xE000, 0x10FFFF)), '"<>|\\' + ebnf.BAR)
+_BEFORE_NAME, _AFTER_NAME = parameter_start("\0", is_string=True).removesuffix('string="true">').split("\0")
+_RAW_END = f"{PARAMETER_END}\n"
+
+
+class TooLargeError(ValueError):
+    """The grammar of a schema would be too large."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A grammar that needs no other value."""
+
+    body: str
+
+    def needs(self) -> Iterable[str]:
+        return ()
+
+    def uses(self) -> Iterable[str]:
+        return ()
+
+    def with_names(self, names: Mapping[str, str]) -> "_Leaf":
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """A value between two texts."""
+
+    before: str
+    value: str
+    after: str
+
+    def needs(self) -> Iterable[str]:
+        return (self.value,)
+
+    def uses(self) -> Iterable[str]:
+        return (self.value,)
+
+    def with_names(self, names: Mapping[str, str]) -> "_Wrapped":
+        return replace(self, value=names.get(self.value, self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """Members in order, then those of other names."""
+
+    members: list[tuple[str, str, bool]]
+    """What stands before the value, the rule of the value, whether it is required."""
+    free: list[tuple[str, str]]
+    least: int
+    most: int | None
+    begin: str
+    separator: str
+    end: str
+    empty: str
+
+    def needs(self) -> Iterable[str]:
+        return (value for _, value, required in self.members if required)
+
+    def uses(self) -> Iterable[str]:
+        return [*(value for _, value, _ in self.members), *(value for _, value in self.free)]
+
+    def with_names(self, names: Mapping[str, str]) -> "_Object":
+        members = [(key, names.get(value, value), required) for key, value, required in self.members]
+        return replace(self, members=members, free=[(key, names.get(value, value)) for key, value in self.free])
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    prefix: list[str]
+    item: str | None
+    least: int
+    most: int | None
+
+    def needs(self) -> Iterable[str]:
+        return [*self.prefix, self.item or ""][: self.least]
+
+    def uses(self) -> Iterable[str]:
+        return [*self.prefix, self.item] if self.item else self.prefix
+
+    def with_names(self, names: Mapping[str, str]) -> "_Array":
+        prefix = [names.get(value, value) for value in self.prefix]
+        return replace(self, prefix=prefix, item=names.get(self.item, self.item) if self.item else None)
+
+
+_Option = _Leaf | _Wrapped | _Object | _Array
+
+
+class Values:
+    """Rules of a grammar, each made once, for all values of all schemas in it.
+
+    Attributes:
+        rules: the body of each rule by its name, once `write` has been called.
+    """
+
+    def __init__(self) -> None:
+        self.rules: dict[str, str] = {}
+        self._options: dict[str, list[_Option]] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._waiting: list[tuple[str, str, Schema, All]] = []
+        self._finite: set[str] = set()
+        self._kept: list[Schema] = []
+        """Rules are known by the identity of their schemas."""
+
+    def value(self, schema: Schema, schemas: All) -> str:
+        """The rule of a JSON value that all of `schemas`, parts of `schema`, allow."""
+        return self._named("json", schema, schemas)
+
+    def arguments(self, schema: Schema, schemas: All) -> str:
+        """The rule of a call's parameters, each on a line of its own, by the schema of all of them as one object."""
+        return self._named("arguments", schema, schemas)
+
+    def fits(self, rule: str) -> bool:
+        """Make all that the rule needs; False where no finite text fits it.
+
+        Raises:
+            TooLargeError: nothing is kept of what was made for it.
+            EncodingError: part of its schema is none.
+        """
+        before = len(self._options)
+        try:
+            while self._waiting:
+                name, kind, schema, schemas = self._waiting.pop()
+                if len(self._options) >= before + _MAX_RULES:
+                    raise TooLargeError
+                self._options[name] = list(getattr(self, f"_{kind}")(schema, schemas))
+        except (TooLargeError, RecursionError):
+            for name in list(self._options)[before:]:
+                del self._options[name]
+            self._names = {key: name for key, name in self._names.items() if name in self._options}
+            self._waiting.clear()
+            raise TooLargeError from None
+        self._find_finite(list(self._options)[before:])
+        return rule in self._finite
+
+    def write(self, roots: Iterable[str]) -> None:
+        """Write these rules and all that they use, without what can never end."""
+        self._join_equal(roots)
+        finite = self._finite
+        waiting = [name for name in roots if name in finite]
+        written = set(waiting)
+        while waiting:
+            name = waiting.pop()
+            used = {rule for option in self._options[name] for rule in option.uses() if rule in finite} - written
+            written |= used
+            waiting += sorted(used)
+            bodies = [self._write(name, index, option, finite) for index, option in enumerate(self._options[name])]
+            self.rules[name] = " | ".join(dict.fromkeys(body for body in bodies if body is not None))
+
+    def _named(self, kind: str, schema: Schema, schemas: All) -> str:
+        # What says nothing is the same in every schema.
+        key = (kind, id(schema) if schemas else 0, *sorted(map(id, schemas)))
+        name = self._names.get(key)
+        if name is None:
+            name = self._names[key] = f"{kind}{len(self._names)}"
+            self._kept.append(schema)
+            self._waiting.append((name, kind, schema, schemas))
+        return name
+
+    def _join_equal(self, kept: Iterable[str]) -> None:
+        """Give what is said in several places one rule: an engine takes time for each."""
+        names: dict[str, str] = {}
+        for _ in range(_PASSES):
+            first: dict[str, str] = {}
+            before = len(names)
+            for name, options in self._options.items():
+                if name not in names:
+                    self._options[name] = [option.with_names(names) for option in options]
+                    known = first.setdefault(repr(self._options[name]), name)
+                    if known != name and name not in kept:
+                        names[name] = known
+            if len(names) == before:
+                return
+
+    def _find_finite(self, names: list[str]) -> None:
+        """Which of these rules some finite text fits. Those made last are needed by those made before."""
+        grown = True
+        while grown:
+            before = len(self._finite)
+            for name in reversed(names):
+                if any(self._finite.issuperset(option.needs()) for option in self._options[name]):
+                    self._finite.add(name)
+            grown = len(self._finite) > before
+
+    # What a value may be
+
+    def _json(self, schema: Schema, schemas: All, without: frozenset[str] = frozenset()) -> Iterator[_Option]:
+        for shape in schema.shapes(schemas):
+            types = shape.all_types() - without
+            if shape.values is not None:
+                yield from (_Leaf(ebnf.json_text(value)) for value in shape.values if types_of(value) & types)
+                continue
+            if "string" in types:
+                yield from (_Leaf(body) for body in self._string(schema, shape, "json"))
+            if types & {"number", "integer"} and (body := _number(shape, "number" in types)):
+                yield _Leaf(body)
+            if "boolean" in types:
+                yield _Leaf('"true" | "false"')
+            if "null" in types:
+                yield _Leaf('"null"')
+            if "array" in types:
+                yield from self._array(schema, shape)
+            if "object" in types:
+                yield from self._object(schema, shape, "json")
+
+    def _unquoted(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+        """JSON that is no string."""
+        return self._json(schema, schemas, frozenset({"string"}))
+
+    def _argument(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+        """A parameter from its attribute to its end: strings as they are, all else as JSON."""
+        attribute = 'string="true">'
+        for shape in schema.shapes(schemas):
+            if "string" not in shape.all_types():
+                continue
+            if shape.values is not None:
+                texts = (value for value in shape.values if isinstance(value, str))
+                yield from (
+                    _Leaf(ebnf.text(f"{attribute}{value}{_RAW_END}"))
+                    for value in texts
+                    if PARAMETER_END not in value and ebnf.is_text(value)
+                )
+                continue
+            for body in self._string(schema, shape, "raw"):
+                yield _Leaf(f"{ebnf.text(attribute)} {body} {ebnf.text(_RAW_END)}")
+        value = self._named("unquoted", schema, schemas)
+        yield _Wrapped(ebnf.text('string="false">'), value, ebnf.text(_RAW_END))
+
+    def _arguments(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+        for shape in schema.shapes(schemas):
+            if "object" in shape.all_types():
+                yield from self._object(schema, shape, "raw")
+
+    def _array(self, schema: Schema, shape: Shape) -> Iterator[_Option]:
+        least, most = _counts(schema, shape, "Items")
+        never = {index for index, item in enumerate(shape.prefix) if False in item}
+        prefix = shape.prefix[: min(never, default=len(shape.prefix))]
+        item = shape.items
+        if never or (item is not None and False in item) or (item is None and prefix):
+            most, item = min(most if most is not None else len(prefix), len(prefix)), None
+        if most is None or least <= most:
+            rule = None if most is not None and most <= len(prefix) else self.value(schema, item or ())
+            yield _Array([self.value(schema, part) for part in prefix], rule, least, most)
+
+    def _object(self, schema: Schema, shape: Shape, mode: Mode) -> Iterator[_Option]:
+        raw = mode == "raw"
+        kind = "argument" if raw else "json"
+        declared = dict.fromkeys((*(shape.properties or ()), *shape.required))
+        members = []
+        for name in declared:
+            schemas, required = shape.of_name(name), name in shape.required
+            if raw and not _is_name(name):
+                schema.leave_out(f"the parameter {name[:80]!r}, whose name no tag can have")
+            elif False not in schemas:
+                members.append((self._key(name, mode), self._named(kind, schema, schemas), required))
+            elif required:
+                return
+        free = []
+        for pattern, schemas in shape.patterns.items():
+            key = self._free_key(schema, mode, declared, pattern)
+            if key is not None and False not in schemas:
+                free.append((key, self._named(kind, schema, schemas)))
+        additional = shape.additional
+        if additional is None and shape.properties is None and not shape.patterns:
+            additional = ()
+        if additional is not None and False not in additional:
+            every = {id(part): part for group in (additional, *shape.patterns.values()) for part in group}
+            if False not in every.values():
+                key = self._free_key(schema, mode, declared, None)
+                free.append((key or "", self._named(kind, schema, tuple(every.values()))))
+        yield self._sized(schema, shape, mode, members, free)
+
+    def _sized(
+        self, schema: Schema, shape: Shape, mode: Mode, members: list[Any], free: list[tuple[str, str]]
+    ) -> _Object:
+        least, most = _counts(schema, shape, "Properties")
+        named = sum(required for _, _, required in members)
+        least = max(least - named, 0)
+        if least and (named < len(members) or not free):
+            schema.leave_out("minProperties")
+            least = 0
+        if most is not None and most < len(members):
+            schema.leave_out("maxProperties")
+        most = None if most is None else max(most - len(members), least)
+        # A call without parameters has an empty line.
+        layout = ("", "", "", '"\\n"') if mode == "raw" else ('"{"', '", "', '"}"', '""')
+        begin, separator, end, empty = layout
+        return _Object(members, free, least, most, begin, separator, end, empty)
+
+    @staticmethod
+    def _key(name: str, mode: Mode) -> str:
+        if mode == "raw":
+            return ebnf.text(_BEFORE_NAME + name + _AFTER_NAME)
+        return ebnf.text(json.dumps(name, ensure_ascii=not ebnf.is_text(name)).replace(ebnf.BAR, "\\uff5c") + ": ")
+
+    def _free_key(self, schema: Schema, mode: Mode, declared: Mapping[str, None], pattern: str | None) -> str | None:
+        alphabet = _IN_NAMES if mode == "raw" else ebnf.EVERY
+        if pattern is None and mode == "json" and not declared:
+            return 'string ": "'
+        if pattern is None:
+            name = _other_than(declared, alphabet, mode)
+        else:
+            name = None
+            for most in (_MAX_NAME, None):  # its length cannot always be bounded
+                try:
+                    name = name or regex.grammar(pattern, mode, alphabet=alphabet, least=1 if most else 0, most=most)
+                except regex.UnwritableError as reason:
+                    why = reason
+            if name is None:
+                schema.leave_out(f"patternProperties {pattern[:80]!r} ({why})")
+                return None
+        if mode == "raw":
+            return f"{ebnf.text(_BEFORE_NAME)} ({name}) {ebnf.text(_AFTER_NAME)}"
+        return f'"\\"" ({name}) "\\": "'
+
+    def _string(self, schema: Schema, shape: Shape, mode: Mode) -> Iterator[str]:
+        """None where no string fits."""
+        least, most = _counts(schema, shape, "Length")
+        if most is not None and least > most:
+            return
+        quote = '"\\""' if mode == "json" else ""
+        if shape.format is not None and shape.format not in FORMATS:
+            schema.leave_out(f"format {shape.format[:80]!r}")
+        patterns = [*shape.regexes, *([FORMATS[shape.format]] if shape.format in FORMATS else [])]
+        for pattern in patterns:
+            try:
+                body = regex.grammar(pattern, mode, least=least, most=most)
+            except regex.UnwritableError as reason:
+                schema.leave_out(f"pattern {pattern[:80]!r} ({reason})")
+            else:
+                if len(patterns) > 1:
+                    schema.leave_out("more than one pattern of a string")
+                yield f"{quote} ({body}) {quote}"
+                return
+        if least or most is not None:
+            yield f"{quote} {ebnf.repeat(ebnf.one_of(ebnf.EVERY, mode), least, most)} {quote}"
+        else:
+            yield "string" if mode == "json" else "text"
+
+    # What is written
+
+    def _write(self, name: str, index: int, option: _Option, finite: set[str]) -> str | None:
+        """None for what can never end."""
+        if not all(needed in finite for needed in option.needs()):
+            return None
+        if isinstance(option, _Leaf):
+            return option.body
+        if isinstance(option, _Wrapped):
+            return f"{option.before} {option.value} {option.after}"
+        if isinstance(option, _Array):
+            return _write_array(option, finite)
+        return self._write_object(f"{name}_{index}", option, finite)
+
+    def _write_object(self, name: str, option: _Object, finite: set[str]) -> str:
+        """Each member knows what may follow it; the first that is there has no separator."""
+        members = [(f"{key} {value}", required) for key, value, required in option.members if value in finite]
+        free = " | ".join(f"{key} {value}" for key, value in option.free if value in finite)
+        least, most = option.least, option.most
+        options, rest = [], '""'
+        if free and most != 0:
+            self.rules[f"{name}_free"] = free
+            again = f"{option.separator} {name}_free"
+            rest = ebnf.repeat(f"({again})", least, most)
+            first_of_free = ebnf.repeat(f"({again})", max(least - 1, 0), None if most is None else most - 1)
+            options.append(f"{name}_free {first_of_free}")
+        if not least:
+            options.append(option.empty)
+        for place in range(len(members))[::-1]:
+            member, required = members[place]
+            self.rules[f"{name}_{place}"] = member
+            self.rules[f"{name}_after_{place}"] = rest
+            follows = f"{name}_{place} {name}_after_{place}"
+            options = [follows] if required else [follows, *options]
+            rest = (
+                f"{option.separator} {follows}"
+                if required
+                else f"({option.separator} {follows}) | {name}_after_{place}"
+            )
+        return f"{option.begin} ({' | '.join(options)}) {option.end}"
+
+
+def _write_array(option: _Array, finite: set[str]) -> str:
+    prefix = []
+    for value in option.prefix:
+        if value not in finite:
+            break
+        prefix.append(value)
+    item = option.item if option.item in finite and len(prefix) == len(option.prefix) else None
+    most = option.most if item is not None else len(prefix)
+    least = option.least
+    if most == 0:
+        return '"[]"'
+    after = '""'
+    if item is not None and (most is None or most > len(prefix)):
+        further = None if most is None else most - len(prefix)
+        needed = max(least - len(prefix), 0)
+        if prefix:
+            after = ebnf.repeat(f'(", " {item})', needed, further)
+        else:
+            more = ebnf.repeat(f'(", " {item})', max(needed - 1, 0), None if further is None else further - 1)
+            after = f"{item} {more}" if needed else f"({item} {more})?"
+    for place in range(len(prefix if most is None else prefix[:most]))[::-1]:
+        separator = '", " ' if place else ""
+        one = f"{separator}{prefix[place]} {after}"
+        after = one if place < least else f"({one})?"
+    return f'"[" {after} "]"'
+
+
+def _is_name(name: str) -> bool:
+    """A tag can have it."""
+    text = parameter_start(name, is_string=True)
+    tag = read_tag(text, 0, official_only=True)
+    return isinstance(tag, Tag) and tag.name == name and tag.end == len(text) and ebnf.is_text(name)
+
+
+def _other_than(names: Iterable[str], alphabet: Ranges, mode: Mode) -> str:
+    """The grammar of a short name that is none of these."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        node = tree
+        if len(name) <= _MAX_NAME:
+            for character in name:
+                node = node.setdefault(character, {})
+            node[""] = {}
+    rest = ebnf.repeat(ebnf.one_of(alphabet, mode), 0, _MAX_NAME if mode == "raw" else None)
+
+    def after(node: dict[str, Any], start: bool) -> str:
+        branches = {character: inner for character, inner in node.items() if character}
+        options = [f"{ebnf.one_of(ebnf.without(alphabet, branches), mode)} {rest}"]
+        for character, inner in branches.items():
+            one = ebnf.one_of(ebnf.intersect(alphabet, ((ord(character),) * 2,)), mode)
+            options += [f"{one} ({after(inner, False)})"] if one else []
+        if not start and "" not in node:
+            options.append('""')
+        return " | ".join(options)
+
+    return after(tree, True)
+
+
+def _number(shape: Shape, fractions: bool) -> str:
+    """Empty where no number fits."""
+    bounds = {
+        keyword: Decimal(str(value))
+        for keyword, value in shape.bounds.items()
+        if keyword.lower().endswith("imum") and abs(value) <= _MAX_BOUND
+    }
+    low, too_low = bounds.get("minimum"), bounds.get("exclusiveMinimum")
+    high, too_high = bounds.get("maximum"), bounds.get("exclusiveMaximum")
+    above = too_low is not None and (low is None or too_low >= low)
+    below = too_high is not None and (high is None or too_high <= high)
+    low, high = too_low if above else low, too_high if below else high
+    if low is None and high is None:
+        return ebnf.NUMBER if fractions else ebnf.INTEGER
+    return ebnf.numbers(low, high, above, below) if fractions else ebnf.whole(low, high, above, below)
+
+
+def _counts(schema: Schema, shape: Shape, what: str) -> tuple[int, int | None]:
+    """How many at least and at most."""
+    least, most = shape.bounds.get(f"min{what}", 0), shape.bounds.get(f"max{what}")
+    if least > _MAX_COUNT:
+        schema.leave_out(f"min{what}")
+        least = 0
+    return max(math.ceil(least), 0), None if most is None or most > _MAX_COUNT else max(math.floor(most), 0)
