@@ -30,8 +30,16 @@ def pair(proxy, tools, **options) -> tuple[AssistantAgent, UserProxyAgent]:
         max_consecutive_auto_reply=2,
         is_termination_msg=lambda message: not message.get("tool_calls"),
     )
-    for tool in (tools.add, tools.note):
-        helper.register_for_llm(description=tool.__doc__)(tool)
+
+    # It takes functions, not methods.
+    def add(a: int, b: int) -> str:
+        return tools.add(a, b)
+
+    def note(text: str) -> str:
+        return tools.note(text)
+
+    for tool in (add, note):
+        helper.register_for_llm(description=tool.__name__)(tool)
         user.register_for_execution()(tool)
     return helper, user
 
