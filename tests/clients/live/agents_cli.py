@@ -102,6 +102,8 @@ wire_api = "responses"
 [mcp_servers.sums]
 command = {json.dumps(self.mcp_server[0])}
 args = {json.dumps(self.mcp_server[1:])}
+required = true # the first request waits for its tools
+startup_timeout_sec = 60
 """,
         )
 
