@@ -17,7 +17,10 @@ PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("/v1", {"extra_body": {"chat_template_kwargs": {"thinking": True}}}),
     "hosted_vllm": ("/v1", {"extra_body": {"chat_template_kwargs": {"thinking": True}}}),
     "deepseek": ("/v1", {"thinking": {"type": "enabled"}}),
-    "anthropic": ("", {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+    "anthropic": (
+        "",
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}, "allowed_openai_params": ["thinking"]},
+    ),
 }
 
 
