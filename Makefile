@@ -7,6 +7,9 @@ SGLANG_BIN := .venv-sglang/bin
 # A newer SGLang that the plugin also serves; pyproject.toml has the one to use.
 SGLANG_NEXT := 0.5.23
 SGLANG_NEXT_BIN := .venv-sglang-next/bin
+# Real clients and agents, in front of the server of the ENGINE.
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 UV := .tools/bin/uv
 READY := .venv/.ready
 SGLANG_READY := .venv-sglang/.ready
@@ -20,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-sglang test-sglang-next lint clean
+.PHONY: help demo test test-vllm test-sglang test-sglang-next test-clients lint clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
@@ -28,6 +31,7 @@ help:
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove what these made, the environments included"
+	@echo "make test-clients       real clients in front of a server of vLLM, or ENGINE=sglang; needs npm"
 	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"
 
 ifeq ($(ENGINE),sglang)
@@ -52,6 +56,17 @@ test-sglang: $(SGLANG_READY)
 test-sglang-next: $(SGLANG_NEXT_READY)
 	$(SGLANG_NEXT_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
 
+ifeq ($(ENGINE),sglang)
+test-clients: ENGINE_BIN := $(SGLANG_BIN)
+test-clients: $(SGLANG_READY)
+else
+test-clients: ENGINE_BIN := $(BIN)
+test-clients: $(READY)
+endif
+test-clients: $(CLIENTS_READY)
+	PATH="$(CURDIR)/$(CLIENTS)/agents/node_modules/.bin:$$PATH" $(ENGINE_BIN)/python tests/clients/serve.py \
+		$(CLIENTS)/bin/python -m pytest -c tests/clients/live/pytest.ini tests/clients/live $(PYTEST_OPTIONS)
+
 # The folders of the checkout map into one package, so types are checked as installed.
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -61,7 +76,7 @@ lint: $(READY)
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 clean:
-	rm -rf .venv .venv-sglang .venv-sglang-next .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-sglang-next $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): WANTED := -e ".[vllm,dev]"
 $(SGLANG_READY): WANTED := -e ".[sglang,dev]"
@@ -69,6 +84,15 @@ $(SGLANG_NEXT_READY): WANTED := -e ".[dev]" sglang==$(SGLANG_NEXT)
 $(READY) $(SGLANG_READY) $(SGLANG_NEXT_READY): pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
 	$(UV) pip install --python $(@D)/bin/python $(WANTED)
+	@touch $@
+
+$(CLIENTS_READY): WANTED := tests/clients/requirements.txt
+$(CLIENTS_READY): tests/clients/requirements.txt tests/clients/package.json | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(CLIENTS)
+	$(UV) pip install --python $(CLIENTS)/bin/python --requirement $(WANTED) --override $(WANTED)
+	mkdir -p $(CLIENTS)/agents
+	cp tests/clients/package.json $(CLIENTS)/agents
+	npm install --prefix $(CLIENTS)/agents --no-audit --no-fund
 	@touch $@
 
 $(UV):

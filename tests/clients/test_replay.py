@@ -1,0 +1,68 @@
+"""A loop of each client, as it was recorded, against the real server of the installed engine.
+
+The model keeps to the marks in the requests (scripted/scripted_rules.py): it makes the calls, and repeats the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import answers
+import filler
+import httpx
+import pytest
+import serve
+from engines import installed
+
+from dsv32_plugin import tiny
+
+installed()  # or skip
+# test_recordings.py has the others.
+LOOPS = sorted((Path(__file__).parent / "recorded").glob("*-loop*.json"))
+RECORDED = [path for path in LOOPS if "parallel" not in path.stem]
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("replay")
+    tiny.write(serve.SPEC, folder / "model")
+    with serve.scripted_server(folder / "model", folder / "server.log") as server:
+        yield server.url
+        server.check_running()
+
+
+@pytest.fixture(scope="module")
+def answered(url: str) -> dict[Path, list[httpx.Response]]:
+    """The answers to the requests of each recording; the recordings run beside each other, as clients do."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(RECORDED, pool.map(lambda path: replay(url, path), RECORDED), strict=True))
+
+
+def replay(url: str, path: Path) -> list[httpx.Response]:
+    return [
+        httpx.post(f"{url}{request['path']}", json=filler.fill(request["body"]), timeout=400)
+        for request in recorded(path)
+    ]
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The request that is answered with a call, and the one with its result."""
+    requests = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        next(filter(kind, requests)) for kind in (lambda request: request["calls"], lambda request: request["says"])
+    ]
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
+def test_a_recorded_loop_is_answered(answered: dict[Path, list[httpx.Response]], path: Path) -> None:
+    for request, response in zip(recorded(path), answered[path], strict=True):
+        assert response.status_code == httpx.codes.OK, response.text
+        answer = answers.read(response.text)
+        assert answer.calls == request["calls"]
+        assert answer.text.startswith(request["says"])
