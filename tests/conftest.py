@@ -16,6 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from dsv32_plugin import tiny
 from dsv32_plugin.tiny import TinySpec
 
+# What drives the clients themselves has an environment and a configuration of its own: make test-clients.
+collect_ignore = ["clients/live"]
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinySpec], Path]:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from scripted_sglang import CHAT, ENDED, Endpoints, Said, chat_streamed
+from scripted_sglang import CHAT, ENDED, Endpoints, Said, chat_streamed, put_hooks
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 from sglang.srt.platforms import current_platform
 
@@ -40,6 +40,12 @@ ANSWERS = [
     pytest.param("It is a <", False, ("", "It is a <", []), id="what-looks-like-markup"),
     pytest.param(CALL[: CALL.index(" b<")], False, ("", "", ['{"x": "a <']), id="cut-off-call"),
 ]
+
+
+@pytest.fixture
+def endpoints(monkeypatch: pytest.MonkeyPatch) -> Endpoints:
+    put_hooks(monkeypatch)
+    return Endpoints(monkeypatch)
 
 
 def make_body(thinking: bool, **options: Any) -> dict[str, Any]:

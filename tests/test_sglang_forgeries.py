@@ -72,7 +72,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the plugin does in a server, undone after the test."""
     registration._register_parsers()
     for name, around in (
-        ("_encode_messages", rendering.encode_messages_around),
+        ("_apply_jinja_template", rendering.template_around),
         ("_get_reasoning_from_request", rendering.reasoning_around),
     ):
         original = inspect.unwrap(getattr(OpenAIServingChat, name))

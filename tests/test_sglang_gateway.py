@@ -70,14 +70,14 @@ def no_original(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("SGLang's own code is not asked")
 
 
-def test_the_encoder_renders_what_the_gateway_read() -> None:
+def test_the_encoder_renders_what_the_gateway_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")  # the tokenizer has no control tokens
     of = anthropic.read({"messages": [{"role": "user", "content": "really"}], "thinking": {"type": "adaptive"}}, PLAIN)
     endpoint = SimpleNamespace(tokenizer_manager=manager(), reasoning_parser="dsv32")
     request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": UNSEEN}])
-    engines_own = [{"role": "user", "content": UNSEEN}]
     serve(of.conversation)
-    ids = rendering.encode_messages_around(no_original, endpoint, engines_own, request, None)
-    assert "".join(map(chr, ids or [])).endswith("<｜User｜>really<｜Assistant｜><think>")
+    made = rendering.template_around(no_original, endpoint, request, None, False)
+    assert "".join(map(chr, made.prompt_ids)).endswith("<｜User｜>really<｜Assistant｜><think>")
     assert rendering.thinks(request)
     assert gateway.thinking_around(no_original, SimpleNamespace(), SimpleNamespace())
     serve(None)

@@ -42,11 +42,9 @@ def hooks() -> list[Hook]:
     """Every hook that this process needs."""
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import float32, gateway, grammars, guard, options, pool, requests, updates
+    from dsv32_plugin.sglang_adapter import float32, guard, options, pool, requests, updates
 
     given = "sglang.srt.server_args.ServerArgs"
-    chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
-    responses = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
     wanted = [
         Hook("sglang.srt.mem_cache.memory_pool.DSATokenToKVPool", pool.DsaTokenToKVPool, replaces=True),
         Hook(
@@ -60,17 +58,6 @@ def hooks() -> list[Hook]:
             parameters=("self", "obj", "input_ids"),
         ),
         *_chat_hooks(),
-        Hook(
-            "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
-            gateway.run_server_around,
-            parameters=("server_args", "tokenizer_manager"),
-        ),
-        Hook(f"{chat}._convert_to_internal_request", gateway.convert_around, parameters=("self", "request")),
-        Hook(
-            f"{responses}._is_thinking_enabled_for_request",
-            gateway.thinking_around,
-            parameters=("self", "request"),
-        ),
     ]
     wanted.append(Hook(f"{given}.check_server_args", guard.check_start, parameters=("self",)))
     wanted += [
@@ -79,19 +66,6 @@ def hooks() -> list[Hook]:
     ]
     disk = f"{updates.MANAGER}.update_weights_from_disk"
     wanted.append(Hook(disk, updates.disk_around, parameters=("self", "recv_req")))
-    wanted += [
-        Hook(f"{chat}._process_messages", grammars.process_around, parameters=("self", "request", "is_multimodal")),
-        Hook(
-            f"{responses}.create_responses",
-            grammars.create_responses_around,
-            parameters=("self", "request", "raw_request"),
-        ),
-        Hook(
-            "sglang.srt.entrypoints.openai.protocol.ResponsesRequest.to_sampling_params",
-            grammars.responses_parameters_around,
-            parameters=("self", "default_max_tokens"),
-        ),
-    ]
     if not compat.declares_options():
         wanted += [
             Hook(f"{given}._handle_model_specific_adjustments", options.adjust_for_model, parameters=("self",)),
@@ -112,13 +86,36 @@ def hooks() -> list[Hook]:
 
 def _chat_hooks() -> list[Hook]:
     """From a request to its prompt, and from the model's text to the answer, on every endpoint that chats."""
-    from dsv32_plugin.sglang_adapter import answers, parsers, rendering
+    from dsv32_plugin.sglang_adapter import answers, gateway, grammars, parsers, rendering
 
     function_parser = "sglang.srt.function_call.function_call_parser.FunctionCallParser"
     reasoning_parser = "sglang.srt.parser.reasoning_parser.ReasoningParser"
     chat = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
     anthropic = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing"
+    responses = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
     wanted = [
+        Hook(
+            "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+            gateway.run_server_around,
+            parameters=("server_args", "tokenizer_manager"),
+        ),
+        Hook(f"{chat}._convert_to_internal_request", gateway.convert_around, parameters=("self", "request")),
+        Hook(
+            f"{responses}._is_thinking_enabled_for_request",
+            gateway.thinking_around,
+            parameters=("self", "request"),
+        ),
+        Hook(f"{chat}._process_messages", grammars.process_around, parameters=("self", "request", "is_multimodal")),
+        Hook(
+            f"{responses}.create_responses",
+            grammars.create_responses_around,
+            parameters=("self", "request", "raw_request"),
+        ),
+        Hook(
+            "sglang.srt.entrypoints.openai.protocol.ResponsesRequest.to_sampling_params",
+            grammars.responses_parameters_around,
+            parameters=("self", "default_max_tokens"),
+        ),
         Hook(
             f"{chat}._apply_jinja_template",
             rendering.template_around,

@@ -85,14 +85,14 @@ def is_complete(arguments: str) -> bool:
 class ResponseIncompleteEvent(OpenAIResponseIncompleteEvent):
     """As vLLM's own events: the response is vLLM's."""
 
-    response: ResponsesResponse  # type: ignore[assignment]
+    response: ResponsesResponse
 
 
 async def streamed_response(
     original: Callable[..., AsyncIterator[Any]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[Any]:
     """The events of a response: items that were cut are incomplete, and so is the response at the end."""
-    done: ResponseOutputItemDoneEvent | None = None  # held back: it is the last item, or not
+    done: Any = None  # the event of an item, held back: it is the last one, or not
     async for event in original(*args, **kwargs):
         ended = isinstance(event, ResponseCompletedEvent)
         if done is not None:

@@ -112,6 +112,8 @@ class Endpoints:
     """The server, asked as a client asks it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, parsers: tuple[str | None, str | None] = (PARSER_NAME,) * 2):
+        # The tokenizer, which makes a token of every letter, has no control tokens.
+        monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")
         self.engine = Engine([""], [ENDED])
         reasoning, calls = parsers
         options = SimpleNamespace(
@@ -130,6 +132,7 @@ class Endpoints:
             tokenizer_metrics_allowed_custom_labels=None,
             tokenizer_metrics_custom_labels_header=None,
             disaggregation_mode="null",
+            grammar_backend="xgrammar",
             revision=None,
         )
         self.options = options
