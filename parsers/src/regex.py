@@ -11,8 +11,8 @@ try:  # since Python 3.11
     from re import _constants as sre  # type: ignore[attr-defined]
     from re import _parser as sre_parse  # type: ignore[attr-defined]
 except ImportError:  # pragma: no cover
-    import sre_constants as sre  # type: ignore[no-redef]
-    import sre_parse  # type: ignore[no-redef]
+    import sre_constants as sre
+    import sre_parse
 
 _MAX_SIZE = 4096
 """Of a grammar made of one expression, counted in characters matched at least."""
@@ -180,7 +180,7 @@ def _characters(item: Any) -> Ranges:
 def _members(member: Any) -> Ranges:
     kind, value = member
     if kind == sre.RANGE:
-        return (tuple(value),)  # type: ignore[return-value]
+        return (tuple(value),)
     return _CATEGORIES[value] if kind == sre.CATEGORY else ((value, value),)
 
 
@@ -211,8 +211,8 @@ def _width(item: Any) -> tuple[int, int]:
     if kind == sre.SUBPATTERN:
         return _total(value[3])
     if kind == sre.BRANCH:
-        shortest, longest = zip(*map(_total, value[1]), strict=True)
-        return min(shortest), max(longest)
+        widths = [_total(part) for part in value[1]]
+        return min(width[0] for width in widths), max(width[1] for width in widths)
     if kind in _REPEATS:
         shortest, longest = _total(value[2])
         return shortest * value[0], min(longest * int(value[1]), int(sre.MAXREPEAT))
