@@ -35,10 +35,14 @@ def test_importing_the_package_imports_no_engine_and_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-WITH_ENGINES = {"huggingface_hub", "openai", "safetensors", "torch", "transformers", "triton", "xgrammar"}
+WITH_ENGINES = {
+    *("fastapi", "huggingface_hub", "openai", "pydantic", "safetensors"),
+    *("starlette", "tokenizers", "torch", "transformers", "triton", "xgrammar"),
+}
 """What vLLM and SGLang both bring."""
 EXTRAS = {
     "dsv32_plugin": "tiny",
+    "dsv32_plugin/apis": "vllm",
     "dsv32_plugin/training": "train",
     "dsv32_plugin/vllm_adapter": "vllm",
     "dsv32_plugin/sglang_adapter": "sglang",
@@ -59,7 +63,7 @@ def test_what_is_imported_is_declared(folder: str) -> None:
     found = {module.split(".")[0] for names in files.values() for module in names} - set(sys.stdlib_module_names)
     own = {"dsv32_plugin", "vllm", "sglang", "parser_cases"}
     assert found - own <= declared | WITH_ENGINES
-    assert found, "nothing was looked at"
+    assert any(files.values()), "nothing was looked at"
 
 
 def ast_files(folder: str) -> dict[str, set[str]]:

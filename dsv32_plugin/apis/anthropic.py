@@ -39,6 +39,10 @@ def read(body: JsonObject, server: Server) -> Exchange:
     Raises:
         Refusal: it has no faithful rendering.
     """
+    if body.get("thread") is not None:
+        # Its SDK reads the code, and goes on with whole conversations.
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        raise Refusal("thread: expected none, send the whole conversation; none is kept here", details=details)
     tools = read_messages_tools(body.get("tools"))
     _choose(body.get("tool_choice"), tools)
     reader = _Reader()
@@ -70,10 +74,11 @@ def read(body: JsonObject, server: Server) -> Exchange:
     return Exchange(changed, conversation)
 
 
-def error(status: int, message: str) -> JsonObject:
+def error(status: int, message: str, details: Mapping[str, Any] | None = None) -> JsonObject:
     """An error as Anthropic's API has it."""
     kind = ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    more = {} if details is None else {"details": dict(details)}
+    return {"type": "error", "error": {"type": kind, "message": message, **more}}
 
 
 def status_of(kind: str) -> int:

@@ -62,7 +62,9 @@ class Gateway:
         try:
             exchange = self._read(given, path, server, scope)
         except Refusal as refusal:
-            body = anthropic.error(refusal.status, str(refusal)) if is_messages else openai_error(refusal)
+            body = (
+                anthropic.error(refusal.status, str(refusal), refusal.details) if is_messages else openai_error(refusal)
+            )
             await _send_json(send, refusal.status, body)
             return
         if exchange is None:

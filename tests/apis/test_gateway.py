@@ -126,6 +126,16 @@ def test_a_refusal_has_the_form_of_its_api(path: str, body: Any, says: str) -> N
     assert engine.asked is None
 
 
+def test_a_thread_is_refused_as_anthropics_sdk_reads_it() -> None:
+    """Its tool runner asks for one first, and sends whole conversations once it is told by this code."""
+    thread = {"type": "continue", "previous_message_id": "m"}
+    result = {"type": "tool_result", "tool_use_id": "x", "content": "1"}
+    body = {"messages": [{"role": "user", "content": [result]}], "thread": thread}
+    status, answer = ask(Engine(), "/v1/messages", body)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert answer["error"]["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

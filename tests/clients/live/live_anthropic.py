@@ -69,7 +69,7 @@ def test_tool_runner(client, tools) -> None:
         return tools.add(a, b)
 
     runner = client.beta.messages.tool_runner(
-        model="tiny", max_tokens=400, tools=[add], messages=[{"role": "user", "content": ADD}], thread=False
+        model="tiny", max_tokens=400, tools=[add], messages=[{"role": "user", "content": ADD}]
     )
     message = runner.until_done()
     assert tools.added == [(2, 3)]
