@@ -108,7 +108,6 @@ def test_another_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("has_template", "serves"), [(False, True), (True, False)])
 def test_the_gateway_serves_what_our_encoder_renders(has_template: bool, serves: bool) -> None:
-    monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")  # the tokenizer has no control tokens
     renderer = DsaRenderer.__new__(DsaRenderer)
     renderer.tokenizer = Characters()  # type: ignore[assignment]
     args = SimpleNamespace(

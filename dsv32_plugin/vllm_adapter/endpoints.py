@@ -101,9 +101,9 @@ async def streamed_response(
             yield done
             done = None
         if isinstance(event, ResponseOutputItemDoneEvent):
-            if _is_open_call(event.item):
-                event.item.status = "incomplete"
             done = event
+            if _is_open_call(done.item):
+                done.item.status = "incomplete"
         elif ended and event.response.status == "incomplete":
             fields = {"sequence_number": event.sequence_number, "response": event.response}
             yield ResponseIncompleteEvent(type="response.incomplete", **fields)
