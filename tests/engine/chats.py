@@ -93,9 +93,12 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
-# Of a random model's city nothing bounds the length.
+# Of what a random model writes nothing else bounds the length.
 BOUNDED_WEATHER = copy.deepcopy(WEATHER)
-BOUNDED_WEATHER["function"]["parameters"]["properties"]["city"]["enum"] = ["Hangzhou", "Paris"]
+BOUNDED_WEATHER["function"]["parameters"]["properties"] = {
+    "city": {"type": "string", "enum": ["Hangzhou", "Paris"]},
+    "days": {"type": "integer", "minimum": 0, "maximum": 14},
+}
 USER = [{"role": "user", "content": "Weather in Hangzhou?"}]
 BAD_CHATS = [
     pytest.param(
