@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from dsv32_plugin import cli, demo, serving
+from dsv32_plugin.parsers.protocol import DSML
 
 FAKE = Path(__file__).parent / "fake_vllm"
 
@@ -196,21 +198,28 @@ def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.engine
-def test_with_the_real_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flagged", [True, False], ids=["mark-is-special", "mark-is-ordinary"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_with_the_real_engine(
+    engine: str, flagged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The trained model must answer right: a wrong answer is an error of the command."""
-    pytest.importorskip("vllm")
+    pytest.importorskip(engine)
     monkeypatch.delenv("PYTHONPATH")
-    assert cli.main(["demo", "--engine", "vllm"]) == 0
+    if not flagged:
+        monkeypatch.setattr(demo, "TRAINED", with_ordinary_mark(demo.TRAINED, tmp_path / "model"))
+    assert cli.main(["demo", "--engine", engine]) == 0
     printed = capsys.readouterr().out
     assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
     assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed
 
 
-@pytest.mark.engine
-def test_with_the_real_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sglang")
-    monkeypatch.delenv("PYTHONPATH")
-    assert cli.main(["demo", "--engine", "sglang"]) == 0
-    printed = capsys.readouterr().out
-    assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
-    assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed
+def with_ordinary_mark(model: Path, out: Path) -> Path:
+    """A copy of a checkpoint whose tokenizer does not flag the mark of calls special."""
+    shutil.copytree(model, out)
+    tokenizer = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    (mark,) = (token for token in tokenizer["added_tokens"] if token["content"] == DSML)
+    assert mark["special"]
+    mark["special"] = False
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    return out
