@@ -85,7 +85,7 @@ def test_parse(files: Path, capsys: pytest.CaptureFixture[str]):
         (["render", "broken.json"], "not JSON"),
         (["render", "latin.json"], "utf-8"),
         (["render", "missing.json"], "No such file"),
-        (["render", "tools.json", "--mode", "chat"], "unknown role None"),
+        (["render", "tools.json", "--mode", "chat"], "is no message; expected one with a role"),
         (["render", "chat.json", "--tokenizer", "nowhere"], "no such file"),
         (["render", "chat.json", "--tools", "bad.json"], "tools[0]: expected a function object"),
         (["render", "request.json", "--variant", "speciale"], "takes no tools"),
