@@ -356,37 +356,36 @@ def test_a_cut_call_of_a_response_and_of_a_message(url: str) -> None:
 
 
 @only_sglang
-@pytest.mark.parametrize(("limit", "status"), [(400, "completed"), (24, "incomplete")], ids=["whole", "cut"])
-def test_a_forced_call_of_a_response(url: str, limit: int, status: str) -> None:
+def test_a_forced_call_of_a_response(url: str) -> None:
+
     body = {
         "model": "tiny",
         "input": "Weather?",
         "tools": [{"type": "function", **BOUNDED_WEATHER["function"]}],
         "tool_choice": "required",
         "parallel_tool_calls": False,
-        "max_output_tokens": limit,
+        "max_output_tokens": 400,
         "temperature": 0,
     }
     response = httpx.post(f"{url}/v1/responses", json=body, timeout=300)
     assert response.status_code == httpx.codes.OK, response.text
     (call,) = response.json()["output"]
-    assert (call["name"], call["status"], response.json()["status"]) == ("get_weather", status, status)
+    assert (call["name"], call["status"], response.json()["status"]) == ("get_weather", "completed", "completed")
     with httpx.stream("POST", f"{url}/v1/responses", json={**body, "stream": True}, timeout=300) as streamed:
         events = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith("data: {")]
     (again,) = events[-1]["response"]["output"]
-    assert events[-1]["type"] == f"response.{status}"
-    assert (again["arguments"], again["status"]) == (call["arguments"], status)
+    assert events[-1]["type"] == "response.completed"
+    assert (again["arguments"], again["status"]) == (call["arguments"], "completed")
 
 
 @only_sglang
-@pytest.mark.parametrize(("limit", "reason"), [(400, "tool_use"), (24, "max_tokens")], ids=["whole", "cut"])
-def test_a_forced_call_of_a_message(url: str, limit: int, reason: str) -> None:
+def test_a_forced_call_of_a_message(url: str) -> None:
     function = BOUNDED_WEATHER["function"]
     tool = {key: function[key] for key in ("name", "description")} | {"input_schema": function["parameters"]}
     body = {
         "model": "tiny",
         "messages": USER,
-        "max_tokens": limit,
+        "max_tokens": 400,
         "temperature": 0,
         "tools": [tool],
         "tool_choice": {"type": "tool", "name": "get_weather"},
@@ -394,8 +393,8 @@ def test_a_forced_call_of_a_message(url: str, limit: int, reason: str) -> None:
     response = httpx.post(f"{url}/v1/messages", json=body, timeout=300)
     assert response.status_code == httpx.codes.OK, response.text
     (call,) = response.json()["content"]
-    assert (call["name"], response.json()["stop_reason"]) == ("get_weather", reason)
-    assert bool(call["input"]) is (reason == "tool_use")
+    assert (call["name"], response.json()["stop_reason"]) == ("get_weather", "tool_use")
+    assert call["input"]["city"] in ("Hangzhou", "Paris")
 
 
 @only_sglang
