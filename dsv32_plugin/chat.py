@@ -119,6 +119,15 @@ def _grammar(kind: str, tools: str, answer: str, parallel: bool) -> Grammar:
     return grammar
 
 
+def is_complete(arguments: str) -> bool:
+    """Whether a call was parsed to its end: the arguments of one that was cut are no JSON."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    return True
+
+
 def feed_reasoning(parser: OutputParser, text: str) -> tuple[list[Event], str]:
     """Feed text until the reasoning ends; returns its events, and the text after the end untouched."""
     events: list[Event] = []

@@ -38,7 +38,7 @@ ANSWERS = [
     pytest.param(f"Hm.{CALL}", True, ("Hm.", "", ['{"x": "a < b"}']), id="call-in-unclosed-reasoning"),
     pytest.param(CALL + CALL, False, ("", "", ['{"x": "a < b"}'] * 2), id="two-blocks"),
     pytest.param("It is a <", False, ("", "It is a <", []), id="what-looks-like-markup"),
-    pytest.param(CALL[: CALL.index("b<")], False, ("", "", ['{"x": "a < ']), id="cut-off-call"),
+    pytest.param(CALL[: CALL.index("b<") + 1], False, ("", "", ['{"x": "a < b']), id="cut-off-call"),
 ]
 
 

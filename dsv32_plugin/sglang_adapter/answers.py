@@ -11,6 +11,7 @@ from pydantic import PrivateAttr
 from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import FunctionResponse, ToolCall, ToolCallProcessingResult
 
+from dsv32_plugin.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.sglang_adapter import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText
@@ -153,17 +154,8 @@ def convert_around(
     """A whole answer of Anthropic's: the input of a call that is cut off holds the parameters that ended."""
     for choice in response.choices if serving.openai_serving_chat.tool_call_parser == PARSER_NAME else ():
         for call in choice.message.tool_calls or ():
-            if is_open(call.function.arguments):
+            if not is_complete(call.function.arguments):
                 value_is_open = getattr(call.function, "_value_is_open", True)
                 parameters, _ = ended_parameters(call.function.arguments, value_is_open=value_is_open)
                 call.function.arguments = json.dumps(parameters, ensure_ascii=False)
     return original(serving, response)
-
-
-def is_open(arguments: str) -> bool:
-    """Arguments of a call that is cut off: the object does not end."""
-    try:
-        json.loads(arguments)
-    except ValueError:
-        return True
-    return False

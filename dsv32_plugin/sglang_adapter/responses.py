@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
+from dsv32_plugin.chat import is_complete
 from dsv32_plugin.sglang_adapter import PARSER_NAME, compat
-from dsv32_plugin.sglang_adapter.answers import is_open, last_text, says_new_text_only, tag_by_tag
+from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
@@ -47,7 +48,7 @@ def history_around(
     for message in messages:
         for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
             arguments = said.get(call["id"])
-            if arguments and is_open(arguments):
+            if arguments and not is_complete(arguments):
                 call["function"]["arguments"] = arguments
     return messages
 
@@ -187,7 +188,7 @@ def _said_of(items: list[dict[str, Any]], finish: dict[str, Any] | None) -> dict
 
 def _mark(item: dict[str, Any]) -> bool:
     """Whether the item is a call that is cut off, which it says from now on."""
-    cut = item["type"] == "function_call" and is_open(item["arguments"])
+    cut = item["type"] == "function_call" and not is_complete(item["arguments"])
     if cut:
         item["status"] = INCOMPLETE
     return cut

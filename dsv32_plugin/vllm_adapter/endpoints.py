@@ -18,6 +18,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesResponse
 from vllm.outputs import CompletionOutput
 
+from dsv32_plugin.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.vllm_adapter import compat
 from dsv32_plugin.vllm_adapter.answers import cut_reason, finish_text
@@ -71,15 +72,6 @@ def _is_cut_short(response: ResponsesResponse) -> bool:
 
 def _is_open_call(item: Any) -> bool:
     return item.type == "function_call" and not is_complete(item.arguments)
-
-
-def is_complete(arguments: str) -> bool:
-    """Whether a call was parsed to its end."""
-    try:
-        json.loads(arguments)
-    except ValueError:
-        return False
-    return True
 
 
 class ResponseIncompleteEvent(OpenAIResponseIncompleteEvent):
