@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,20 @@ from dsv32_plugin.tiny import TinySpec
 
 # What drives the clients themselves has an environment and a configuration of its own: make test-clients.
 collect_ignore = ["clients/live"]
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """A test leaves no variable and no silenced log behind.
+
+    An engine that is built in this process sets variables for its workers, and vLLM's `suppress_logging` stays on after
+    an error.
+    """
+    environment, disabled = dict(os.environ), logging.root.manager.disable
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    logging.disable(disabled)
 
 
 @pytest.fixture(scope="session")
