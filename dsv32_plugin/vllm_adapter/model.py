@@ -31,7 +31,7 @@ from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
 from dsv32_plugin.kernels import dispatch
 from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
+from dsv32_plugin.vllm_adapter import compat, cpu_ops, guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
@@ -94,7 +94,10 @@ class DsaModel(nn.Module):
             )
         self.vllm_config = vllm_config
         self.warm_up: warmup.WarmUp | None = None
-        if not current_platform.is_cpu():
+        if current_platform.is_cpu():
+            target = "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync"
+            compat.hook(target, ("self", "scheduler_output", "sampler_output"), cpu_ops.bookkeeping_around)
+        else:
             # One layer that selects and, where there is one, a layer that shares a selection.
             attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
             kinds = {attention.indexer is None: attention for attention in attentions}
