@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dsv32_plugin import cache_layout as layout
-from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin import kernels
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core.step import DsaBatch, mixed_batch, uniform_decodes
 
 PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
 

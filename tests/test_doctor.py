@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin import cli, doctor, settings, sglang_adapter
+from dsv32_plugin import cli, settings, sglang_adapter
+from dsv32_plugin.engines import VLLM
+from dsv32_plugin.tools import doctor
 from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
 
 HEALTHY: dict[str, Any] = {
@@ -101,7 +103,7 @@ def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: two platforms\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **keywords: failed)
-    assert doctor._probe(doctor.VLLM) == "RuntimeError: two platforms"
+    assert doctor._probe(VLLM) == "RuntimeError: two platforms"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 from tokenizers import Tokenizer
 
 from dsv32_plugin.sglang_adapter import PARSER_NAME, registration, rendering
-from dsv32_plugin.tiny import TinySpec, write_without_weights
+from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 
 pytestmark = pytest.mark.engine
 

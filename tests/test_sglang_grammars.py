@@ -12,7 +12,7 @@ pytest.importorskip("sglang")
 
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, MessageProcessingResult
 
-from dsv32_plugin.chat import call_grammar
+from dsv32_plugin.core.chat import call_grammar
 from dsv32_plugin.sglang_adapter import PARSER_NAME, grammars
 
 pytestmark = pytest.mark.engine

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import dsa
-from dsv32_plugin.batch import DsaBatch, mixed_batch
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core.step import DsaBatch, mixed_batch
+from dsv32_plugin.core.warmup import MadeUp
 from dsv32_plugin.kernels.index_topk import api, triton
 from dsv32_plugin.kernels.select_topk import triton as select_topk
-from dsv32_plugin.warmup import MadeUp
 
 NUM_SMS = 132
 TOPK, MOST = 64, 2048

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 
 from dsv32_plugin import settings
-from dsv32_plugin.config import ARCHITECTURES
+from dsv32_plugin.core.config import ARCHITECTURES
 
 BACKEND_NAME = "dsv32"
 PARSER_NAME = "dsv32"
 BACKEND_PATH = "dsv32_plugin.sglang_adapter.backend.DsaBackend"
-CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.cpu.DsaCpuPlatform"
+CPU_PLATFORM_PATH = "dsv32_plugin.sglang_adapter.cpu.platform.DsaCpuPlatform"
 MODEL_PATH = "dsv32_plugin.sglang_adapter.model:DsaForCausalLM"
 DRAFT_MODEL_PATH = "dsv32_plugin.sglang_adapter.mtp:DsaMtp"
 DRAFT_ARCHITECTURES = ("DeepseekV3ForCausalLMNextN", "GlmMoeDsaForCausalLMNextN")

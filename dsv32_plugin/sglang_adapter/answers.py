@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 from sglang.srt.entrypoints.openai import serving_chat
 from sglang.srt.entrypoints.openai.protocol import FunctionResponse, ToolCall, ToolCallProcessingResult
 
-from dsv32_plugin.chat import is_complete
+from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.sglang_adapter import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText

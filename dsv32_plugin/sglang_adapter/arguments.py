@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin.sglang_adapter import compat
+from dsv32_plugin.sglang_adapter import upstream
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -20,7 +20,7 @@ SOURCE = "dsv32-plugin"
 
 def in_effect(server_args: ServerArgs) -> Any:
     """The options, with all that has been decided so far."""
-    if not compat.declares_options():
+    if not upstream.declares_options():
         return server_args
     from sglang.srt.arg_groups.overrides import resolving_view
 
@@ -29,7 +29,7 @@ def in_effect(server_args: ServerArgs) -> Any:
 
 def decide(server_args: ServerArgs, **values: Any) -> None:
     """Set options, while SGLang works out what the user has left open."""
-    if compat.declares_options():
+    if upstream.declares_options():
         from sglang.srt.arg_groups.overrides import declare_resolution
 
         declare_resolution(server_args, SOURCE, **values)
@@ -47,7 +47,7 @@ def of_process() -> Any:
 
 def model_config(options: Any) -> Any:
     """SGLang's reading of the checkpoint's configuration."""
-    if not compat.declares_options():
+    if not upstream.declares_options():
         return options.get_model_config()
     from sglang.srt.arg_groups.overrides import model_config_of
 

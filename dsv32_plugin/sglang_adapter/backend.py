@@ -1,6 +1,6 @@
 """The attention backend: what SGLang tells us about each step, as a `DsaBatch`.
 
-SGLang asks it for metadata and CUDA graphs only: the computation is in `dsv32_plugin.attention`.
+SGLang asks it for metadata and CUDA graphs only: the computation is in `dsv32_plugin.core.attention`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from dsv32_plugin import dsa, settings
-from dsv32_plugin.attention import DsaAttention
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin import settings
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core.attention import DsaAttention
+from dsv32_plugin.core.step import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect, longest_sequence
-from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
+from dsv32_plugin.sglang_adapter.caches import as_dsa_pool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch

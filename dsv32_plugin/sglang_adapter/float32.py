@@ -17,7 +17,7 @@ from dsv32_plugin.sglang_adapter import BACKEND_NAME
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config, of_process
 
 if TYPE_CHECKING:
-    from dsv32_plugin.config import DsaConfig
+    from dsv32_plugin.core.config import DsaConfig
 
 EXPERT_PRODUCTS = (
     "sglang.kernels.ops.moe.fused_moe_triton_kernels.invoke_fused_moe_kernel",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsv32_plugin import apis
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
-from dsv32_plugin.config import DEEPSEEK_V32
+from dsv32_plugin.core.config import DEEPSEEK_V32
 from dsv32_plugin.sglang_adapter import arguments
 
 if TYPE_CHECKING:

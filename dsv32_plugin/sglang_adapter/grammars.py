@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgrammar import StructuralTag
 
-from dsv32_plugin.chat import call_grammar
+from dsv32_plugin.core.chat import call_grammar
 from dsv32_plugin.sglang_adapter import PARSER_NAME
 
 if TYPE_CHECKING:

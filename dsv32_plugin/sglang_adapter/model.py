@@ -16,15 +16,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin import __version__
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.rope import rope_table
 from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH, arguments, guard, weights
 from dsv32_plugin.sglang_adapter.attention import DsaAttention
+from dsv32_plugin.sglang_adapter.caches import announce_index_keys
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
-from dsv32_plugin.sglang_adapter.pool import announce_index_keys
 
 logger = logging.getLogger(__name__)
 

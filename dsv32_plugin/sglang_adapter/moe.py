@@ -11,8 +11,8 @@ from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from torch import nn
 
-from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.core.config import GLM_MOE_DSA, DsaConfig
+from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.sglang_adapter import float32
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 

@@ -12,8 +12,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import nn
 from transformers import PretrainedConfig
 
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.decoder import DraftInput
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import DraftInput
 from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of

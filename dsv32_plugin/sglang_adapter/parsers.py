@@ -15,7 +15,7 @@ from sglang.srt.function_call.core_types import ToolCallItem
 from sglang.srt.parser.reasoning_parser import BaseReasoningFormatDetector
 from sglang.srt.parser.reasoning_parser import StreamingParseResult as ReasoningResult
 
-from dsv32_plugin.chat import feed_reasoning, text_of
+from dsv32_plugin.core.chat import feed_reasoning, text_of
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,

@@ -26,7 +26,7 @@ def registered() -> dict[str, Any]:
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.platforms import current_platform
 
-    from dsv32_plugin.sglang_adapter import guard, registration
+    from dsv32_plugin.sglang_adapter import hooks
 
     backend = ATTENTION_BACKENDS.get(BACKEND_NAME)
     return {
@@ -34,7 +34,7 @@ def registered() -> dict[str, Any]:
         "device_type": current_platform.device_type,
         "models": {architecture: _path(ModelRegistry.models.get(architecture), ":") for architecture in MODELS},
         "backend": _path(backend, "."),
-        "missing_hooks": guard.missing_hooks(registration.hooks()),
+        "missing_hooks": hooks.missing(hooks.of_process()),
     }
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.entrypoints.openai.protocol import MessageProcessingResult
 
-from dsv32_plugin import apis, chat, prompt_tokens
+from dsv32_plugin import apis
+from dsv32_plugin.core import chat, prompt_tokens
 from dsv32_plugin.sglang_adapter import PARSER_NAME, gateway
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
-from dsv32_plugin.chat import is_complete
-from dsv32_plugin.sglang_adapter import PARSER_NAME, compat
+from dsv32_plugin.core.chat import is_complete
+from dsv32_plugin.sglang_adapter import PARSER_NAME, upstream
 from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ async def outputs_around(
 ) -> AsyncIterator[Any]:
     """What the engine says, the last text marked."""
     ours = PARSER_NAME in (serving.reasoning_parser, serving.tool_call_parser)
-    if ours and not compat.keeps_special_tokens():
+    if ours and not upstream.keeps_special_tokens():
         adapted_request.sampling_params["skip_special_tokens"] = False
     said = 0
     async for context in original(serving, request_id, request_prompt, adapted_request, *args, **options):
         output = getattr(context, "last_output", None)
         if not ours or not isinstance(output, dict):
             yield context
-        elif compat.knows_cut_answers() or not adapted_request.stream:
+        elif upstream.knows_cut_answers() or not adapted_request.stream:
             context.last_output = {**output, "text": last_text(serving, output)}
             yield context
         else:

@@ -6,16 +6,16 @@ import torch
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 
-from dsv32_plugin import attention
-from dsv32_plugin.attention import LayerCaches
-from dsv32_plugin.batch import DsaBatch
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.core import attention
+from dsv32_plugin.core.attention import LayerCaches
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.step import DsaBatch
 from dsv32_plugin.vllm_adapter.caches import index_key_cache, latent_cache, transferred
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 
 
 class DsaAttention(attention.DsaAttention):
-    """`dsv32_plugin.attention` with caches that vLLM fills with memory."""
+    """`dsv32_plugin.core.attention` with caches that vLLM fills with memory."""
 
     def __init__(
         self, config: DsaConfig, vllm_config: VllmConfig, layer: int, rope_table_pr: torch.Tensor, prefix: str

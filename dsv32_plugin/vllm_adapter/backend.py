@@ -16,9 +16,10 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsv32_plugin import dsa, settings
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core.step import DsaBatch, mixed_batch, uniform_decodes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -18,9 +18,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesResponse
 from vllm.outputs import CompletionOutput
 
-from dsv32_plugin.chat import is_complete
+from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.vllm_adapter import hooks
 from dsv32_plugin.vllm_adapter.answers import cut_reason, finish_text
 
 CUT_SHORT = "max_output_tokens"
@@ -170,6 +170,6 @@ HOOKS: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
 
 
 def hook() -> None:
-    """Put the hooks in; raises `compat.HookError` where vLLM has no such place."""
+    """Put the hooks in; raises `hooks.HookError` where vLLM has no such place."""
     for target, parameters, around in HOOKS:
-        compat.hook(target, parameters, around)
+        hooks.hook(target, parameters, around)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.vllm_adapter import hooks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,9 +25,9 @@ def install() -> None:
     """Add the gateway to the plugins of vLLM's server. May be called more than once.
 
     Raises:
-        compat.HookError: vLLM has no such plugins.
+        hooks.HookError: vLLM has no such plugins.
     """
-    compat.hook("vllm.plugins.load_endpoint_plugins", ("supported_tasks",), _with_ours)
+    hooks.hook("vllm.plugins.load_endpoint_plugins", ("supported_tasks",), _with_ours)
 
 
 def _with_ours(load: Callable[..., list[Any]], *args: Any, **kwargs: Any) -> list[Any]:
@@ -51,7 +51,7 @@ class GatewayPlugin:
         """Serve where conversations are rendered by our encoder, and not by a template."""
         from vllm import envs
 
-        from dsv32_plugin.chat import thinking_requested
+        from dsv32_plugin.core.chat import thinking_requested
         from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
         renderer = state.online_renderer.renderer
@@ -66,7 +66,7 @@ class GatewayPlugin:
 def _answer_anthropic_errors() -> None:
     """vLLM's router makes a 500 of every error of the Messages API: let the handler answer, as that of chats does."""
     for name in ("create_messages", "count_tokens"):
-        compat.hook(f"{ANTHROPIC}.{name}", ("self", "request", "raw_request"), _answering)
+        hooks.hook(f"{ANTHROPIC}.{name}", ("self", "request", "raw_request"), _answering)
 
 
 async def _answering(handler: Callable[..., Awaitable[Any]], serving: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from dsv32_plugin.chat import json_grammar
-from dsv32_plugin.config import ARCHITECTURES
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.core.chat import json_grammar
+from dsv32_plugin.core.config import ARCHITECTURES
+from dsv32_plugin.vllm_adapter import hooks
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -42,7 +42,7 @@ def choose_backend(vllm_config: VllmConfig) -> None:
 
 def hook() -> None:
     """Raises HookError where vLLM checks the grammars of requests otherwise than expected."""
-    compat.hook(
+    hooks.hook(
         "vllm.sampling_params.SamplingParams._validate_structured_outputs",
         ("self", "model_config", "structured_outputs_config"),
         _validate_around,

@@ -27,15 +27,15 @@ from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from dsv32_plugin import __version__
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.rope import rope_table
+from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
-from dsv32_plugin.weights import PACKED_MODULES
 
 logger = init_logger("vllm.dsv32_plugin")
 

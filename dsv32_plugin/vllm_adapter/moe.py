@@ -7,8 +7,8 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe import FusedMoE, GateLinear
 
-from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.core.config import GLM_MOE_DSA, DsaConfig
+from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 
 

@@ -13,13 +13,13 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.utils import maybe_prefix
 
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.decoder import DraftInput
-from dsv32_plugin.rope import rope_table
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.decoder import DraftInput
+from dsv32_plugin.core.rope import rope_table
+from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
-from dsv32_plugin.weights import PACKED_MODULES
 
 
 class OfTarget(nn.Module):

@@ -26,7 +26,7 @@ from vllm.tokenizers import TokenizerLike
 from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
 from xgrammar import StructuralTag
 
-from dsv32_plugin.chat import call_grammar, feed_reasoning, text_of, thinking_requested
+from dsv32_plugin.core.chat import call_grammar, feed_reasoning, text_of, thinking_requested
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,

@@ -15,7 +15,8 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
 from vllm.utils.async_utils import make_async
 
-from dsv32_plugin import apis, chat, prompt_tokens
+from dsv32_plugin import apis
+from dsv32_plugin.core import chat, prompt_tokens
 
 
 class DsaTokenizer:

@@ -12,9 +12,9 @@ from vllm.distributed import get_world_group
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from dsv32_plugin import warmup
-from dsv32_plugin.attention import LayerCaches
 from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.core import warmup
+from dsv32_plugin.core.attention import LayerCaches
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.caches import PagedCache
 

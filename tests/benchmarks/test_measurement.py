@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dsv32_plugin import cli, dsa, kernels
+from dsv32_plugin import cli, kernels
 from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides
 from dsv32_plugin.benchmarks.harness import Case, Work
+from dsv32_plugin.core import dsa
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
 TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64)

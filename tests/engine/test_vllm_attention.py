@@ -21,11 +21,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 
-from dsv32_plugin import dsa, warmup
-from dsv32_plugin.attention import LayerCaches
-from dsv32_plugin.batch import DsaBatch, mixed_batch
-from dsv32_plugin.serving import free_port
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.core import dsa, warmup
+from dsv32_plugin.core.attention import LayerCaches
+from dsv32_plugin.core.step import DsaBatch, mixed_batch
+from dsv32_plugin.tools.serving import free_port
+from dsv32_plugin.tools.tiny import TinySpec
 from dsv32_plugin.vllm_adapter import warmup as vllm_warmup
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.warmup import one_page

@@ -9,6 +9,7 @@ from transformers import DeepseekV32Config, DynamicCache
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
 
 import cases
+from dsv32_plugin.core.rope import rope_table, softmax_scale
 from dsv32_plugin.kernels import (
     dense_mla,
     gather_index_keys,
@@ -22,7 +23,6 @@ from dsv32_plugin.kernels import (
     sparse_mla,
 )
 from dsv32_plugin.kernels.formulas import rope
-from dsv32_plugin.rope import rope_table, softmax_scale
 
 YARN = {
     "rope_type": "yarn",

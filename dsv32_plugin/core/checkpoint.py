@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dsv32_plugin.block_fp8 import SCALE_SUFFIX, scale_shape
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, scale_shape
+from dsv32_plugin.core.config import DsaConfig
 
 INDEX = "model.safetensors.index.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.core.config import DsaConfig
 
 
 class LatentUpProjection(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsv32_plugin.attention import Layers
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.core.attention import Layers
+from dsv32_plugin.core.config import DsaConfig
 
 
 class Mlp(nn.Module):

@@ -12,8 +12,9 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dsv32_plugin import __version__, settings, sglang_adapter, vllm_adapter
+from dsv32_plugin import __version__, settings
 from dsv32_plugin.console import stderr, stdout
-from dsv32_plugin.sglang_adapter import compat as sglang_compat
-from dsv32_plugin.vllm_adapter import compat as vllm_compat
+from dsv32_plugin.engines import ENGINES, Engine
 
 PROBE_SECONDS = 180
 DISTRIBUTION = "dsv32-plugin"
@@ -42,49 +42,6 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What is asked about an engine."""
-
-    name: str
-    distribution: str
-    entry_points: tuple[str, ...]
-    allowed_plugins: str
-    """The variable that names the plugins to load."""
-    version_problem: Callable[[str], str | None]
-    adapter: Any
-    """The package with what must be registered."""
-    backend: str
-    version_remark: Callable[[str], str] = lambda version: "tested"
-    """How far a version without a problem is tested."""
-
-    @property
-    def probe(self) -> str:
-        return f"{self.adapter.__name__}.probe"
-
-
-VLLM = Engine(
-    "vLLM",
-    "vllm",
-    ("vllm.general_plugins", "vllm.platform_plugins"),
-    "VLLM_PLUGINS",
-    vllm_compat.engine_version_problem,
-    vllm_adapter,
-    "attention backend CUSTOM",
-)
-SGLANG = Engine(
-    "SGLang",
-    "sglang",
-    ("sglang.srt.plugins", "sglang.srt.platforms"),
-    "SGLANG_PLUGINS",
-    sglang_compat.engine_version_problem,
-    sglang_adapter,
-    f"attention backend {sglang_adapter.BACKEND_NAME}",
-    sglang_compat.engine_version_remark,
-)
-ENGINES = (VLLM, SGLANG)
-
-
 def examine() -> list[Finding]:
     """Everything the doctor knows to look at."""
     engines = [finding for engine in installed() for finding in _engine(engine)]
@@ -93,7 +50,7 @@ def examine() -> list[Finding]:
 
 def installed() -> list[Engine]:
     """The engines that are here; an environment holds one of them, since their requirements clash."""
-    return [engine for engine in ENGINES if _version(engine.distribution) is not None]
+    return [engine for engine in ENGINES.values() if _version(engine.distribution) is not None]
 
 
 def is_well(findings: list[Finding]) -> bool:
@@ -171,9 +128,10 @@ def _engine(engine: Engine) -> Iterator[Finding]:
         yield Finding(section, "plugin loading", "failed", "wrong", seen)
         return
     yield _platform(engine, seen)
-    for architecture, path in engine.adapter.MODELS.items():
+    adapter = import_module(engine.adapter)
+    for architecture, path in adapter.MODELS.items():
         yield _compare(engine, architecture, seen["models"][architecture], path)
-    yield _compare(engine, engine.backend, seen["backend"], engine.adapter.BACKEND_PATH)
+    yield _compare(engine, f"attention backend {engine.backend}", seen["backend"], adapter.BACKEND_PATH)
     if "missing_hooks" in seen and enabled:
         missing = seen["missing_hooks"]
         advice = "docs/patches.md says what each is for" if not missing else f"{engine.name}'s log says why"
@@ -216,7 +174,7 @@ def _platform(engine: Engine, seen: dict[str, Any]) -> Finding:
         advice = f"{engine.name} cannot start: no GPU, and no CPU platform without the plugin"
         return Finding(engine.name, "platform", path, "wrong", advice)
     if device == "cpu":
-        return _compare(engine, "platform", path, engine.adapter.CPU_PLATFORM_PATH)
+        return _compare(engine, "platform", path, import_module(engine.adapter).CPU_PLATFORM_PATH)
     if path.startswith(f"{engine.distribution}."):
         return Finding(engine.name, "platform", path, "ok", f"{engine.name}'s own, for this device")
     return Finding(engine.name, "platform", path, "warning", "another plugin's; not tested")
@@ -233,7 +191,7 @@ def _compare(engine: Engine, name: str, found: str | None, ours: str) -> Finding
 
 def _probe(engine: Engine) -> dict[str, Any] | str:
     """What is registered in a fresh process of the engine, or, in words, why that cannot be said."""
-    command = [sys.executable, "-m", engine.probe]
+    command = [sys.executable, "-m", f"{engine.adapter}.probe"]
     with stderr.status(f"asking {engine.name} what it has loaded"):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.config import DEEPSEEK_V32, GLM_MOE_DSA, ConfigError, DsaConfig
 from dsv32_plugin.console import CommandError, stdout
+from dsv32_plugin.core.config import DEEPSEEK_V32, GLM_MOE_DSA, ConfigError, DsaConfig
 from dsv32_plugin.parsers.protocol import DSML
 
 VOCAB_SIZE = 129280
@@ -135,7 +135,7 @@ def write(spec: TinySpec, out: Path) -> None:
     """Write the checkpoint: config, tokenizer and sharded weights; `out` is replaced when all is written."""
     config = spec.config()
     try:
-        from dsv32_plugin.tiny_weights import save_weights
+        from dsv32_plugin.tools.tiny_weights import save_weights
 
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.vllm_adapter import cpu_ops
+from dsv32_plugin.vllm_adapter.cpu import operators
 
 if TYPE_CHECKING:
     from vllm import PoolingParams, SamplingParams
@@ -28,7 +28,7 @@ class DsaCpuPlatform(CpuPlatform):
         # Only vLLM's CPU build holds CPU kernels; with the CUDA wheel the import would fail and log a warning.
         if vllm_version_matches_substr("cpu"):
             super().import_kernels()
-        cpu_ops.define_missing()
+        operators.define_missing()
 
     @classmethod
     def get_attn_backend_cls(

@@ -15,11 +15,11 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from dsv32_plugin import checkpoint
-from dsv32_plugin.block_fp8 import SCALE_SUFFIX, quantise
-from dsv32_plugin.checkpoint import Stored
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.tiny import BLOCK, TinySpec
+from dsv32_plugin.core import checkpoint
+from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, quantise
+from dsv32_plugin.core.checkpoint import Stored
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 
 SHARDS = 3
 LOGIT_STD = 4.0

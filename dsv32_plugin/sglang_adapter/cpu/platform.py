@@ -12,7 +12,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, compat
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, upstream
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -68,15 +68,15 @@ class DsaCpuPlatform(SRTPlatform):
 
     def get_dsa_kv_pool_cls(self) -> type:
         """0.5.15."""
-        from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
+        from dsv32_plugin.sglang_adapter.caches import DsaTokenToKVPool
 
         return DsaTokenToKVPool
 
     def get_paged_allocator_cls(self) -> type | None:
         """SGLang's own is without Triton where the platform is asked."""
-        if compat.asks_the_platform():
+        if upstream.asks_the_platform():
             return None
-        from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
+        from dsv32_plugin.sglang_adapter.cpu.pages import CpuPagedAllocator
 
         return CpuPagedAllocator
 
@@ -85,12 +85,12 @@ class DsaCpuPlatform(SRTPlatform):
         return True
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
-        from dsv32_plugin.sglang_adapter.cpu_speculation import assign_extend_cache_locs_func
+        from dsv32_plugin.sglang_adapter.cpu.speculation import assign_extend_cache_locs_func
 
         return assign_extend_cache_locs_func
 
     def get_quantization_config(self, quantization: str) -> type | None:
-        from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
+        from dsv32_plugin.sglang_adapter.cpu.quantisation import DequantisedFp8Config
 
         return DequantisedFp8Config if quantization == "fp8" else None
 

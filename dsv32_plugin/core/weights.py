@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dsv32_plugin import checkpoint
-from dsv32_plugin.block_fp8 import SCALE_SUFFIX, Halves, is_fp8
-from dsv32_plugin.config import DsaConfig
+from dsv32_plugin.core import checkpoint
+from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, Halves, is_fp8
+from dsv32_plugin.core.config import DsaConfig
 
 Copy = Callable[[Any, torch.Tensor], None]
 """`copy(parameter, tensor)` takes this rank's part of a tensor of the checkpoint."""

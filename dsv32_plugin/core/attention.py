@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, aligned
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.latent_up import LatentUpProjection
-from dsv32_plugin.rope import softmax_scale
-from dsv32_plugin.streams import SideStream
+from dsv32_plugin import kernels
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.latent_up import LatentUpProjection
+from dsv32_plugin.core.rope import softmax_scale
+from dsv32_plugin.core.step import DsaBatch, aligned
+from dsv32_plugin.core.streams import SideStream
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""

@@ -15,6 +15,8 @@ from types import TracebackType
 
 import httpx
 
+from dsv32_plugin.engines import SGLANG, VLLM, Engine
+
 HOST = "127.0.0.1"
 _STOP_SECONDS = 20.0
 _TAIL_LINES = 30
@@ -41,11 +43,7 @@ class Server:
     Leaving the block stops the server and every process it started, also after an exception or Ctrl-C.
     """
 
-    # The engines' console scripts need not be on the PATH of the interpreter that runs this.
-    module: str
-    """What `python -m` runs."""
-    model_arguments: tuple[str, ...]
-    """The arguments before the model's path."""
+    engine: Engine
 
     def __init__(
         self, model: str | Path, options: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
@@ -53,9 +51,10 @@ class Server:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.log_path = log_path
-        self.command = [sys.executable, "-m", self.module, *self.model_arguments, str(model)]
+        self.command = [sys.executable, "-m", self.engine.module, *self.engine.model_arguments, str(model)]
         self.command += ["--host", HOST, "--port", str(self.port), *options]
-        self._env = {**os.environ, **(env or {})}
+        ports = {variable: str(free_port()) for variable in self.engine.port_variables}
+        self._env = {**os.environ, **ports, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
@@ -134,19 +133,13 @@ def stopping_on_sigterm() -> Iterator[None]:
 class VllmServer(Server):
     """`vllm serve MODEL OPTIONS`."""
 
-    module = "vllm.entrypoints.cli.main"
-    model_arguments = ("serve",)
+    engine = VLLM
 
 
 class SglangServer(Server):
     """`python -m sglang.launch_server --model-path MODEL OPTIONS`."""
 
-    module = "sglang.launch_server"
-    model_arguments = ("--model-path",)
+    engine = SGLANG
 
-    def __init__(
-        self, model: str | Path, options: Sequence[str], *, log_path: Path, env: Mapping[str, str] | None = None
-    ) -> None:
-        # By default SGLang takes a port that is 10000 higher than the server's, which need not exist.
-        env = {"SGLANG_GRPC_PORT": str(free_port()), **(env or {})}
-        super().__init__(model, options, log_path=log_path, env=env)
+
+SERVERS: dict[str, type[Server]] = {server.engine.distribution: server for server in (VllmServer, SglangServer)}

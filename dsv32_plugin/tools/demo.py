@@ -20,56 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import settings
 from dsv32_plugin.console import CommandError, stderr, stdout
+from dsv32_plugin.engines import ENGINES
 from dsv32_plugin.training import tasks
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-    from dsv32_plugin.serving import Server
+    from dsv32_plugin.tools.serving import Server
 
 NAME = "dsv32-demo"
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent.parent
 _CHECKOUT = _HERE.parent / "assets" / "tiny-dsv32"
 TRAINED = _CHECKOUT if _CHECKOUT.exists() else _HERE / "trained"
 """The trained checkpoint; a wheel holds it beside the code."""
 START_SECONDS = 600
 CONTEXT_TOKENS = 4000
-CONTEXT = "8192"
 PARSERS = ["--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32"]
 COMMON_OPTIONS = ["--served-model-name", NAME, "--dtype", "float32", *PARSERS]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How the demonstration starts an engine."""
-
-    command: str
-    server: str
-    """Class in `serving`."""
-    options: tuple[str, ...]
-    on_gpus: str
-
-
-ENGINES = {
-    "vllm": Engine(
-        "vllm serve",
-        "VllmServer",
-        (
-            *("--max-model-len", CONTEXT),
-            *("--kv-cache-memory-bytes", str(256 * 2**20)),
-            "--enforce-eager",
-            "--enable-auto-tool-choice",
-        ),
-        "vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 --enable-auto-tool-choice",
-    ),
-    "sglang": Engine(
-        "sglang.launch_server",
-        "SglangServer",
-        ("--context-length", CONTEXT, "--max-total-tokens", "16384"),
-        "python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3.2 --tp-size 8",
-    ),
-}
-"""By their names on PyPI."""
 # Nothing leaves the machine, and waiting threads leave the cores to working ones.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 RECOMMENDED = "and ask it with temperature 1.0 and top_p 0.95, as DeepSeek recommends"
@@ -104,15 +71,15 @@ def run(
     for name in (engine, "openai"):
         if find_spec(name) is None:
             raise CommandError(f"{name} is not installed; pip install 'dsv32-plugin[{engine}]'")
-    from dsv32_plugin import serving
+    from dsv32_plugin.tools import serving
 
     strict = model is None
     model = model or TRAINED
     chosen = ENGINES[engine]
     # Several may run at once: each has a log of its own, which stays where something went wrong.
     log_path = _cache() / f"demo-{engine}-{os.getpid()}.log"
-    server_class: type[Server] = getattr(serving, chosen.server)
-    server = server_class(model, [*COMMON_OPTIONS, *chosen.options, *options], log_path=log_path, env=ENVIRONMENT)
+    given = [*COMMON_OPTIONS, *chosen.demo_options, *options]
+    server = serving.SERVERS[engine](model, given, log_path=log_path, env=ENVIRONMENT)
     stdout.print(f"checkpoint  {model}", soft_wrap=True, markup=False)
     stdout.print(f"server      {' '.join(server.command)}", soft_wrap=True, markup=False)
     try:

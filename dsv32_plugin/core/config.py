@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dsv32_plugin.kernels.limits import MAX_TOPK
+
 DEEPSEEK_V32 = "DeepseekV32ForCausalLM"
 GLM_MOE_DSA = "GlmMoeDsaForCausalLM"
 ARCHITECTURES = {"deepseek_v32": DEEPSEEK_V32, "glm_moe_dsa": GLM_MOE_DSA}
-
-MAX_INDEX_TOPK = 4096
-"""Keys that `select_topk` can select for a query: a row's candidates are held in registers."""
 
 _MISSING = object()
 _ROPE_TYPES = {"default": "default", "yarn": "yarn", "deepseek_yarn": "yarn"}
@@ -105,7 +104,7 @@ class DsaConfig:
             v_head_dim=read.size("v_head_dim"),
             index_n_heads=read.size("index_n_heads"),
             index_head_dim=read.size("index_head_dim"),
-            index_topk=read.size("index_topk", most=MAX_INDEX_TOPK),
+            index_topk=read.size("index_topk", most=MAX_TOPK),
             index_rope_interleave=read("indexer_rope_interleave", bool, default=architecture == GLM_MOE_DSA),
             indexer_types=_indexer_types(read, layers),
             mlp_layer_types=_mlp_layer_types(read, layers),

@@ -1,4 +1,4 @@
-"""The paged caches of latents and index keys, in the layouts of `cache_layout`, and pages without a GPU."""
+"""The paged caches of latents and index keys, in the layouts of `cache_layout`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
 
 from dsv32_plugin import cache_layout
-from dsv32_plugin.attention import LayerCaches, quantises_index_keys
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, compat
+from dsv32_plugin.core.attention import LayerCaches, quantises_index_keys
+from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, upstream
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -83,7 +82,7 @@ class DsaTokenToKVPool(DSATokenToKVPool):
 
     def _hold_index_keys(self, buffers: list[torch.Tensor]) -> None:
         """Where SGLang looks for them."""
-        if not compat.wraps_index_keys():
+        if not upstream.wraps_index_keys():
             self.index_k_with_scale_buffer = buffers
             return
         from sglang.srt.mem_cache.index_key_cache import IndexKeyCache
@@ -125,52 +124,6 @@ def reckon_latents(original: Callable[[Any, Any, int], int], configurator: Any, 
     if ours and runner.kv_cache_dtype == torch.float8_e4m3fn:
         token_bytes += num_layers * (cache_layout.LATENT_BYTES_FP8 - cache_layout.LATENT_WIDTH)
     return token_bytes
-
-
-class CpuPagedAllocator(PagedTokenToKVPoolAllocator):
-    """SGLang's allocator of pages, whose two kernels are Triton's, in torch."""
-
-    free_pages: torch.Tensor
-
-    def alloc_extend(
-        self,
-        prefix_lens: torch.Tensor,
-        prefix_lens_cpu: torch.Tensor,
-        seq_lens: torch.Tensor,
-        seq_lens_cpu: torch.Tensor,
-        last_loc: torch.Tensor,
-        extend_num_tokens: int,
-        num_new_pages: int | None = None,
-    ) -> torch.Tensor | None:
-        """Slots for the tokens prefix_lens .. seq_lens - 1 of each sequence; None where too few pages are free.
-
-        A sequence first fills the page that `last_loc`, the slot of its last token so far, is in.
-        """
-        held_b, total_b = _pages(prefix_lens, self.page_size), _pages(seq_lens, self.page_size)
-        wanted = int((total_b - held_b).sum())
-        if self.need_sort and wanted > len(self.free_pages):
-            self.merge_and_sort_free()
-        if wanted > len(self.free_pages):
-            return None
-        slots = []
-        columns = (prefix_lens, seq_lens, last_loc, held_b, total_b)
-        for prefix, length, last, held, total in zip(*(column.tolist() for column in columns), strict=True):
-            position = torch.arange(prefix, length)
-            # Row 0 is the page that is already held, if it has room; the others are new.
-            pages = torch.cat((torch.tensor([last // self.page_size]), self.free_pages[: total - held]))
-            self.free_pages = self.free_pages[total - held :]
-            slots.append(pages[position // self.page_size - held + 1] * self.page_size + position % self.page_size)
-        return torch.cat(slots)
-
-    def alloc_decode(
-        self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
-    ) -> torch.Tensor | None:
-        """A slot for the last token of each sequence; None where too few pages are free."""
-        return self.alloc_extend(seq_lens - 1, seq_lens_cpu - 1, seq_lens, seq_lens_cpu, last_loc, len(seq_lens))
-
-
-def _pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
-    return (lengths + page_size - 1) // page_size
 
 
 def as_dsa_pool(pool: Any, selecting: Iterable[int]) -> DsaTokenToKVPool:
