@@ -20,6 +20,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import settings
+from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, caches, engine_config, upstream, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
@@ -72,6 +73,7 @@ def backend() -> Any:
     """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
     made: Any = object.__new__(DsaBackend)
     made.page_size, made.max_context_len, made.topk, made.on_cpu, made.drafted = PAGE, 64, 8, True, 3
+    made.policy = Policy()
     req_to_token = torch.zeros(4, 70, dtype=torch.int32)
     for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
         req_to_token[row, :length] = first * PAGE + torch.arange(length)

@@ -1,62 +1,52 @@
-"""MLA with the lightning indexer, on whatever linear layers an engine has: one layer's projections around `dsa`."""
+"""MLA with the lightning indexer, on whatever linear layers an engine has: one layer's projections around a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from dsv32_plugin import kernels
-from dsv32_plugin.core import dsa
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
+from dsv32_plugin.core.layers import Layers
+from dsv32_plugin.core.plan import Planner
 from dsv32_plugin.core.rope import softmax_scale
-from dsv32_plugin.core.step import DsaBatch, aligned
+from dsv32_plugin.core.step import LayerCaches, Step, StepSource
 from dsv32_plugin.core.streams import SideStream
 
 INDEX_NORM_EPS = 1e-6
 """LayerNorm of the index keys; not in config.json."""
 
 
-class Layers(Protocol):
-    """What an engine builds a model from. Linear layers have no bias and return a tuple that begins with the result."""
-
-    tp_rank: int
-    tp_size: int
-    ranks: dsa.Ranks | None
-    """With whom the selection of prefills is shared out."""
-
-    def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> nn.Module:
-        """The whole matrix on every rank."""
-
-    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> nn.Module:
-        """Several matrices over one input, whole on every rank, as one product."""
-
-    def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
-        """The outputs cut over the ranks."""
-
-    def gate_up(self, inputs: int, width: int, prefix: str) -> nn.Module:
-        """Two matrices of the same width over one input as one product, each one's outputs cut over the ranks."""
-
-    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> nn.Module:
-        """The inputs cut over the ranks, the results added up unless told not to."""
-
-    def silu_and_mul(self) -> nn.Module:
-        """silu(first half) * second half."""
-
-    def norm(self, size: int, eps: float) -> nn.Module:
-        """RMSNorm."""
-
-
 @dataclass(frozen=True)
-class LayerCaches:
-    """One layer's paged caches, [pages, page size, width]; a layer that shares a selection has no index keys."""
+class Shared:
+    """What the layers of one model have in common."""
 
-    latents: torch.Tensor
-    index_keys: torch.Tensor | None
+    rope_table_pr: torch.Tensor
+    planner: Planner
+    source: StepSource
+
+
+class Projections(Protocol):
+    """The matrix products of a layer that are the engine's. Those of the hidden state come first, `output` last."""
+
+    def index_weights(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        """Head weights [T, I] of the index queries."""
+
+    def project(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
+
+    def index_query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        """Index queries [T, I * D]."""
+
+    def query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        """Queries [T, H * (nope + R)], whose rope parts are not yet rotated."""
+
+    def output(self, values_tv: torch.Tensor) -> torch.Tensor:
+        """[T, H * v] -> [T, hidden size]."""
 
 
 def quantises_index_keys(dtype: torch.dtype) -> bool:
@@ -78,16 +68,13 @@ class Indexer(nn.Module):
         self.wq_b = layers.replicated(config.q_lora_rank, self.heads * self.dim, f"{prefix}.wq_b")
         self.weights_proj = layers.replicated(config.hidden_size, self.heads, f"{prefix}.weights_proj", quantised=False)
         self.k_norm = nn.LayerNorm(self.dim, eps=INDEX_NORM_EPS)
-        self.k_cache: Any = None
-        """For an engine that keeps caches in the modules."""
 
     def query(
-        self, weights_ti: torch.Tensor, q_a_tl: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
+        self, q_tx: torch.Tensor, weights_ti: torch.Tensor, positions_t: torch.Tensor, rope_table_pr: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index queries [T, I, D] and their head weights [T, I], of what `weights_proj` gave."""
-        q_tid = self.wq_b(q_a_tl)[0].unflatten(-1, (self.heads, self.dim))
+        """Index queries [T, I, D] and their head weights [T, I], of what `wq_b` and `weights_proj` gave."""
         return kernels.index_query(
-            q_tid,
+            q_tx.unflatten(-1, (self.heads, self.dim)),
             weights_ti,
             positions_t,
             rope_table_pr,
@@ -100,15 +87,13 @@ class Indexer(nn.Module):
 class DsaAttention(nn.Module):
     """One layer's attention. A layer without an indexer attends to the slots that an earlier layer selected."""
 
-    def __init__(self, config: DsaConfig, layers: Layers, layer: int, rope_table_pr: torch.Tensor, prefix: str) -> None:
+    def __init__(self, config: DsaConfig, layers: Layers, layer: int, shared: Shared, prefix: str) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.shared = layer, shared
         self.num_heads = config.num_heads // layers.tp_size
         self.ranks = layers.ranks
-        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
-        self.latent, self.topk = config.kv_lora_rank, config.index_topk
+        self.nope, self.rope, self.latent = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
         self.eps, self.scale = config.rms_norm_eps, softmax_scale(config.qk_head_dim, config.rope)
-        self.rope_table_pr = rope_table_pr
 
         selects = config.selects(layer)
         # One product for all that is projected from the hidden state. The widths before the last are multiples of the
@@ -125,85 +110,83 @@ class DsaAttention(nn.Module):
         self.kv_up = LatentUpProjection(config, self.num_heads, layers.tp_rank)
         self.o_proj = layers.row(config.num_heads * config.v_head_dim, config.hidden_size, f"{prefix}.o_proj")
 
+    def forward(self, positions_t: torch.Tensor, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> torch.Tensor:
+        """Attend in the step that runs, and leave the selection in `slots_tk` for the layers that share it.
+
+        Args:
+            positions_t: [T], of the tokens of the step, and of padding behind them.
+            hidden_th: likewise; what padding gives is 0.
+            slots_tk: [T or more, K] int32.
+        """
+        current = self.shared.source.current(self.layer)
+        if current is None:
+            return self._without_caches(hidden_th)
+        step, caches = current
+        num_tokens, padded = step.slots_t.shape[0], hidden_th.shape[0]
+        out_th = self.attend(step, positions_t[:num_tokens], hidden_th[:num_tokens], slots_tk[:num_tokens], caches)
+        self.shared.source.done(self.layer)
+        return out_th if num_tokens == padded else nn.functional.pad(out_th, (0, 0, 0, padded - num_tokens))
+
     def attend(
         self,
-        batch: DsaBatch,
+        step: Step,
         positions_t: torch.Tensor,
         hidden_th: torch.Tensor,
         slots_tk: torch.Tensor,
         caches: LayerCaches,
+        projections: Projections | None = None,
     ) -> torch.Tensor:
-        """Attend, and leave this layer's selection in `slots_tk` [T, K] for the layers that share it."""
-        selected_tk = slots_tk if dsa.needs_selection(batch, self.topk) else None
-        indexer = self.indexer if selected_tk is not None else None
-        copied = selected_tk is not None and dsa.copies_latents(batch, self.num_heads, caches.latents, hidden_th.dtype)
+        """Project, attend as planned, and project back; `projections` stand in for the layer's own."""
+        products, shared = projections or self, self.shared
+        plan = shared.planner.plan(step, caches.latents.dtype, hidden_th.dtype)
+        indexer = self.indexer if plan.selects else None
         # In steps of decodes alone many launches leave most of a GPU idle: there some run at once.
-        aside = SideStream(hidden_th.device, enabled=indexer is not None and not batch.prefill_chunks)
+        aside = SideStream(hidden_th.device, enabled=indexer is not None and not step.prefill_chunks)
         if indexer is not None:
             with aside.work():
-                weights_ti = indexer.weights_proj(hidden_th)[0]
-        q_a_tl = self._write_caches(*self._projected(hidden_th), positions_t, batch, caches)
+                weights_ti = products.index_weights(hidden_th)
+        q_a_tl = self._write_caches(*products.project(hidden_th), positions_t, step, caches)
         if indexer is not None:
-            assert selected_tk is not None
             assert caches.index_keys is not None, "a layer that selects has index keys"
             aside.join()
-            query = indexer.query(weights_ti, q_a_tl, positions_t, self.rope_table_pr)
+            query = indexer.query(products.index_query(q_a_tl), weights_ti, positions_t, shared.rope_table_pr)
             with aside.work():
-                dsa.select_slots(batch, *query, caches.index_keys, selected_tk, self.ranks, copied=copied)
-        q_thd = self._queries(q_a_tl)
-        q_nope_thd, q_rope_thr = q_thd.split([self.nope, self.rope], dim=-1)
-        kernels.rope_query(q_rope_thr, positions_t, self.rope_table_pr, out=q_rope_thr)
-        if selected_tk is None and dsa.expands(batch, self.num_heads):
-            values_thv = self._attend_expanded(batch, q_thd, caches.latents)
-        else:
-            q_latent_thc = self.kv_up.absorb(q_nope_thd)
-            aside.join()
-            values_thv = self._attend_latents(batch, q_latent_thc, q_rope_thr, caches.latents, selected_tk, copied)
-        return self.o_proj(values_thv.flatten(1))[0]
+                plan.select(*query, caches.index_keys, slots_tk, self.ranks)
+        q_thd = self._heads(products.query(q_a_tl))
+        q_rope_thr = q_thd[..., self.nope :]
+        kernels.rope_query(q_rope_thr, positions_t, shared.rope_table_pr, out=q_rope_thr)
+        values_thv = plan.values(self.kv_up, q_thd, caches.latents, slots_tk, self.scale, aside.join)
+        return products.output(values_thv.flatten(1))
 
-    def project_only(self, hidden_th: torch.Tensor) -> torch.Tensor:
-        """Every matrix product of `attend`, and no attention: for a run without caches."""
-        q_nope_thd = self._queries(self._projected(hidden_th)[0])[..., : self.nope]
-        return self.o_proj(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))[0]
+    def _without_caches(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        """Every product and nothing attended to: so an engine may run its model before there are caches."""
+        q_nope_thd = self._heads(self.query(self.project(hidden_th)[0]))[..., : self.nope]
+        return self.output(self.kv_up.values(self.kv_up.absorb(q_nope_thd)).flatten(1))
 
-    def _attend_latents(
-        self,
-        batch: DsaBatch,
-        q_latent_thc: torch.Tensor,
-        q_rope_thr: torch.Tensor,
-        latent_cache: torch.Tensor,
-        selected_tk: torch.Tensor | None,
-        copied: bool = False,
-    ) -> torch.Tensor:
-        out_thc = dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, selected_tk, self.scale, copied=copied)
-        return self.kv_up.values(out_thc)
+    def index_weights(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        assert self.indexer is not None
+        return self.indexer.weights_proj(hidden_th)[0]
 
-    def _attend_expanded(self, batch: DsaBatch, q_thd: torch.Tensor, latent_cache: torch.Tensor) -> torch.Tensor:
-        """To all visible keys: prefills to keys and values of every head, decodes to the latents."""
-        values_thv = q_thd.new_empty(*q_thd.shape[:2], self.kv_up.value_dim)
-        if batch.decodes is not None:
-            rows = batch.decodes.tokens
-            decodes = replace(batch, seq_t=aligned(batch.seq_t[rows]), visible_t=aligned(batch.visible_t[rows]))
-            q_nope_thd, q_rope_thr = q_thd[rows].split([self.nope, self.rope], dim=-1)
-            q_latent_thc = self.kv_up.absorb(q_nope_thd)
-            values_thv[rows] = self._attend_latents(decodes, q_latent_thc, q_rope_thr, latent_cache, None)
-        for chunk in batch.prefill_chunks:
-            rows = chunk.tokens
-            rows_sc = kernels.gather_latents(
-                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_thd.dtype
-            )
-            k_shd, v_shv = self.kv_up.expand(rows_sc)
-            kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, self.scale, out=values_thv[rows])
-        return values_thv
+    def project(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        return self.split(getattr(self, self.a_proj_name)(hidden_th)[0])
 
-    def _projected(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """q_a [T, L], index key [T, D] of a layer that selects, latent | rope key [T, C + R]; none normalised yet."""
-        q_a_tl, *index_k, kv_tr = getattr(self, self.a_proj_name)(hidden_th)[0].split(self.a_widths, dim=-1)
+    def index_query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        assert self.indexer is not None
+        return self.indexer.wq_b(q_a_tl)[0]
+
+    def query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        return self.q_b_proj(q_a_tl)[0]
+
+    def output(self, values_tv: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(values_tv)[0]
+
+    def split(self, projected_tx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """What is projected from the hidden state as one, in its parts."""
+        q_a_tl, *index_k, kv_tr = projected_tx.split(self.a_widths, dim=-1)
         return q_a_tl, index_k[0] if index_k else None, kv_tr
 
-    def _queries(self, q_a_tl: torch.Tensor) -> torch.Tensor:
-        """Queries [T, H, nope + R], whose rope part is not yet rotated."""
-        return self.q_b_proj(q_a_tl)[0].unflatten(-1, (self.num_heads, self.nope + self.rope))
+    def _heads(self, q_tx: torch.Tensor) -> torch.Tensor:
+        return q_tx.unflatten(-1, (self.num_heads, self.nope + self.rope))
 
     def _write_caches(
         self,
@@ -211,7 +194,7 @@ class DsaAttention(nn.Module):
         index_k_td: torch.Tensor | None,
         kv_tr: torch.Tensor,
         positions_t: torch.Tensor,
-        batch: DsaBatch,
+        step: Step,
         caches: LayerCaches,
     ) -> torch.Tensor:
         """Write this step's latents, rope keys and index keys; returns the normalised q_a [T, L]."""
@@ -232,8 +215,8 @@ class DsaAttention(nn.Module):
             k_rope_tr,
             index_k_td,
             positions_t,
-            batch.slots_t,
-            self.rope_table_pr,
+            step.slots_t,
+            self.shared.rope_table_pr,
             q_a_weight_l=self.q_a_layernorm.weight,
             kv_a_weight_c=self.kv_a_layernorm.weight,
             eps=self.eps,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsv32_plugin.core.attention import Layers
 from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.layers import Layers
 
 
 class Mlp(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -73,7 +74,7 @@ class Decodes:
 
 
 @dataclass(frozen=True)
-class DsaBatch:
+class Step:
     """Decodes, then prefills, as vLLM orders a batch, or prefills, then decodes, as SGLang does.
 
     T tokens of B sequences. Each token sees the positions 0 .. visible_t - 1 of its sequence, itself included.
@@ -93,6 +94,24 @@ class DsaBatch:
     prefill_chunks: tuple[PrefillChunk, ...]
 
 
+@dataclass(frozen=True)
+class LayerCaches:
+    """One layer's paged caches, [pages, page size, width]; a layer that shares a selection has no index keys."""
+
+    latents: torch.Tensor
+    index_keys: torch.Tensor | None
+
+
+class StepSource(Protocol):
+    """What an engine tells the layers of a model while it runs."""
+
+    def current(self, layer: int) -> tuple[Step, LayerCaches] | None:
+        """The step that runs, and this layer's caches; None where there are none yet, as in a run for measuring."""
+
+    def done(self, layer: int) -> None:
+        """The layer has launched all that reads and writes its caches."""
+
+
 def uniform_decodes(
     *,
     slots_t: torch.Tensor,
@@ -102,14 +121,14 @@ def uniform_decodes(
     max_visible: int,
     queries: int,
     longest: int | None = None,
-) -> DsaBatch:
+) -> Step:
     """Describe a step in which each sequence has `queries` tokens. It reads nothing but these tensors.
 
     So a graph captured with it serves every later step that leaves its values in the same tensors.
     """
     rows = slice(0, visible_t.shape[0])
     decodes = Decodes(rows, block_table_bp, visible_t.view(-1, queries), longest or max_visible)
-    return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
+    return Step(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, ())
 
 
 def mixed_batch(
@@ -125,7 +144,7 @@ def mixed_batch(
     decodes_last: bool = False,
     longest: int | None = None,
     max_gathered_keys: int = MAX_GATHERED_KEYS,
-) -> DsaBatch:
+) -> Step:
     """Describe any step.
 
     Args:
@@ -165,7 +184,7 @@ def mixed_batch(
         max_gathered_keys,
     )
     decodes = _decodes(block_table_bp, seq_t, visible_t, query_start, decoding, longest or max_visible)
-    return DsaBatch(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
+    return Step(slots_t, block_table_bp, seq_t, visible_t, max_visible, decodes, chunks)
 
 
 def _decodes(

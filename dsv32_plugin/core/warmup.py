@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from dsv32_plugin import cache_layout
-from dsv32_plugin.core import dsa
-from dsv32_plugin.core.attention import DsaAttention, LayerCaches
-from dsv32_plugin.core.step import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin.core.attention import DsaAttention, Indexer, Projections
+from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.step import MAX_GATHERED_KEYS, LayerCaches, Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels.ahead import Launches
 
-Layers = Sequence[tuple[DsaAttention, LayerCaches]]
-"""One of each kind, with caches into which nothing is written."""
+Samples = Sequence[tuple[DsaAttention, LayerCaches]]
+"""A layer of each kind, with caches into which nothing is written."""
 
 
 class WarmUp:
@@ -27,25 +26,25 @@ class WarmUp:
 
     def __init__(
         self,
-        layers: Layers,
-        batches: Callable[[], Iterable[DsaBatch]],
+        layers: Samples,
+        steps: Callable[[], Iterable[Step]],
         hidden_th: torch.Tensor,
         slots_tk: torch.Tensor,
         *,
         compiles: bool,
     ) -> None:
-        """Find what the attention of `layers` launches for `batches`, and begin to compile it.
+        """Find what the attention of `layers` launches in `steps`, and begin to compile it.
 
         Args:
-            hidden_th: [T, hidden size], as many tokens as the largest batch has; what is in it does not matter.
+            hidden_th: [T, hidden size], as many tokens as the largest step has; what is in it does not matter.
             slots_tk: [T, K] int32, overwritten.
             compiles: whether this process is the one of its machine that compiles; the others find its results on the
                 disk.
         """
         self._started = time.perf_counter()
-        self._launches, self._batches = Launches(), batches
+        self._launches, self._steps = Launches(), steps
         with self._launches.record():
-            _run_all(layers, batches, hidden_th, slots_tk)
+            _run_all(layers, steps, hidden_th, slots_tk)
         self._found = time.perf_counter()
         self._compilation = self._launches.compile() if compiles else None
 
@@ -59,10 +58,10 @@ class WarmUp:
         self._count = len(self._launches)
         self._launches.load()
 
-    def run(self, layers: Layers, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> str:
+    def run(self, layers: Samples, hidden_th: torch.Tensor, slots_tk: torch.Tensor) -> str:
         """Launch what was loaded; returns what to log. The arguments are as before."""
         loaded = time.perf_counter()
-        _run_all(layers, self._batches, hidden_th, slots_tk)
+        _run_all(layers, self._steps, hidden_th, slots_tk)
         return summary(
             self._count,
             found_s=self._found - self._started,
@@ -82,46 +81,55 @@ def summary(count: int, *, found_s: float, beside_s: float, alone_s: float, load
 
 
 def _run_all(
-    layers: Layers, batches: Callable[[], Iterable[DsaBatch]], hidden_th: torch.Tensor, slots_tk: torch.Tensor
+    layers: Samples, steps: Callable[[], Iterable[Step]], hidden_th: torch.Tensor, slots_tk: torch.Tensor
 ) -> None:
     for attention, caches in layers:
-        with without_projections(attention, hidden_th.shape[1]):
-            for batch in batches():
-                attend(attention, caches, batch, hidden_th, slots_tk)
+        for step in steps():
+            run_one(attention, caches, step, hidden_th, slots_tk, Unprojected(attention))
     torch.accelerator.synchronize()
 
 
-def attend(
+def run_one(
     attention: DsaAttention,
     caches: LayerCaches,
-    batch: DsaBatch,
+    step: Step,
     hidden_th: torch.Tensor,
     slots_tk: torch.Tensor,
+    projections: Projections | None = None,
 ) -> torch.Tensor:
-    """One layer's attention over `batch`, every token at position 0."""
-    tokens = slice(0, batch.slots_t.shape[0])
-    positions_t = torch.zeros_like(batch.slots_t)
-    return attention.attend(batch, positions_t, hidden_th[tokens], slots_tk[tokens], caches)
+    """One layer's attention in `step`, every token at position 0."""
+    tokens = slice(0, step.slots_t.shape[0])
+    positions_t = torch.zeros_like(step.slots_t)
+    return attention.attend(step, positions_t, hidden_th[tokens], slots_tk[tokens], caches, projections)
 
 
-@contextmanager
-def without_projections(attention: DsaAttention, hidden_size: int) -> Iterator[None]:
-    """Matrix products leave their results as they are: the engine's kernels for them are not ours to warm up."""
-    widths = {
-        getattr(attention, attention.a_proj_name): sum(attention.a_widths),
-        attention.q_b_proj: attention.num_heads * (attention.nope + attention.rope),
-        attention.o_proj: hidden_size,
-    }
-    if attention.indexer is not None:
-        indexer = attention.indexer
-        widths |= {indexer.wq_b: indexer.heads * indexer.dim, indexer.weights_proj: indexer.heads}
-    try:
-        for projection, width in widths.items():
-            projection.forward = lambda x, width=width: (x.new_empty(*x.shape[:-1], width), None)
-        yield
-    finally:
-        for projection in widths:
-            del projection.forward
+class Unprojected:
+    """The projections of a layer, without the products: the engine's kernels for them are not ours to warm up."""
+
+    def __init__(self, attention: DsaAttention) -> None:
+        self._attention = attention
+
+    def index_weights(self, hidden_th: torch.Tensor) -> torch.Tensor:
+        return hidden_th.new_empty(hidden_th.shape[0], self._indexer.heads)
+
+    def project(self, hidden_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        width = sum(self._attention.a_widths)
+        return self._attention.split(hidden_th.new_empty(hidden_th.shape[0], width))
+
+    def index_query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        return q_a_tl.new_empty(q_a_tl.shape[0], self._indexer.heads * self._indexer.dim)
+
+    def query(self, q_a_tl: torch.Tensor) -> torch.Tensor:
+        of = self._attention
+        return q_a_tl.new_empty(q_a_tl.shape[0], of.num_heads * (of.nope + of.rope))
+
+    def output(self, values_tv: torch.Tensor) -> torch.Tensor:
+        return values_tv
+
+    @property
+    def _indexer(self) -> Indexer:
+        assert self._attention.indexer is not None
+        return self._attention.indexer
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,13 @@ class MadeUp:
     topk: int
     device: torch.device
 
-    def largest(self, most: int) -> Iterator[DsaBatch]:
+    def largest(self, most: int) -> Iterator[Step]:
         """Those that take the most memory, of long sequences and of short ones."""
         short = min(self.topk, self.max_len)
         yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
         yield self.prefill(most, short, most // short)
 
-    def batches(self, most: int, most_decodes: int, queries: int) -> Iterator[DsaBatch]:
+    def batches(self, most: int, most_decodes: int, queries: int) -> Iterator[Step]:
         """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""
         short = min(self.topk, self.max_len)
         lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
@@ -155,7 +163,7 @@ class MadeUp:
                     for length in {*_powers(short), short, self.max_len}:
                         yield self.decode(tokens // n, length, n)
 
-    def prefill(self, tokens: int, length: int, num_seqs: int) -> DsaBatch:
+    def prefill(self, tokens: int, length: int, num_seqs: int) -> Step:
         """About `tokens`, the last ones of sequences of this length."""
         num_seqs = min(max(1, num_seqs), tokens)
         share = min(tokens // num_seqs, length)
@@ -171,10 +179,10 @@ class MadeUp:
             max_visible=length,
             num_decodes=0,
             longest=self.max_len,
-            max_gathered_keys=dsa.gathered_keys(length, self.topk),
+            max_gathered_keys=gathered_keys(length, self.topk),
         )
 
-    def decode(self, num_seqs: int, length: int, queries: int) -> DsaBatch:
+    def decode(self, num_seqs: int, length: int, queries: int) -> Step:
         tokens = num_seqs * queries
         return uniform_decodes(
             slots_t=torch.full((tokens,), -1, device=self.device),

@@ -1,4 +1,4 @@
-"""SGLang's linear layers and norms, as `dsv32_plugin.core.attention.Layers` asks for them."""
+"""SGLang's linear layers and norms, as `core.layers.Layers` asks for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sglang.srt.layers.linear import (
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.runtime_context import get_parallel
 
-from dsv32_plugin.core.dsa import Ranks
+from dsv32_plugin.core.layers import Ranks
 
 
 class PackedLinear(ReplicatedLinear):

@@ -1,4 +1,4 @@
-"""vLLM's linear layers and norms, as `dsv32_plugin.core.attention.Layers` asks for them."""
+"""vLLM's linear layers and norms, as `core.layers.Layers` asks for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from dsv32_plugin.core.dsa import Ranks
+from dsv32_plugin.core.layers import Ranks
 
 
 class VllmLayers:
