@@ -135,12 +135,15 @@ def write(spec: TinySpec, out: Path) -> None:
     """Write the checkpoint: config, tokenizer and sharded weights; `out` is replaced when all is written."""
     config = spec.config()
     try:
+        import torch
+
         from dsv32_plugin.tools.tiny_weights import save_weights
 
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         write_without_weights(config, partial)
-        save_weights(spec, DsaConfig.from_hf(config), partial)
+        dtype = getattr(torch, spec.dtype)
+        save_weights(DsaConfig.from_hf(config), partial, seed=spec.seed, dtype=dtype)
     except ImportError as error:
         raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[tiny]'") from error
     if out.exists():
