@@ -34,7 +34,7 @@ class Engine:
     distribution: str
     """On PyPI; also its package."""
     adapter: str
-    """Our package for it: names what must be registered, and holds `probe`, which says what is."""
+    """Our package for it: its `names` say what must be registered, its `probe` says what is."""
     install: str
     """The release to install: every test runs against it, those for a GPU included."""
     releases: tuple[Release, ...]

@@ -126,7 +126,7 @@ def test_both_adapters_use_the_same_names(folder: str) -> None:
 ONLY = {
     ".": {
         "vllm": {"endpoints.py"},
-        "sglang": {"arguments.py", "float32.py", "requests.py", "responses.py", "speculation.py", "upstream.py"},
+        "sglang": {"arguments.py", "float32.py", "requests.py", "responses.py", "speculation.py"},
     },
     "cpu": {"vllm": {"operators.py"}, "sglang": {"pages.py", "speculation.py"}},
 }

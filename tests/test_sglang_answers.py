@@ -31,7 +31,8 @@ from test_guarantees import PIECES, START, TOOLS, open_invoke
 
 from dsv32_plugin.parsers import OutputParser, encode_messages
 from dsv32_plugin.parsers.protocol import BOS, EOS, THINK_END, USER
-from dsv32_plugin.sglang_adapter import PARSER_NAME, upstream
+from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText
 
 pytestmark = pytest.mark.engine

@@ -19,7 +19,8 @@ import triton.language as tl
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32MoE
 
 from dsv32_plugin.core.config import DsaConfig
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, float32, upstream
+from dsv32_plugin.sglang_adapter import float32, upstream
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
@@ -171,7 +172,7 @@ print(json.dumps(errors))
 
 def test_the_kernel_can_store_float32() -> None:
     """SGLang's kernel itself, in Triton's interpreter: it is the type that it is given which costs 13 bits."""
-    module = upstream.first_of(*float32.EXPERT_PRODUCTS).rpartition(".")[0]
+    module = upstream.first_of(*upstream.PLACES["invoke_fused_moe_kernel"].targets).rpartition(".")[0]
     program = PRODUCT.replace("{module}", module)
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True

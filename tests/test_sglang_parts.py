@@ -21,12 +21,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import settings
 from dsv32_plugin.core.policy import Policy
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, caches, engine_config, upstream, warmup
+from dsv32_plugin.sglang_adapter import arguments, caches, engine_config, upstream, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
 from dsv32_plugin.sglang_adapter.cpu import platform
 from dsv32_plugin.sglang_adapter.cpu.pages import CpuPagedAllocator
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 
 pytestmark = pytest.mark.engine
 

@@ -20,7 +20,7 @@ from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.parsers.protocol import BOS, EOS, PAD
 from dsv32_plugin.tools import tiny
 from dsv32_plugin.tools.tiny import DSML_ID, TinySpec
-from dsv32_plugin.vllm_adapter import endpoints, hooks
+from dsv32_plugin.vllm_adapter import endpoints, hooks, upstream
 from dsv32_plugin.vllm_adapter.answers import Finish
 
 PARSERS = ("--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32", "--enable-auto-tool-choice")
@@ -349,8 +349,8 @@ def test_who_ended_the_answer(finish: Finish, stop_token_ids: list[int] | None, 
 
 
 def test_a_place_that_vllm_has_not_is_named_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for target, parameters, around in endpoints.HOOKS:
-        hooks.hook(target, parameters, around)
+    for place, around in endpoints.HOOKS:
+        hooks.at(place, around)
     with pytest.raises(
         hooks.HookError, match=r"expected vllm\.outputs\.nothing\(self, \.\.\.\) to hook into, found noth"
     ):
@@ -366,5 +366,5 @@ def test_the_page_of_patches_names_every_hook() -> None:
     ]
     assert [f"vllm.{row}" for row in rows] == [
         "vllm.parser.ParserManager.get_parser",
-        *(hook[0] for hook in endpoints.HOOKS),
+        *(target for place, _ in endpoints.HOOKS for target in upstream.PLACES[place].targets),
     ]

@@ -11,6 +11,8 @@ from dsv32_plugin.kernels.limits import MAX_TOPK
 DEEPSEEK_V32 = "DeepseekV32ForCausalLM"
 GLM_MOE_DSA = "GlmMoeDsaForCausalLM"
 ARCHITECTURES = {"deepseek_v32": DEEPSEEK_V32, "glm_moe_dsa": GLM_MOE_DSA}
+ENCODED = (DEEPSEEK_V32,)
+"""Those whose conversations our encoder renders, where no template does; the others bring a template."""
 
 _MISSING = object()
 _ROPE_TYPES = {"default": "default", "yarn": "yarn", "deepseek_yarn": "yarn"}
@@ -139,6 +141,11 @@ class DsaConfig:
     def is_moe(self, layer: int) -> bool:
         """Whether this layer is a mixture of experts; multi-token prediction layers are."""
         return layer >= self.num_layers or self.mlp_layer_types[layer] == "sparse"
+
+    @property
+    def routes_in_float32(self) -> bool:
+        """Whether the router multiplies in float32: GLM's does, DeepSeek's in the model's dtype."""
+        return self.architecture == GLM_MOE_DSA
 
     def check(self, tp_size: int) -> None:
         """Raise ConfigError unless the model can be cut over `tp_size` ranks."""

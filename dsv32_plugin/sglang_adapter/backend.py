@@ -9,7 +9,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from dsv32_plugin.core.attention import DsaAttention
 from dsv32_plugin.core.plan import gathered_keys
@@ -18,10 +17,10 @@ from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect, longest_sequence
 from dsv32_plugin.sglang_adapter.caches import as_dsa_pool
+from dsv32_plugin.sglang_adapter.upstream import AttentionBackend
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.model_executor.model_runner import ModelRunner
+    from dsv32_plugin.sglang_adapter.upstream import ForwardBatch, ModelRunner
 
 
 class DsaBackend(AttentionBackend):

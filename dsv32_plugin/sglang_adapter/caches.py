@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.core.attention import quantises_index_keys
 from dsv32_plugin.core.step import LayerCaches
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, upstream
+from dsv32_plugin.sglang_adapter import arguments, upstream
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
+from dsv32_plugin.sglang_adapter.upstream import DSATokenToKVPool, MLATokenToKVPool
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -86,11 +87,15 @@ class DsaTokenToKVPool(DSATokenToKVPool):
         if not upstream.wraps_index_keys():
             self.index_k_with_scale_buffer = buffers
             return
-        from sglang.srt.mem_cache.index_key_cache import IndexKeyCache
+        from dsv32_plugin.sglang_adapter.upstream import IndexKeyCache
 
-        # Its own constructor makes buffers for fp8 keys only.
-        self.index_key_cache = object.__new__(IndexKeyCache)
-        self.index_key_cache.pool, self.index_key_cache.buffer = self, buffers
+        class Held(IndexKeyCache):
+            """Its own constructor makes buffers for fp8 keys only."""
+
+            def __init__(self, pool: DsaTokenToKVPool, buffer: list[torch.Tensor]) -> None:
+                self.pool, self.buffer = pool, buffer
+
+        self.index_key_cache = Held(self, buffers)
 
     def layer_caches(self, layer: int, selects: bool) -> LayerCaches:
         """This layer's caches as the kernels take them, [pages, page size, width]."""

@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32, guard
+from dsv32_plugin.sglang_adapter import float32, guard
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 from dsv32_plugin.sglang_adapter.grammars import warn_of_backend
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS
+from dsv32_plugin.sglang_adapter.upstream import without_dsa
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ def serves(options: Any) -> bool:
 
 def adjust_for_model(original: Callable[[ServerArgs], None], server_args: ServerArgs) -> None:
     """Goes around the step in which SGLang chooses its own backends for DSA from the GPU's generation."""
-    from sglang.srt.configs import model_config as model_configs
-
     options = in_effect(server_args)
     if not serves(options):
         original(server_args)
@@ -55,13 +54,13 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
     decide(server_args, enforce_disable_flashinfer_allreduce_fusion=True)
     # To SGLang it is a DeepSeek with MLA like any other: the DSA branch sets cache types and kernels of SGLang's own
     # backend, and needs a GPU to do it.
-    with patch.object(model_configs, "is_deepseek_dsa", lambda config: False):
+    with without_dsa():
         original(server_args)
 
 
 def _graphs(options: Any) -> Any:
     """Decode runs in graphs on a GPU; a prefill's shape changes from step to step."""
-    from sglang.srt.model_executor.cuda_graph_config import Backend
+    from dsv32_plugin.sglang_adapter.upstream import Backend
 
     config = options.cuda_graph_config
     without = {"prefill", "decode"} if options.device == "cpu" else {"prefill"}
@@ -89,7 +88,7 @@ def adjust_for_determinism(original: Callable[[ServerArgs], None], server_args: 
 
 def _is_cpu_default(options: Any) -> bool:
     """Whether the backend is the one that SGLang puts in on a CPU, before a platform or a model is asked."""
-    from sglang.srt.utils import is_host_cpu_arm64
+    from dsv32_plugin.sglang_adapter.upstream import is_host_cpu_arm64
 
     default = "torch_native" if is_host_cpu_arm64() else "intel_amx"
     return bool(options.device == "cpu" and attention_backends(options) == {default})

@@ -14,8 +14,9 @@ from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.engines import SGLANG
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS, arguments
+from dsv32_plugin.sglang_adapter import arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS
 from dsv32_plugin.sglang_adapter.upstream import declares_options, installed_version
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def read_config(options: Any) -> DsaConfig:
 
 def check_given(options: Any) -> None:
     """Raise NotImplementedError for an option of the user's that the plugin does not have, before SGLang acts on it."""
-    from sglang.srt.server_args import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
     _check_chats()
     newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
@@ -131,7 +132,7 @@ def check_options(options: Any) -> None:
 
 def _check_chats() -> None:
     """Of the releases that have it, the server in Rust renders prompts and parses answers by itself."""
-    from sglang.srt.environ import envs
+    from dsv32_plugin.sglang_adapter.upstream import envs
 
     rust = getattr(envs, "SGLANG_RUST_SERVER", None)
     if rust is not None and rust.get():

@@ -7,11 +7,6 @@ import pkgutil
 from collections.abc import Iterable
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.registry import ModelRegistry
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -23,11 +18,21 @@ from dsv32_plugin.core.plan import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH, arguments, guard, weights
+from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.caches import announce_index_keys
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
+from dsv32_plugin.sglang_adapter.names import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH
 from dsv32_plugin.sglang_adapter.steps import SglangSteps
+from dsv32_plugin.sglang_adapter.upstream import (
+    ForwardBatch,
+    LogitsProcessor,
+    LogitsProcessorOutput,
+    ModelRegistry,
+    ParallelLMHead,
+    QuantizationConfig,
+    VocabParallelEmbedding,
+)
 
 logger = logging.getLogger(__name__)
 

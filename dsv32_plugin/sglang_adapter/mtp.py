@@ -6,9 +6,6 @@ import logging
 from collections.abc import Iterable
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -18,6 +15,12 @@ from dsv32_plugin.core.decoder import DraftInput
 from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, shared_parts
+from dsv32_plugin.sglang_adapter.upstream import (
+    ForwardBatch,
+    LogitsProcessor,
+    LogitsProcessorOutput,
+    QuantizationConfig,
+)
 
 logger = logging.getLogger(__name__)
 

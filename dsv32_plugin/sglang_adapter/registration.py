@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from dsv32_plugin.engines import SGLANG
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, PARSER_NAME, hooks, upstream
+from dsv32_plugin.sglang_adapter import hooks, upstream
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS, PARSER_NAME
 
 
 def register() -> None:
@@ -24,12 +25,13 @@ def register() -> None:
 
 
 def _register_model_and_backend() -> None:
-    from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.models.registry import ModelRegistry
-    from sglang.srt.server_args import add_attention_backend_choices
-
     from dsv32_plugin.sglang_adapter.backend import DsaBackend
     from dsv32_plugin.sglang_adapter.model import DsaForCausalLM
+    from dsv32_plugin.sglang_adapter.upstream import (
+        ModelRegistry,
+        add_attention_backend_choices,
+        register_attention_backend,
+    )
 
     for architecture in MODELS:
         ModelRegistry.models[architecture] = DsaForCausalLM
@@ -38,10 +40,8 @@ def _register_model_and_backend() -> None:
 
 
 def _register_parsers() -> None:
-    from sglang.srt.function_call.function_call_parser import FunctionCallParser
-    from sglang.srt.parser.reasoning_parser import ReasoningParser
-
     from dsv32_plugin.sglang_adapter.parsers import DsaReasoningDetector, DsaToolDetector
+    from dsv32_plugin.sglang_adapter.upstream import FunctionCallParser, ReasoningParser
 
     FunctionCallParser.ToolCallParserEnum[PARSER_NAME] = DsaToolDetector
     ReasoningParser.DetectorMap[PARSER_NAME] = DsaReasoningDetector
@@ -49,9 +49,8 @@ def _register_parsers() -> None:
 
 def _register_steps() -> None:
     """The steps of deciding upon options that SGLang lets a plugin go around."""
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
-
     from dsv32_plugin.sglang_adapter import engine_config
+    from dsv32_plugin.sglang_adapter.upstream import register_resolution_hook
 
     for name, code in (
         ("handle_model_specific_adjustments", engine_config.adjust_for_model),

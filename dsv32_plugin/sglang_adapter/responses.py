@@ -9,16 +9,14 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
-
 from dsv32_plugin.core.chat import is_complete
-from dsv32_plugin.sglang_adapter import PARSER_NAME, upstream
+from dsv32_plugin.sglang_adapter import upstream
 from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
+from dsv32_plugin.sglang_adapter.upstream import ResponsesResponse
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
-    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
-    from sglang.srt.managers.io_struct import GenerateReqInput
+    from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, OpenAIServingResponses, ResponsesRequest
 
 INCOMPLETE: Literal["incomplete"] = "incomplete"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sglang.srt.model_executor.forward_context import get_attn_backend
-
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.step import LayerCaches, Step
+from dsv32_plugin.sglang_adapter.upstream import get_attn_backend
 
 
 class SglangSteps:

@@ -128,7 +128,7 @@ def _engine(engine: Engine) -> Iterator[Finding]:
         yield Finding(section, "plugin loading", "failed", "wrong", seen)
         return
     yield _platform(engine, seen)
-    adapter = import_module(engine.adapter)
+    adapter = import_module(f"{engine.adapter}.names")
     for architecture, path in adapter.MODELS.items():
         yield _compare(engine, architecture, seen["models"][architecture], path)
     yield _compare(engine, f"attention backend {engine.backend}", seen["backend"], adapter.BACKEND_PATH)
@@ -174,7 +174,7 @@ def _platform(engine: Engine, seen: dict[str, Any]) -> Finding:
         advice = f"{engine.name} cannot start: no GPU, and no CPU platform without the plugin"
         return Finding(engine.name, "platform", path, "wrong", advice)
     if device == "cpu":
-        return _compare(engine, "platform", path, import_module(engine.adapter).CPU_PLATFORM_PATH)
+        return _compare(engine, "platform", path, import_module(f"{engine.adapter}.names").CPU_PLATFORM_PATH)
     if path.startswith(f"{engine.distribution}."):
         return Finding(engine.name, "platform", path, "ok", f"{engine.name}'s own, for this device")
     return Finding(engine.name, "platform", path, "warning", "another plugin's; not tested")

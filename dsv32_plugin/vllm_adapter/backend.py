@@ -5,25 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from vllm.platforms import current_platform
-from vllm.v1.attention.backend import (
+
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
+from dsv32_plugin.vllm_adapter.upstream import (
     AttentionBackend,
     AttentionCGSupport,
     AttentionImpl,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
     MultipleOf,
+    current_platform,
+    split_decodes_and_prefills,
 )
-from vllm.v1.attention.backends.utils import split_decodes_and_prefills
-
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.core.plan import gathered_keys
-from dsv32_plugin.core.policy import Policy
-from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import AttentionSpec
+    from dsv32_plugin.vllm_adapter.upstream import AttentionSpec, VllmConfig
 
 
 class DsaMetadataBuilder(AttentionMetadataBuilder[Step]):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.v1.attention.backend import AttentionBackend
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
-from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
 from dsv32_plugin import cache_layout
 from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
+from dsv32_plugin.vllm_adapter.upstream import (
+    AttentionBackend,
+    AttentionBackendEnum,
+    AttentionLayerBase,
+    CacheConfig,
+    MLAAttentionSpec,
+    VllmConfig,
+    get_current_vllm_config,
+)
 
 FP8_LATENTS = "fp8_ds_mla"
 FP8_CACHES = ("fp8", "fp8_e4m3", FP8_LATENTS)

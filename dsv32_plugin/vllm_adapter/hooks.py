@@ -7,10 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from dsv32_plugin.engines import VLLM
+from dsv32_plugin.vllm_adapter import upstream
 
 
 class HookError(RuntimeError):
     """A place to hook into is gone, or takes other parameters."""
+
+
+def at(place: str, around: Callable[..., Any]) -> None:
+    """`hook` one of `upstream.PLACES`."""
+    (target,), parameters = upstream.PLACES[place]
+    assert parameters is not None, "vLLM's classes are not replaced"
+    hook(target, parameters, around)
 
 
 def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -> None:
@@ -45,9 +53,8 @@ def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -
 
 
 def _hook_problem(expected: str, found: str) -> str:
-    from vllm import __version__
 
     return (
-        f"vllm {__version__}: expected {expected} to hook into, found {found}; "
+        f"vllm {upstream.ENGINE_VERSION}: expected {expected} to hook into, found {found}; "
         f"dsv32-plugin is written for vllm=={VLLM.install}: install that"
     )

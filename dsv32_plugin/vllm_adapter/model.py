@@ -8,23 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
-from vllm.forward_context import get_forward_context
-from vllm.logger import init_logger
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import SupportsPP
-from vllm.model_executor.models.utils import (
-    PPMissingLayer,
-    extract_layer_index,
-    make_empty_intermediate_tensors_factory,
-    make_layers,
-    maybe_prefix,
-)
-from vllm.platforms import current_platform
-from vllm.sequence import IntermediateTensors
 
 from dsv32_plugin import __version__
 from dsv32_plugin.core.attention import DsaAttention, Shared
@@ -39,6 +22,25 @@ from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
 from dsv32_plugin.vllm_adapter.steps import VllmSteps
+from dsv32_plugin.vllm_adapter.upstream import (
+    IntermediateTensors,
+    LogitsProcessor,
+    ParallelLMHead,
+    PPMissingLayer,
+    RMSNorm,
+    SupportsPP,
+    VllmConfig,
+    VocabParallelEmbedding,
+    current_platform,
+    extract_layer_index,
+    get_forward_context,
+    get_pp_group,
+    get_tensor_model_parallel_world_size,
+    init_logger,
+    make_empty_intermediate_tensors_factory,
+    make_layers,
+    maybe_prefix,
+)
 
 logger = init_logger("vllm.dsv32_plugin")
 

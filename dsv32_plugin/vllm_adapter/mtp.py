@@ -7,11 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.models.utils import maybe_prefix
 
 from dsv32_plugin.core.attention import Shared
 from dsv32_plugin.core.config import ConfigError, DsaConfig
@@ -20,6 +15,7 @@ from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer, shared_parts
+from dsv32_plugin.vllm_adapter.upstream import LogitsProcessor, RMSNorm, VllmConfig, get_pp_group, maybe_prefix
 
 
 class OfTarget(nn.Module):

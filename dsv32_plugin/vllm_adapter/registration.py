@@ -6,35 +6,34 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vllm import envs
-from vllm.model_executor.models import ModelRegistry
-from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-from vllm.platforms import current_platform
-from vllm.reasoning import ReasoningParserManager
-from vllm.renderers.registry import RENDERER_REGISTRY
-from vllm.tokenizers.registry import TokenizerRegistry
-from vllm.tool_parsers import ToolParserManager
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-
 from dsv32_plugin import settings
 from dsv32_plugin.core.config import ARCHITECTURES
-from dsv32_plugin.vllm_adapter import (
+from dsv32_plugin.vllm_adapter import gateway, grammars, hooks, upstream
+from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
+from dsv32_plugin.vllm_adapter.names import (
     BACKEND_PATH,
     MODELS,
     PARSER_NAME,
     PARSERS_MODULE,
     RENDERING_MODULE,
     TOKENIZER_MODE,
-    gateway,
-    grammars,
-    hooks,
 )
-from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
+from dsv32_plugin.vllm_adapter.upstream import (
+    MODELS_CONFIG_MAP,
+    RENDERER_REGISTRY,
+    AttentionBackendEnum,
+    ModelRegistry,
+    ReasoningParserManager,
+    TokenizerRegistry,
+    ToolParserManager,
+    current_platform,
+    register_backend,
+)
 
 
 def register() -> None:
     """Register everything; raises HookError where vLLM is not as expected."""
-    if envs.VLLM_BATCH_INVARIANT and not settings.batch_invariant():
+    if upstream.VLLM_BATCH_INVARIANT and not settings.batch_invariant():
         if os.environ.get("DSV32_BATCH_INVARIANT"):
             raise ValueError("DSV32_BATCH_INVARIANT: expected 1 with VLLM_BATCH_INVARIANT=1, got 0; unset one of them")
         os.environ["DSV32_BATCH_INVARIANT"] = "1"
@@ -48,7 +47,7 @@ def register() -> None:
     grammars.hook()
     ReasoningParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaReasoningParser")
     ToolParserManager.register_lazy_module(PARSER_NAME, PARSERS_MODULE, "DsaToolParser")
-    hooks.hook("vllm.parser.ParserManager.get_parser", ("tool_parser_name", "reasoning_parser_name"), _compose_parser)
+    hooks.at("ParserManager.get_parser", _compose_parser)
     gateway.install()
     if current_platform.is_cpu():
         import dsv32_plugin.vllm_adapter.cpu.quantisation  # noqa: F401  registers itself

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.config import VllmConfig
-from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-from vllm.forward_context import get_forward_context
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.core.attention import quantises_index_keys
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.step import LayerCaches, Step
 from dsv32_plugin.vllm_adapter.caches import PagedCache, index_key_cache, latent_cache
+from dsv32_plugin.vllm_adapter.upstream import (
+    VllmConfig,
+    get_forward_context,
+    get_kv_transfer_group,
+    has_kv_transfer_group,
+)
 
 
 class VllmSteps:

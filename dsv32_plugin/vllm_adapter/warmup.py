@@ -7,15 +7,12 @@ for it: some as large as any can be, and small ones of every size that has kerne
 from __future__ import annotations
 
 import torch
-from vllm.config import VllmConfig
-from vllm.distributed import get_world_group
-from vllm.logger import init_logger
-from vllm.utils.torch_utils import set_default_torch_dtype
 
 from dsv32_plugin.core import warmup
 from dsv32_plugin.core.attention import DsaAttention
 from dsv32_plugin.core.step import LayerCaches
 from dsv32_plugin.vllm_adapter.steps import VllmSteps
+from dsv32_plugin.vllm_adapter.upstream import VllmConfig, get_world_group, init_logger, set_default_torch_dtype
 
 logger = init_logger("vllm.dsv32_plugin")
 

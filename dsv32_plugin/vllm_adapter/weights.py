@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.model_executor.layers.fused_moe import RoutedExperts
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear
-from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, get_layerwise_info
-from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from dsv32_plugin.core import weights
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.vllm_adapter.cpu.quantisation import DequantisedFp8Config
+from dsv32_plugin.vllm_adapter.upstream import (
+    MergedColumnParallelLinear,
+    RoutedExperts,
+    VllmConfig,
+    default_weight_loader,
+    finalize_layerwise_reload,
+    get_layerwise_info,
+)
 
 
 class Loader:

@@ -22,7 +22,8 @@ from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
 
 from dsv32_plugin.parsers.protocol import BOS, DSML, EOS
-from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments, hooks, registration
+from dsv32_plugin.sglang_adapter import arguments, hooks, registration
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 
 ENDED = {"type": "stop", "matched": 1}
 """The model ended its turn: 1 is the tokenizer's EOS."""

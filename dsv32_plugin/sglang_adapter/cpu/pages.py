@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+
+from dsv32_plugin.sglang_adapter.upstream import PagedTokenToKVPoolAllocator
 
 
 class CpuPagedAllocator(PagedTokenToKVPoolAllocator):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
 
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, upstream
+from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
+from dsv32_plugin.sglang_adapter.upstream import PlatformEnum, SRTPlatform
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
 DISPATCH_KEY = "dsv32_cpu"
 DEFAULT_MAX_TOKENS = 32768
@@ -47,9 +47,11 @@ class DsaCpuPlatform(SRTPlatform):
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // server_args.tp_size)))
 
     def init_backend(self) -> None:
-        from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
-        from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
-        from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+        from dsv32_plugin.sglang_adapter.upstream import (
+            StandardCombineInput,
+            UnquantizedFusedMoEMethod,
+            moe_forward_native,
+        )
 
         def experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
             hidden_th = moe_forward_native(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sglang.srt.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from torch import nn
+
+from dsv32_plugin.sglang_adapter.upstream import QuantizationConfig, QuantizeMethodBase
 
 
 class DequantisedFp8Config(QuantizationConfig):
@@ -36,7 +37,6 @@ class DequantisedFp8Config(QuantizationConfig):
         return []
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        from sglang.srt.layers.linear import LinearBase
-        from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+        from dsv32_plugin.sglang_adapter.upstream import LinearBase, UnquantizedLinearMethod
 
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None

@@ -13,9 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
-    from sglang.srt.speculative.eagle_info import EagleVerifyInput
+    from dsv32_plugin.sglang_adapter.upstream import EagleVerifyInput, LogitsProcessorOutput, ScheduleBatch
 
 
 class _Kernel:
@@ -163,7 +161,7 @@ def _verdict(
 
 
 def _penalise(logits_tv: torch.Tensor, info: Any, repeats: int) -> None:
-    from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
+    from dsv32_plugin.sglang_adapter.upstream import apply_scaling_penalties
 
     if info.acc_additive_penalties is not None:
         logits_tv.add_(info.acc_additive_penalties.repeat_interleave(repeats, 0))
@@ -174,7 +172,7 @@ def _penalise(logits_tv: torch.Tensor, info: Any, repeats: int) -> None:
 
 
 def _choose(logits_tv: torch.Tensor, info: Any, repeats: int) -> torch.Tensor:
-    from sglang.srt.layers.sampler import top_k_top_p_min_p_sampling_from_probs_torch
+    from dsv32_plugin.sglang_adapter.upstream import top_k_top_p_min_p_sampling_from_probs_torch
 
     if info.is_all_greedy:
         return logits_tv.argmax(-1).int()

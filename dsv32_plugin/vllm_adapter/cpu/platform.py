@@ -3,18 +3,18 @@
 import os
 from typing import TYPE_CHECKING
 
-from vllm.platforms import vllm_version_matches_substr
-from vllm.platforms.cpu import CpuPlatform
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
 from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.vllm_adapter.cpu import operators
+from dsv32_plugin.vllm_adapter.upstream import AttentionBackendEnum, CpuPlatform, vllm_version_matches_substr
 
 if TYPE_CHECKING:
-    from vllm import PoolingParams, SamplingParams
-    from vllm.config import VllmConfig
-    from vllm.inputs import EngineInput
-    from vllm.v1.attention.selector import AttentionSelectorConfig
+    from dsv32_plugin.vllm_adapter.upstream import (
+        AttentionSelectorConfig,
+        EngineInput,
+        PoolingParams,
+        SamplingParams,
+        VllmConfig,
+    )
 
 
 class DsaCpuPlatform(CpuPlatform):
@@ -44,7 +44,7 @@ class DsaCpuPlatform(CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
         # Imported late: vllm.config itself asks for the platform.
-        from vllm.config import CompilationMode
+        from dsv32_plugin.vllm_adapter.upstream import CompilationMode
 
         cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
         chunked = scheduler.enable_chunked_prefill

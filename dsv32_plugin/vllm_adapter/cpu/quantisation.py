@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
-from vllm.platforms import current_platform
+
+from dsv32_plugin.vllm_adapter.upstream import (
+    QuantizationConfig,
+    QuantizeMethodBase,
+    current_platform,
+    register_quantization_config,
+)
 
 METHOD = "dsv32_dequantised_fp8"
 
@@ -46,8 +50,12 @@ class DequantisedFp8Config(QuantizationConfig):
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         # Imported late: this module is loaded in every process of the engine, most of which build no layer.
-        from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
-        from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+        from dsv32_plugin.vllm_adapter.upstream import (
+            LinearBase,
+            RoutedExperts,
+            UnquantizedFusedMoEMethod,
+            UnquantizedLinearMethod,
+        )
 
         if isinstance(layer, LinearBase):
             return UnquantizedLinearMethod()
