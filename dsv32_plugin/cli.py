@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dsv32_plugin import __version__, demo, doctor, tiny, tools_cli
+from dsv32_plugin import __version__
 from dsv32_plugin.benchmarks import cli as bench
-from dsv32_plugin.config import ConfigError
 from dsv32_plugin.console import CommandError
+from dsv32_plugin.core.config import ConfigError
+from dsv32_plugin.tools import demo, doctor, render_parse, tiny
 from dsv32_plugin.training import command as train
 
 FAILED = 2
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (demo, doctor, tiny, train, bench):
         module.add_command(subparsers)
-    tools_cli.add_commands(subparsers)
+    render_parse.add_commands(subparsers)
     return parser
 
 

@@ -14,8 +14,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dsv32_plugin import tiny
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import TinySpec
 
 # What drives the clients themselves has an environment and a configuration of its own: make test-clients.
 collect_ignore = ["clients/live"]

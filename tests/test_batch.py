@@ -6,13 +6,18 @@ import pytest
 import torch
 
 from dsv32_plugin import cache_layout as layout
-from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin import kernels
+from dsv32_plugin.core import dsa, plan
+from dsv32_plugin.core.dsa import Dense, Expanded, Sparse, Staged
+from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 
 PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
 
 
-def describe(lengths: list[int], queries: list[int], num_decodes: int, padding: int = 0, **options: int) -> DsaBatch:
+def describe(lengths: list[int], queries: list[int], num_decodes: int, padding: int = 0, **options: int) -> Step:
     """Sequences of these lengths, the last `queries` tokens of each being scheduled, behind them tokens of padding."""
     num_tokens = sum(queries) + padding
     query_start_b1 = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
@@ -42,14 +47,15 @@ def inputs(num_tokens: int, num_seqs: int) -> tuple[torch.Tensor, torch.Tensor, 
     return q_tid, torch.randn(num_tokens, HEADS, generator=generator), index_cache
 
 
-def selected(batch: DsaBatch, ranks: dsa.Ranks | None = None) -> torch.Tensor:
+def selected(batch: Step, ranks: Ranks | None = None) -> torch.Tensor:
     num_tokens = batch.slots_t.shape[0]
     q_tid, weights_ti, index_cache = inputs(num_tokens, batch.block_table_bp.shape[0])
     slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
-    return dsa.select_slots(batch, q_tid, weights_ti, index_cache, slots_tk, ranks)
+    Sparse(batch).select(q_tid, weights_ti, index_cache, slots_tk, ranks)
+    return slots_tk
 
 
-def alone(batch: DsaBatch) -> torch.Tensor:
+def alone(batch: Step) -> torch.Tensor:
     """Each token scored by itself."""
     q_tid, weights_ti, index_cache = inputs(batch.slots_t.shape[0], batch.block_table_bp.shape[0])
     rows = [
@@ -142,13 +148,13 @@ def test_a_copy_of_the_latents_changes_no_answer(
         pages[length:] = 0xFF
         latent_cache[batch.block_table_bp[seq].long()] = pages.view(4, PAGE, -1)
 
-    def attended(copied: bool) -> torch.Tensor:
+    def attended(plan: Sparse) -> torch.Tensor:
         slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
-        dsa.select_slots(batch, q_tid, weights_ti, index_cache, slots_tk, copied=copied)
-        return dsa.attend(batch, q_latent_thc, q_rope_thr, latent_cache, slots_tk, 0.1, copied=copied)
+        plan.select(q_tid, weights_ti, index_cache, slots_tk)
+        return plan.over_latents(q_latent_thc, q_rope_thr, latent_cache, slots_tk, 0.1)
 
-    assert attended(False).isfinite().all()
-    assert torch.equal(attended(True), attended(False))
+    assert attended(Sparse(batch)).isfinite().all()
+    assert torch.equal(attended(Staged(batch)), attended(Sparse(batch)))
 
 
 @pytest.mark.parametrize(
@@ -161,16 +167,34 @@ def test_a_copy_of_the_latents_changes_no_answer(
         pytest.param(4096, 1 << 19, 128, False, id="too-many-keys-to-copy"),
     ],
 )
-def test_latents_are_copied_where_it_pays(
-    tokens: int, length: int, heads: int, pays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_are_copied_where_it_pays(tokens: int, length: int, heads: int, pays: bool) -> None:
     batch = describe([length], [tokens], 0)
-    cache = latents_fp8(1)
-    assert dsa.copies_latents(batch, heads, cache, torch.bfloat16) == pays
-    assert not dsa.copies_latents(batch, heads, cache.view(torch.bfloat16), torch.bfloat16)
-    assert not dsa.copies_latents(batch, heads, cache, torch.float32)
-    monkeypatch.setenv("DSV32_BATCH_INVARIANT", "1")
-    assert not dsa.copies_latents(batch, heads, cache, torch.bfloat16)
+
+    def stages(latents: torch.dtype, dtype: torch.dtype, *, batch_invariant: bool = False) -> bool:
+        made = Planner(TOPK, heads, Policy(batch_invariant)).plan(batch, latents, dtype)
+        assert made.selects
+        return isinstance(made, Staged)
+
+    assert stages(torch.uint8, torch.bfloat16) == pays
+    assert not stages(torch.bfloat16, torch.bfloat16)
+    assert not stages(torch.uint8, torch.float32)
+    assert not stages(torch.uint8, torch.bfloat16, batch_invariant=True)
+
+
+def test_a_step_is_planned_once() -> None:
+    planner, first, second = Planner(TOPK, 1, Policy()), describe([40], [40], 0), describe([9], [9], 0)
+    made = planner.plan(first, torch.float32, torch.float32)
+    assert planner.plan(first, torch.float32, torch.float32) is made
+    assert not planner.plan(second, torch.float32, torch.float32).selects
+    assert planner.plan(first, torch.float32, torch.float32) is not made
+
+
+def test_expanding_pays_by_pairs_and_not_batch_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = describe([9, 12], [9, 12], 0)
+    pairs = 9 * 9 + 12 * 12
+    for heads, policy, kind in ((2, Policy(), Expanded), (1, Policy(), Dense), (2, Policy(True), Dense)):
+        monkeypatch.setattr(plan, "EXPANDED_PAIRS", 2 * pairs)
+        assert type(Planner(TOPK, heads, policy).plan(batch, torch.float32, torch.float32)) is kind
 
 
 def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
@@ -187,9 +211,9 @@ def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
     )
     q_tid, weights_ti, index_cache = inputs(12, 3)
     slots_tk = torch.full((12, TOPK), -9, dtype=torch.int32)
-    dsa.select_slots(uniform, q_tid, weights_ti, index_cache, slots_tk)
+    Sparse(uniform).select(q_tid, weights_ti, index_cache, slots_tk)
     expected_tk = torch.full((9, TOPK), -9, dtype=torch.int32)
-    dsa.select_slots(mixed, q_tid[:9], weights_ti[:9], index_cache, expected_tk)
+    Sparse(mixed).select(q_tid[:9], weights_ti[:9], index_cache, expected_tk)
     assert torch.equal(slots_tk[:9], expected_tk)
     assert (slots_tk[9:] == -1).all()
 
@@ -205,6 +229,6 @@ def test_ranks_that_share_a_prefill_select_the_same(size: int, monkeypatch: pyte
             parts[rank].append(part_tk.clone())
             return part_tk.repeat(size, 1)
 
-        selected(batch, dsa.Ranks(rank, size, keep))
+        selected(batch, Ranks(rank, size, keep))
     gathers = iter([torch.cat(same_call) for same_call in zip(*parts.values(), strict=True)])
-    assert torch.equal(selected(batch, dsa.Ranks(0, size, lambda part_tk: next(gathers))), selected(batch))
+    assert torch.equal(selected(batch, Ranks(0, size, lambda part_tk: next(gathers))), selected(batch))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.core.config import ConfigError, DsaConfig
 
 V32: dict[str, Any] = {
     "architectures": ["DeepseekV32ForCausalLM"],

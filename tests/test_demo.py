@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin import cli, demo, serving
+from dsv32_plugin import cli
 from dsv32_plugin.parsers.protocol import DSML
+from dsv32_plugin.tools import demo, serving
 
 FAKE = Path(__file__).parent / "fake_vllm"
 
@@ -112,7 +113,10 @@ def test_a_model_of_the_users_own_may_answer_what_it_likes(
 
 def test_two_at_once_do_not_meet(tmp_path: Path, model: str) -> None:
     """They wrote to one log, where each found what the other's server said."""
-    program = "import sys; from dsv32_plugin import cli, demo; demo.find_spec = str; sys.exit(cli.main(sys.argv[1:]))"
+    program = (
+        "import sys; from dsv32_plugin import cli; from dsv32_plugin.tools import demo; demo.find_spec = str\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", program, "demo", "--model", model]
     running_now = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=60)[0] for process in running_now]
@@ -164,7 +168,8 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     tmp_path: Path, model: str, number: signal.Signals, status: int, mode: str
 ) -> None:
     code = (
-        "import sys; from dsv32_plugin import cli, demo, serving; serving._STOP_SECONDS = 1.0\n"
+        "import sys; from dsv32_plugin import cli; from dsv32_plugin.tools import demo, serving\n"
+        "serving._STOP_SECONDS = 1.0\n"
         "demo.find_spec = str; demo._conversations = lambda *args: __import__('time').sleep(600)\n"
         f"sys.exit(cli.main(['demo', '--model', {model!r}]))"
     )

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from dsv32_plugin import cli, doctor, settings, sglang_adapter
-from dsv32_plugin.vllm_adapter import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
+from dsv32_plugin import cli, settings
+from dsv32_plugin.engines import VLLM
+from dsv32_plugin.sglang_adapter import names
+from dsv32_plugin.tools import doctor
+from dsv32_plugin.vllm_adapter.names import BACKEND_PATH, CPU_PLATFORM_PATH, MODELS
 
 HEALTHY: dict[str, Any] = {
     "platform": CPU_PLATFORM_PATH,
@@ -101,7 +104,7 @@ def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: two platforms\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **keywords: failed)
-    assert doctor._probe(doctor.VLLM) == "RuntimeError: two platforms"
+    assert doctor._probe(VLLM) == "RuntimeError: two platforms"
 
 
 @pytest.mark.parametrize(
@@ -177,10 +180,10 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: str, level:
 def test_sglang(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], name: str, text: str) -> None:
     monkeypatch.setattr(doctor, "_version", {"sglang": "0.5.15.post1"}.get)
     healthy = {
-        "platform": sglang_adapter.CPU_PLATFORM_PATH,
+        "platform": names.CPU_PLATFORM_PATH,
         "device_type": "cpu",
-        "models": sglang_adapter.MODELS,
-        "backend": sglang_adapter.BACKEND_PATH,
+        "models": names.MODELS,
+        "backend": names.BACKEND_PATH,
         "missing_hooks": [],
     }
     monkeypatch.setattr(doctor, "_probe", lambda engine: healthy | change)

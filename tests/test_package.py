@@ -43,6 +43,8 @@ WITH_ENGINES = {
 EXTRAS = {
     "dsv32_plugin": "tiny",
     "dsv32_plugin/apis": "vllm",
+    "dsv32_plugin/core": "vllm",
+    "dsv32_plugin/tools": "tiny",
     "dsv32_plugin/training": "train",
     "dsv32_plugin/vllm_adapter": "vllm",
     "dsv32_plugin/sglang_adapter": "sglang",
@@ -92,10 +94,40 @@ def imported(folder: Path) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(("ours", "other"), [("vllm", "sglang"), ("sglang", "vllm")])
 def test_an_adapter_knows_its_engine_only(ours: str, other: str) -> None:
-    for name, modules in imported(ROOT / "dsv32_plugin" / f"{ours}_adapter").items():
-        assert not {m for m in modules if m.split(".")[0] == other or f"{other}_adapter" in m}, name
+    for folder in (f"{ours}_adapter", f"{ours}_adapter/cpu"):
+        for name, modules in imported(ROOT / "dsv32_plugin" / folder).items():
+            assert not {m for m in modules if m.split(".")[0] == other or f"{other}_adapter" in m}, name
 
 
-def test_what_both_adapters_share_knows_no_engine() -> None:
-    for name, modules in imported(ROOT / "dsv32_plugin").items():
+@pytest.mark.parametrize("folder", [".", "apis", "core", "tools", "training"])
+def test_what_both_adapters_share_knows_no_engine(folder: str) -> None:
+    for name, modules in imported(ROOT / "dsv32_plugin" / folder).items():
         assert not {m for m in modules if m.split(".")[0] in ("vllm", "sglang")}, name
+
+
+def test_the_core_knows_none_of_those_who_use_it() -> None:
+    rooms = {"apis", "benchmarks", "sglang_adapter", "tools", "training", "vllm_adapter"}
+    for name, modules in imported(ROOT / "dsv32_plugin" / "core").items():
+        assert not {m for m in modules if m.split(".")[0] == "dsv32_plugin" and m.split(".")[1] in rooms}, name
+
+
+@pytest.mark.parametrize("folder", [".", "cpu"])
+def test_both_adapters_use_the_same_names(folder: str) -> None:
+    """What is in one and not in the other is what the other engine has no need of."""
+    files = {
+        engine: {path.name for path in (ROOT / "dsv32_plugin" / f"{engine}_adapter" / folder).glob("*.py")}
+        for engine in ("vllm", "sglang")
+    }
+    for engine, alone in ONLY[folder].items():
+        (other,) = set(files) - {engine}
+        assert files[engine] - files[other] == alone
+
+
+ONLY = {
+    ".": {
+        "vllm": {"endpoints.py"},
+        "sglang": {"arguments.py", "float32.py", "requests.py", "responses.py", "speculation.py"},
+    },
+    "cpu": {"vllm": {"operators.py"}, "sglang": {"pages.py", "speculation.py"}},
+}
+"""Folder of an adapter -> what only that engine needs."""

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
-from dsv32_plugin import prompt_tokens
+from dsv32_plugin.core import prompt_tokens
+from dsv32_plugin.core.prompt_tokens import PromptTokenizer, TokenizerError
 from dsv32_plugin.parsers import Markup, encode_messages, protocol
-from dsv32_plugin.prompt_tokens import PromptTokenizer, TokenizerError
-from dsv32_plugin.tiny import TinySpec, write_without_weights
+from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 from dsv32_plugin.training import tokenizer as trained
 
 CARD = (

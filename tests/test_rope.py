@@ -5,7 +5,7 @@ import torch
 from transformers import DeepseekV32Config
 from transformers.models.deepseek_v32 import modeling_deepseek_v32
 
-from dsv32_plugin.rope import rope_table, softmax_scale
+from dsv32_plugin.core.rope import rope_table, softmax_scale
 
 YARN = {
     "rope_type": "yarn",

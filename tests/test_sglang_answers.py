@@ -31,7 +31,8 @@ from test_guarantees import PIECES, START, TOOLS, open_invoke
 
 from dsv32_plugin.parsers import OutputParser, encode_messages
 from dsv32_plugin.parsers.protocol import BOS, EOS, THINK_END, USER
-from dsv32_plugin.sglang_adapter import PARSER_NAME, compat
+from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText
 
 pytestmark = pytest.mark.engine
@@ -91,7 +92,7 @@ def ask(api: Api, endpoints: Endpoints, text: str, finish: dict[str, Any] = ENDE
 @flagged_and_not
 @pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=["auto", "required", "named"])
 def test_a_call_is_found(endpoints: Endpoints, api: Api, stream: bool, special: bool, choice: Any) -> None:
-    if api is RESPONSES and choice is NAMED and not compat.knows_cut_answers():
+    if api is RESPONSES and choice is NAMED and not upstream.knows_cut_answers():
         pytest.skip("SGLang 0.5.15 has no named tool_choice here")
     said = ask(api, endpoints, "So:" + WHOLE, stream=stream, choice=choice, mark_is_special=special)
     assert (said.content, said.calls) == ("So:", [("run", '{"dir": "/home"}')])

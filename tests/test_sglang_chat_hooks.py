@@ -14,7 +14,7 @@ from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 from sglang.srt.platforms import current_platform
 
 from dsv32_plugin.parsers.protocol import THINK_END
-from dsv32_plugin.sglang_adapter import compat, registration
+from dsv32_plugin.sglang_adapter import hooks, upstream
 
 pytestmark = pytest.mark.engine
 
@@ -104,8 +104,8 @@ def test_the_page_of_patches_names_every_hook() -> None:
     page = (Path(__file__).parent.parent / "docs" / "patches.md").read_text(encoding="utf-8")
     if not current_platform.is_out_of_tree():
         page = page.partition("Only without a GPU")[0]
-    release = compat.installed_version().partition(".post")[0]
+    release = upstream.installed_version().partition(".post")[0]
     cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
     rows = {target.strip("`") for _, target, releases, *_ in cells if releases in ("both", release)}
-    wanted = [*registration.hooks(), *registration.draft_hooks()]
+    wanted = [*hooks.of_process(), *hooks.of_drafts()]
     assert {hook.target.removeprefix("sglang.") for hook in wanted} == rows

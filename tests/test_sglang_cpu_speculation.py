@@ -11,7 +11,7 @@ pytest.importorskip("sglang")
 
 import torch
 
-from dsv32_plugin.sglang_adapter import cpu_speculation
+from dsv32_plugin.sglang_adapter.cpu import speculation
 
 pytestmark = pytest.mark.engine
 
@@ -27,22 +27,22 @@ def req_to_token() -> torch.Tensor:
 def test_slots_of_drafts(req_to_token: torch.Tensor) -> None:
     out = torch.empty(6, dtype=torch.int64)
     requests, lengths = torch.tensor([3, 1]), torch.tensor([7, 20])
-    cpu_speculation.AssignDraftCacheLocs[(2,)](requests, req_to_token, lengths, out, 50, 1, 3)
+    speculation.AssignDraftCacheLocs[(2,)](requests, req_to_token, lengths, out, 50, 1, 3)
     assert out.tolist() == [307, 308, 309, 120, 121, 122]
 
 
 def test_slots_of_a_range(req_to_token: torch.Tensor) -> None:
     requests, start, end = torch.tensor([3, 0, 1]), torch.tensor([7, 5, 20]), torch.tensor([9, 5, 23])
-    slots = cpu_speculation.assign_extend_cache_locs_func(requests, req_to_token, start, end, 3, 2, "cpu")
+    slots = speculation.assign_extend_cache_locs_func(requests, req_to_token, start, end, 3, 2, "cpu")
     assert slots.tolist() == [307, 308, 120, 121, 122]
     assert slots.dtype == torch.int64
-    cpu_speculation.assign_req_to_token_pool_func(requests, req_to_token, start, end, slots + 5, 3)
+    speculation.assign_req_to_token_pool_func(requests, req_to_token, start, end, slots + 5, 3)
     assert req_to_token[3, 6:10].tolist() == [306, 312, 313, 309]
     assert req_to_token[1, 19:24].tolist() == [119, 125, 126, 127, 123]
 
 
 def test_a_chain_of_drafts() -> None:
-    mask, positions, rows, following, sibling, tokens = cpu_speculation.build_tree_kernel_efficient(
+    mask, positions, rows, following, sibling, tokens = speculation.build_tree_kernel_efficient(
         torch.tensor([5, 6]), None, torch.empty(0), torch.tensor([[7, 8], [1, 2]]), torch.tensor([10, 3]), 13, 1, 2, 3
     )
     assert mask is None
@@ -56,7 +56,7 @@ def test_a_chain_of_drafts() -> None:
 def sample(tokens_bn: list[list[int]], logits_tv: torch.Tensor, **sampling: Any) -> list[Any]:
     info = dict.fromkeys(("acc_additive_penalties", "acc_scaling_penalties", "logit_bias"))
     count = len(tokens_bn[0])
-    chosen, held, rows = cpu_speculation.eagle_sample(
+    chosen, held, rows = speculation.eagle_sample(
         SimpleNamespace(draft_token_num=count, draft_token=torch.tensor(tokens_bn).flatten()),
         SimpleNamespace(sampling_info=SimpleNamespace(**{**info, "is_all_greedy": True, **sampling})),
         SimpleNamespace(next_token_logits=logits_tv),
@@ -86,7 +86,7 @@ def test_drafts_are_accepted_up_to_the_first_wrong_one(drafts: list[int], chosen
     assert found[2] == [[0, 1, 2][:held] + [-1] * (3 - held), [3, 4, 5]]
     bonus = torch.empty(2, dtype=torch.int32)
     accepted = torch.tensor(found[0])[torch.tensor(found[2])]
-    cpu_speculation.FillBonusTokens[(2,)](accepted, torch.tensor(found[1]), bonus, 3)
+    speculation.FillBonusTokens[(2,)](accepted, torch.tensor(found[1]), bonus, 3)
     assert bonus.tolist() == [chosen[held - 1], 4]
 
 

@@ -18,9 +18,10 @@ import torch
 import triton.language as tl
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32MoE
 
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, compat, float32
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.sglang_adapter import float32, upstream
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
 
@@ -101,7 +102,7 @@ def test_products_of_experts_are_stored_as_they_are(
     assert seen == [expected]
 
 
-@pytest.mark.skipif(compat.declares_options(), reason="written for 0.5.15's signature; the hook is the same")
+@pytest.mark.skipif(upstream.declares_options(), reason="written for 0.5.15's signature; the hook is the same")
 def test_sglang_stores_float32_as_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once this fails the hook can go."""
     assert stored_by_sglang(monkeypatch, torch.float32) == tl.float16
@@ -171,7 +172,7 @@ print(json.dumps(errors))
 
 def test_the_kernel_can_store_float32() -> None:
     """SGLang's kernel itself, in Triton's interpreter: it is the type that it is given which costs 13 bits."""
-    module = compat.first_of(*float32.EXPERT_PRODUCTS).rpartition(".")[0]
+    module = upstream.first_of(*upstream.PLACES["invoke_fused_moe_kernel"].targets).rpartition(".")[0]
     program = PRODUCT.replace("{module}", module)
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True

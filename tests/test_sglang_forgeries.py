@@ -25,8 +25,9 @@ from sglang.srt.managers.template_manager import TemplateManager
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 from tokenizers import Tokenizer
 
-from dsv32_plugin.sglang_adapter import PARSER_NAME, registration, rendering
-from dsv32_plugin.tiny import TinySpec, write_without_weights
+from dsv32_plugin.sglang_adapter import registration, rendering
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
+from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 
 pytestmark = pytest.mark.engine
 

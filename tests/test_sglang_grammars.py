@@ -12,8 +12,9 @@ pytest.importorskip("sglang")
 
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, MessageProcessingResult
 
-from dsv32_plugin.chat import call_grammar
-from dsv32_plugin.sglang_adapter import PARSER_NAME, grammars
+from dsv32_plugin.core.chat import call_grammar
+from dsv32_plugin.sglang_adapter import grammars
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 
 pytestmark = pytest.mark.engine
 

@@ -20,11 +20,14 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, compat, cpu, options, pool, warmup
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.sglang_adapter import arguments, caches, engine_config, upstream, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend
+from dsv32_plugin.sglang_adapter.cpu import platform
+from dsv32_plugin.sglang_adapter.cpu.pages import CpuPagedAllocator
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
-from dsv32_plugin.sglang_adapter.pool import CpuPagedAllocator
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 
 pytestmark = pytest.mark.engine
 
@@ -71,6 +74,7 @@ def backend() -> Any:
     """Three requests of 1, 16 and 40 tokens, in pages 5, 6 and 7 to 9."""
     made: Any = object.__new__(DsaBackend)
     made.page_size, made.max_context_len, made.topk, made.on_cpu, made.drafted = PAGE, 64, 8, True, 3
+    made.policy = Policy()
     req_to_token = torch.zeros(4, 70, dtype=torch.int32)
     for row, length, first in ((1, 1, 5), (2, 16, 6), (3, 40, 7)):
         req_to_token[row, :length] = first * PAGE + torch.arange(length)
@@ -125,11 +129,11 @@ def test_a_mixed_step(backend: Any) -> None:
 
 @pytest.mark.parametrize(("enabled", "served"), [(True, True), (True, False), (False, True)])
 def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enabled: bool, served: bool) -> None:
-    monkeypatch.setattr(options, "serves", lambda args: served)
+    monkeypatch.setattr(engine_config, "serves", lambda args: served)
     args: Any = SimpleNamespace(enable_deterministic_inference=enabled, attention_backend="dsv32")
     seen = []
     with patch.dict(os.environ):
-        options.adjust_for_determinism(lambda args: seen.append(in_effect(args).attention_backend), args)
+        engine_config.adjust_for_determinism(lambda args: seen.append(in_effect(args).attention_backend), args)
         assert settings.batch_invariant() is (enabled and served)
     assert seen == ["triton" if enabled and served else "dsv32"]
     assert in_effect(args).attention_backend == "dsv32"
@@ -220,14 +224,14 @@ def test_the_warm_up_reaches_the_longest_prefill(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.bfloat16, 132), (torch.float32, 4 * 128)], ids=str)
 def test_sglang_makes_room_for_index_keys(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, needed: int) -> None:
     """As its pool configurator reckons: this many elements of the class's type, 128 values and a scale of 4 bytes."""
-    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
-    pool.announce_index_keys(dtype)
-    elements = 128 + 128 // pool.DsaTokenToKVPool.quant_block_size * 4
-    reckoned = elements * pool.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
+    monkeypatch.setattr(caches.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    caches.announce_index_keys(dtype)
+    elements = 128 + 128 // caches.DsaTokenToKVPool.quant_block_size * 4
+    reckoned = elements * caches.DsaTokenToKVPool.index_k_with_scale_buffer_dtype.itemsize
     assert needed <= reckoned <= 1.05 * needed
 
 
-@pytest.mark.skipif(compat.reckons_fp8_latents(), reason="SGLang reckons them by itself")
+@pytest.mark.skipif(upstream.reckons_fp8_latents(), reason="SGLang reckons them by itself")
 @pytest.mark.parametrize(
     ("dtype", "latent_bytes"),
     [
@@ -245,39 +249,39 @@ def test_sglang_makes_room_for_latents(monkeypatch: pytest.MonkeyPatch, dtype: t
         use_mla_backend=True, kv_cache_dtype=dtype, model_config=SimpleNamespace(hf_config=hf_config, **sizes)
     )
     monkeypatch.setattr(pool_configurator, "get_attention_tp_size", lambda: 1)
-    monkeypatch.setattr(pool.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
-    monkeypatch.setattr(pool_configurator, "DSATokenToKVPool", pool.DsaTokenToKVPool)
+    monkeypatch.setattr(caches.DsaTokenToKVPool, "index_k_with_scale_buffer_dtype", torch.uint8)
+    monkeypatch.setattr(pool_configurator, "DSATokenToKVPool", caches.DsaTokenToKVPool)
     monkeypatch.setattr(arguments, "of_process", lambda: None)
     monkeypatch.setattr(arguments, "attention_backends", lambda options: {BACKEND_NAME})
     configurator_class = pool_configurator.DefaultPoolConfigurator
     made = object.__new__(configurator_class)
     # Another test may have put our hook around it.
     original = inspect.unwrap(configurator_class._compute_cell_size)
-    reckoned = pool.reckon_latents(original, made, runner, 3)
+    reckoned = caches.reckon_latents(original, made, runner, 3)
     assert reckoned == 3 * (latent_bytes + layout.INDEX_BYTES)
     monkeypatch.setattr(arguments, "attention_backends", lambda options: {"another"})
-    assert pool.reckon_latents(lambda *given: 5, made, runner, 3) == 5
+    assert caches.reckon_latents(lambda *given: 5, made, runner, 3) == 5
 
 
 def test_a_pool_must_be_ours_and_hold_what_is_selected_from() -> None:
     """One layer selects, the other shares; SGLang 0.5.23 gives the latter no index keys."""
-    made: Any = object.__new__(pool.DsaTokenToKVPool)
+    made: Any = object.__new__(caches.DsaTokenToKVPool)
     made.start_layer = 4
     made._hold_index_keys([torch.zeros(3, 8), torch.zeros(0, 8)])
-    assert pool.as_dsa_pool(made, [4]) is made
+    assert caches.as_dsa_pool(made, [4]) is made
     with pytest.raises(RuntimeError, match=r"found none in layers \[5\]"):
-        pool.as_dsa_pool(made, [4, 5])
-    made.__class__ = type("Sharded", (pool.DsaTokenToKVPool,), {})
+        caches.as_dsa_pool(made, [4, 5])
+    made.__class__ = type("Sharded", (caches.DsaTokenToKVPool,), {})
     with pytest.raises(RuntimeError, match="Sharded; an option chose another kind of cache"):
-        pool.as_dsa_pool(made, [4])
+        caches.as_dsa_pool(made, [4])
 
 
 def test_the_last_slot_of_a_sequence() -> None:
     req_to_token = torch.arange(12, dtype=torch.int32).view(3, 4) * 10
-    last = cpu.get_last_loc(req_to_token, torch.tensor([2, 0, 1]), torch.tensor([4, 0, 1]))
+    last = platform.get_last_loc(req_to_token, torch.tensor([2, 0, 1]), torch.tensor([4, 0, 1]))
     assert last.tolist() == [110, -1, 40]
 
 
 @pytest.mark.parametrize(("backend", "expected"), [("dsv32", False), ("torch_native", False), ("flashinfer", True)])
 def test_who_runs_triton(backend: str, expected: bool) -> None:
-    assert cpu.support_triton_around(lambda name: name != "torch_native", backend) is expected
+    assert platform.support_triton_around(lambda name: name != "torch_native", backend) is expected

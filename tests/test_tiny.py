@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dsv32_plugin import cli, tiny
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.tiny import BLOCK, TinySpec
+from dsv32_plugin import cli
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 
 pytest.importorskip("transformers")
 from oracle import Fault, dequantized_weights, hf_greedy, hf_logprobs, load

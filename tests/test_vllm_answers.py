@@ -16,11 +16,11 @@ from scripted_vllm import ScriptedServer, serve
 from told import NAME, TELL, Tell, openai_client, tell_chat, tell_messages, tell_responses
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from dsv32_plugin import tiny
 from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.parsers.protocol import BOS, EOS, PAD
-from dsv32_plugin.tiny import DSML_ID, TinySpec
-from dsv32_plugin.vllm_adapter import compat, endpoints
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import DSML_ID, TinySpec
+from dsv32_plugin.vllm_adapter import endpoints, hooks, upstream
 from dsv32_plugin.vllm_adapter.answers import Finish
 
 PARSERS = ("--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32", "--enable-auto-tool-choice")
@@ -349,14 +349,14 @@ def test_who_ended_the_answer(finish: Finish, stop_token_ids: list[int] | None, 
 
 
 def test_a_place_that_vllm_has_not_is_named_at_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for target, parameters, around in endpoints.HOOKS:
-        compat.hook(target, parameters, around)
+    for place, around in endpoints.HOOKS:
+        hooks.at(place, around)
     with pytest.raises(
-        compat.HookError, match=r"expected vllm\.outputs\.nothing\(self, \.\.\.\) to hook into, found noth"
+        hooks.HookError, match=r"expected vllm\.outputs\.nothing\(self, \.\.\.\) to hook into, found noth"
     ):
-        compat.hook("vllm.outputs.nothing", ("self",), print)
-    with pytest.raises(compat.HookError, match=r"RequestOutput\.add\(self, other, \.\.\.\).*found \(self, next_output"):
-        compat.hook("vllm.outputs.RequestOutput.add", ("self", "other"), print)
+        hooks.hook("vllm.outputs.nothing", ("self",), print)
+    with pytest.raises(hooks.HookError, match=r"RequestOutput\.add\(self, other, \.\.\.\).*found \(self, next_output"):
+        hooks.hook("vllm.outputs.RequestOutput.add", ("self", "other"), print)
 
 
 def test_the_page_of_patches_names_every_hook() -> None:
@@ -366,5 +366,5 @@ def test_the_page_of_patches_names_every_hook() -> None:
     ]
     assert [f"vllm.{row}" for row in rows] == [
         "vllm.parser.ParserManager.get_parser",
-        *(hook[0] for hook in endpoints.HOOKS),
+        *(target for place, _ in endpoints.HOOKS for target in upstream.PLACES[place].targets),
     ]

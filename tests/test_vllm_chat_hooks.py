@@ -16,7 +16,7 @@ from vllm.parser.abstract_parser import DelegatingParser
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
-from dsv32_plugin.chat import thinking_requested, variant
+from dsv32_plugin.core.chat import thinking_requested, variant
 from dsv32_plugin.parsers import EncodingError, encode_messages
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.training import tokenizer as trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv32_plugin.vllm_adapter import cpu_ops
+from dsv32_plugin.vllm_adapter.cpu import operators
 
 NOTHING = -1
 
@@ -17,13 +17,13 @@ def test_the_last_valid_token_is_next() -> None:
     sampled = torch.tensor([[5, 6, 7], [5, NOTHING, NOTHING], [NOTHING] * 3, [5, 6, 99]])
     following, valid = ints(0, 0, 0, 0), ints(0, 0, 0, 0)
     discarded = torch.tensor([False, False, False, False])
-    cpu_ops.eagle_prepare_next_token_padded_kernel_impl(
+    operators.eagle_prepare_next_token_padded_kernel_impl(
         sampled, discarded, ints(1, 2, 3, 4), following, valid, 50, 3, 4
     )
     assert following.tolist() == [7, 5, 3, 6]
     assert valid.tolist() == [3, 1, 0, 2]
     discarded[0] = True
-    cpu_ops.eagle_prepare_next_token_padded_kernel_impl(
+    operators.eagle_prepare_next_token_padded_kernel_impl(
         sampled, discarded, ints(1, 2, 3, 4), following, valid, 50, 3, 4
     )
     assert (following[0], valid[0]) == (1, 0)
@@ -32,14 +32,14 @@ def test_the_last_valid_token_is_next() -> None:
 def test_rejected_tokens_are_counted_from_what_was_drafted() -> None:
     rejected, last = ints(9, 9, 9), ints(9, 9, 9)
     # Three, none and two were drafted; two of the first and both of the last were accepted.
-    cpu_ops.eagle_prepare_inputs_padded_kernel_impl(ints(3, 3, 5), ints(3, 1, 3), ints(0, 4, 5, 8), last, rejected, 3)
+    operators.eagle_prepare_inputs_padded_kernel_impl(ints(3, 3, 5), ints(3, 1, 3), ints(0, 4, 5, 8), last, rejected, 3)
     assert rejected.tolist() == [1, 0, 0]
     assert last.tolist() == [2, 4, 7]
 
 
 def test_a_draft_step_moves_on_until_the_longest_context() -> None:
     seq_lens, positions, slots = ints(18, 32), ints(0, 0), ints(0, 0, 0)
-    cpu_ops.eagle_step_slot_mapping_metadata_kernel_impl(
+    operators.eagle_step_slot_mapping_metadata_kernel_impl(
         ints(17, 31), torch.tensor([[7, 3], [8, 4]]), seq_lens, positions, slots, 16, 32, NOTHING
     )
     assert positions.tolist() == [18, 0]
@@ -49,7 +49,7 @@ def test_a_draft_step_moves_on_until_the_longest_context() -> None:
 
 def test_greedy_verification_stops_at_the_first_difference() -> None:
     output = torch.full((3, 3), NOTHING)
-    cpu_ops.rejection_greedy_sample_kernel_impl(
+    operators.rejection_greedy_sample_kernel_impl(
         output, ints(2, 4, 4), ints(1, 2, 1, 9), ints(1, 2, 1, 3), ints(7, 8, 6)[:, None], None, 2
     )
     assert output.tolist() == [[1, 2, 7], [1, 3, NOTHING], [6, NOTHING, NOTHING]]
@@ -60,12 +60,12 @@ def test_sampled_verification_takes_what_is_likely_enough() -> None:
     draft = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
     tokens = ints(1, 0, 0)
     recovered = ints(NOTHING, NOTHING, NOTHING)
-    cpu_ops.sample_recovered_tokens_kernel_impl(
+    operators.sample_recovered_tokens_kernel_impl(
         recovered, ints(2, 3), tokens, draft, target, torch.ones(2, 2), 2, False
     )
     assert recovered.tolist()[1:] == [1, 0], "the token whose probability the draft has underestimated"
     output = torch.full((2, 3), NOTHING)
-    cpu_ops.rejection_random_sample_kernel_impl(
+    operators.rejection_random_sample_kernel_impl(
         output, ints(2, 3), tokens, draft, target, ints(5, 6), recovered, torch.full((3,), 0.5),
         torch.tensor([False, False]), 2, 2, False,
     )  # fmt: skip
@@ -74,5 +74,5 @@ def test_sampled_verification_takes_what_is_likely_enough() -> None:
 
 def test_a_value_for_each_request_is_repeated_for_its_tokens() -> None:
     output = ints(0, 0, 0, 0)
-    cpu_ops.expand_kernel_impl(output, ints(4, -1), ints(3, 4), -1, 2)
+    operators.expand_kernel_impl(output, ints(4, -1), ints(3, 4), -1, 2)
     assert output.tolist() == [4, 4, 4, 2]

@@ -13,8 +13,9 @@ pytest.importorskip("vllm")
 import torch
 from vllm.config import CompilationMode, CUDAGraphMode
 
-from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, engine_config, guard
+from dsv32_plugin.vllm_adapter import engine_config, guard
 from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
+from dsv32_plugin.vllm_adapter.names import MTP_ARCHITECTURE
 
 SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 

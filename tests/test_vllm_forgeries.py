@@ -24,7 +24,7 @@ from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from dsv32_plugin.tiny import TinySpec, write_without_weights
+from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from dsv32_plugin import apis
 from dsv32_plugin.apis import anthropic, chat, responses
 from dsv32_plugin.apis.conversation import UNSEEN, serve
 from dsv32_plugin.apis.exchange import Exchange, Server
-from dsv32_plugin.vllm_adapter import compat, gateway
+from dsv32_plugin.vllm_adapter import gateway, hooks
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
 pytestmark = pytest.mark.engine
@@ -103,7 +103,7 @@ def test_the_gateway_is_among_vllms_plugins_once() -> None:
 def test_another_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "load_endpoint_plugins", lambda tasks: [])
     with pytest.raises(
-        compat.HookError, match=r"expected vllm.plugins.load_endpoint_plugins\(supported_tasks, \.\.\.\)"
+        hooks.HookError, match=r"expected vllm.plugins.load_endpoint_plugins\(supported_tasks, \.\.\.\)"
     ):
         gateway.install()
 

@@ -15,8 +15,8 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.parser.abstract_parser import DelegatingParser
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from dsv32_plugin.chat import call_grammar
-from dsv32_plugin.config import DEEPSEEK_V32
+from dsv32_plugin.core.chat import call_grammar
+from dsv32_plugin.core.config import DEEPSEEK_V32
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter import grammars
 from dsv32_plugin.vllm_adapter.parsers import DsaToolParser

@@ -21,9 +21,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.engine.protocol import RequestResponseMetadata
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from dsv32_plugin import tiny
 from dsv32_plugin.parsers.protocol import BOS, EOS, THINK_END, THINK_START
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import TinySpec
 from dsv32_plugin.vllm_adapter.answers import finish_text
 
 ANSWERS = int(os.environ.get("DSV32_RANDOM_ANSWERS", "2000"))

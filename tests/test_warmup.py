@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import dsa
-from dsv32_plugin.batch import DsaBatch, mixed_batch
+from dsv32_plugin.core.step import Step, mixed_batch
+from dsv32_plugin.core.warmup import MadeUp
 from dsv32_plugin.kernels.index_topk import api, triton
 from dsv32_plugin.kernels.select_topk import triton as select_topk
-from dsv32_plugin.warmup import MadeUp
 
 NUM_SMS = 132
 TOPK, MOST = 64, 2048
@@ -21,14 +20,14 @@ MAX_LENS = (4352, 16384, 40000)
 META = torch.device("meta")
 
 
-def selections(batch: DsaBatch) -> set[select_topk.Config]:
+def selections(batch: Step) -> set[select_topk.Config]:
     """How the prefills of a batch are selected."""
     found = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             select_topk, "launch", lambda logits_ts, *_: found.add(select_topk.choose(*logits_ts.shape, TOPK, NUM_SMS))
         )
-        for chunk in batch.prefill_chunks if dsa.needs_selection(batch, TOPK) else ():
+        for chunk in batch.prefill_chunks if batch.max_visible > TOPK else ():
             tokens = chunk.tokens.stop - chunk.tokens.start
             one_t = torch.empty(tokens, device=META)
             triton.index_topk_ragged(

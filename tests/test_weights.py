@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsv32_plugin import checkpoint, weights
-from dsv32_plugin.block_fp8 import SCALE_SUFFIX, dequantise, quantise
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.tiny import BLOCK, TinySpec
+from dsv32_plugin.core import checkpoint, weights
+from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, dequantise, quantise
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2}
 SPEC = TinySpec(**SMALL, fp8=True, mtp=True)
@@ -175,7 +175,7 @@ def test_a_folder_of_damaged_shards(tmp_path: Path) -> None:
 
 
 def test_the_latent_up_projection_takes_its_own_heads() -> None:
-    from dsv32_plugin.latent_up import LatentUpProjection
+    from dsv32_plugin.core.latent_up import LatentUpProjection
 
     sizes = config()
     whole = torch.randn(sizes.num_heads * (sizes.qk_nope_head_dim + sizes.v_head_dim), sizes.kv_lora_rank)

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from dsv32_plugin import cache_layout as layout
-from dsv32_plugin import dsa, kernels
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
+from dsv32_plugin.core import dsa
+from dsv32_plugin.core import step as core_step
+from dsv32_plugin.core.plan import Planner, gathered_keys
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import mixed_batch, uniform_decodes
 from dsv32_plugin.kernels.dispatch import force
 from dsv32_plugin.kernels.select_topk.reference import positions_to_slots
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
@@ -77,7 +81,7 @@ class Inputs:
         self.q_weight, self.kv_weight = (torch.rand(n, device=DEVICE).bfloat16() for n in (Q_RANK, RANK))
         self.index_norm = torch.rand(INDEX_DIM, device=DEVICE), torch.rand(INDEX_DIM, device=DEVICE)
 
-    def batch(self) -> DsaBatch:
+    def batch(self) -> core_step.Step:
         step = self.step
         visible = (self.positions + 1).int()
         if step.decode:
@@ -87,7 +91,7 @@ class Inputs:
             )  # fmt: skip
         starts = torch.arange(0, step.tokens + 1, step.new, dtype=torch.int32)
         lengths = torch.full((step.sequences,), step.length, dtype=torch.int32)
-        gathered = dsa.gathered_keys(step.length, TOPK)
+        gathered = gathered_keys(step.length, TOPK)
         return mixed_batch(
             slots_t=self.slots, block_table_bp=self.block_table, seq_lens_b=lengths.to(DEVICE),
             query_start_b1=starts.to(DEVICE), seq_lens_cpu_b=lengths, query_start_cpu_b1=starts,
@@ -251,9 +255,9 @@ class Ours(Sparse):
         super().__init__(inputs)
         step = inputs.step
         self.batch = inputs.batch()
-        self.selects = dsa.needs_selection(self.batch, TOPK)
-        expands = not self.selects and dsa.expands(self.batch, step.heads)
-        self.copied = self.selects and dsa.copies_latents(self.batch, step.heads, self.latent, torch.bfloat16)
+        planner = Planner(TOPK, step.heads, Policy.from_settings())
+        self.plan = planner.plan(self.batch, self.latent.dtype, torch.bfloat16)
+        self.selects, expands = self.plan.selects, isinstance(self.plan, dsa.Expanded)
         self.expansion = Expansion(step) if expands else None
         self.selected: torch.Tensor | None = None
         self.projections = Projections(step, indexes=True, selects=self.selects, absorbs=not expands)
@@ -282,12 +286,10 @@ class Ours(Sparse):
     def _select(self) -> None:
         assert self.index_q is not None
         assert self.selected is not None
-        dsa.select_slots(self.batch, self.index_q, self.index_weights, self.index, self.selected, copied=self.copied)
+        self.plan.select(self.index_q, self.index_weights, self.index, self.selected)
 
     def _attend(self) -> None:
-        self.out = dsa.attend(
-            self.batch, self.inputs.q_latent, self.q_rope, self.latent, self.selected, SCALE, copied=self.copied
-        )
+        self.out = self.plan.over_latents(self.inputs.q_latent, self.q_rope, self.latent, self.selected, SCALE)
 
     def _expand(self) -> None:
         assert self.expansion is not None
@@ -306,7 +308,7 @@ class Ours(Sparse):
     def check_token(self, token: int, table: torch.Tensor, visible: int) -> None:
         if self.expansion is None:
             self.slots = self.selected
-            if self.copied and self.selected is not None:
+            if isinstance(self.plan, dsa.Staged) and self.selected is not None:
                 (chunk,) = self.batch.prefill_chunks
                 # One sequence: a slot of the copy is a position.
                 self.slots = positions_to_slots(self.selected, self.inputs.block_table, chunk.seq_t, PAGE)
@@ -417,7 +419,7 @@ class Dense(Side):
         self.q_rope = kernels.rope_query(i.q_rope, i.positions, i.rope_table)
 
     def _our_attention(self) -> None:
-        self.out = dsa.attend(self.batch, self.inputs.q_latent, self.q_rope, self.latent, None, SCALE)
+        self.out = dsa.Dense(self.batch).over_latents(self.inputs.q_latent, self.q_rope, self.latent, None, SCALE)
 
     def _expand(self) -> None:
         assert self.expansion is not None

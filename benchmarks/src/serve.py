@@ -20,12 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin import demo, doctor, serving, tiny
 from dsv32_plugin.benchmarks import records, serve_client
 from dsv32_plugin.benchmarks.serve_client import WORKLOADS
 from dsv32_plugin.console import CommandError
+from dsv32_plugin.tools import demo, doctor, serving, tiny
 
-SERVERS: dict[str, type[serving.Server]] = {"vllm": serving.VllmServer, "sglang": serving.SglangServer}
 FULL_LAYERS = 61
 MODEL = "bench"
 PROOF = re.compile(r"dsv32: serving .*")
@@ -185,7 +184,7 @@ class Subject:
         else:
             self.about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0"}
-        self._server = SERVERS[plan.engine](
+        self._server = serving.SERVERS[plan.engine](
             model, options(plan, backend), log_path=folder / "server.log", env={**ENVIRONMENT, **switch}
         )
         self.about["server"] = " ".join(self._server.command[2:])

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv32_plugin import chat
+from dsv32_plugin.core import chat
 from dsv32_plugin.parsers import EncodingError, Markup
 from dsv32_plugin.parsers.encoding import Variant
 
@@ -72,7 +72,7 @@ class Conversation:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For `dsv32_plugin.chat.render`."""
+        """For `dsv32_plugin.core.chat.render`."""
         return {
             "tools": self.tools,
             "thinking": self.thinking,

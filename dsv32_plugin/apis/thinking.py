@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsv32_plugin.chat import template_switch
+from dsv32_plugin.core.chat import template_switch
 
 from .conversation import Refusal
 

@@ -8,19 +8,22 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
-from sglang.srt.entrypoints.openai import serving_chat
-from sglang.srt.entrypoints.openai.protocol import FunctionResponse, ToolCall, ToolCallProcessingResult
 
-from dsv32_plugin.chat import is_complete
+from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
-from dsv32_plugin.sglang_adapter import PARSER_NAME
+from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText
+from dsv32_plugin.sglang_adapter.upstream import FunctionResponse, ToolCall, ToolCallProcessingResult
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesResponse
-    from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
-    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ChatCompletionResponse
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+    from dsv32_plugin.sglang_adapter.upstream import (
+        AnthropicMessagesResponse,
+        AnthropicServing,
+        ChatCompletionRequest,
+        ChatCompletionResponse,
+        OpenAIServingChat,
+    )
 
 
 class _Function(FunctionResponse):
@@ -83,7 +86,7 @@ def tag_by_tag(output: dict[str, Any], said: int, *, incremental: bool) -> Itera
 
 def says_new_text_only(serving: OpenAIServingChat) -> bool:
     """Whether outputs of the engine hold what is new, and not all that was said so far."""
-    published = getattr(serving_chat, "get_serving", None)
+    published = getattr(upstream, "get_serving", None)
     options = published() if published is not None else serving.tokenizer_manager.server_args
     return bool(options.incremental_streaming_output)
 

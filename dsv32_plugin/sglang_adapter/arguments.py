@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin.sglang_adapter import compat
+from dsv32_plugin.sglang_adapter import upstream
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
 SOURCE = "dsv32-plugin"
 """Who decided, in SGLang's records."""
@@ -20,17 +20,17 @@ SOURCE = "dsv32-plugin"
 
 def in_effect(server_args: ServerArgs) -> Any:
     """The options, with all that has been decided so far."""
-    if not compat.declares_options():
+    if not upstream.declares_options():
         return server_args
-    from sglang.srt.arg_groups.overrides import resolving_view
+    from dsv32_plugin.sglang_adapter.upstream import resolving_view
 
     return resolving_view(server_args)
 
 
 def decide(server_args: ServerArgs, **values: Any) -> None:
     """Set options, while SGLang works out what the user has left open."""
-    if compat.declares_options():
-        from sglang.srt.arg_groups.overrides import declare_resolution
+    if upstream.declares_options():
+        from dsv32_plugin.sglang_adapter.upstream import declare_resolution
 
         declare_resolution(server_args, SOURCE, **values)
         return
@@ -40,16 +40,16 @@ def decide(server_args: ServerArgs, **values: Any) -> None:
 
 def of_process() -> Any:
     """The options that this process serves with."""
-    from sglang.srt.runtime_context import get_server_args
+    from dsv32_plugin.sglang_adapter.upstream import get_server_args
 
     return in_effect(get_server_args())
 
 
 def model_config(options: Any) -> Any:
     """SGLang's reading of the checkpoint's configuration."""
-    if not compat.declares_options():
+    if not upstream.declares_options():
         return options.get_model_config()
-    from sglang.srt.arg_groups.overrides import model_config_of
+    from dsv32_plugin.sglang_adapter.upstream import model_config_of
 
     return model_config_of(options)
 
@@ -61,7 +61,7 @@ def architecture(model_config: Any) -> str:
 
 def attention_backends(options: Any) -> set[str | None]:
     """Of prefills and of decodes; None where nothing has been chosen yet."""
-    from sglang.srt.arg_groups.overrides import attention_backends_of
+    from dsv32_plugin.sglang_adapter.upstream import attention_backends_of
 
     return set(attention_backends_of(options))
 

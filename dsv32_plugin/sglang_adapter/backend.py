@@ -1,6 +1,6 @@
-"""The attention backend: what SGLang tells us about each step, as a `DsaBatch`.
+"""The attention backend: what SGLang tells us about each step, as a `Step`.
 
-SGLang asks it for metadata and CUDA graphs only: the computation is in `dsv32_plugin.attention`.
+SGLang asks it for metadata and CUDA graphs only: the computation is in `core.attention`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import itertools
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from dsv32_plugin import dsa, settings
-from dsv32_plugin.attention import DsaAttention
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin.core.attention import DsaAttention
+from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect, longest_sequence
-from dsv32_plugin.sglang_adapter.pool import as_dsa_pool
+from dsv32_plugin.sglang_adapter.caches import as_dsa_pool
+from dsv32_plugin.sglang_adapter.upstream import AttentionBackend
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.model_executor.model_runner import ModelRunner
+    from dsv32_plugin.sglang_adapter.upstream import ForwardBatch, ModelRunner
 
 
 class DsaBackend(AttentionBackend):
@@ -41,9 +41,10 @@ class DsaBackend(AttentionBackend):
         self.max_context_len = longest_sequence(options)
         self.on_cpu = runner.device == "cpu"
         self.topk = runner.model.dsa_config.index_topk
+        self.policy = Policy.from_settings()
         self.drafted = options.speculative_num_draft_tokens
         """Tokens of a sequence in a step that verifies drafts, the one before the first draft included."""
-        self.forward_metadata: DsaBatch | None = None
+        self.forward_metadata: Step | None = None
         if warms_up and not self.on_cpu:
             warmup.run(runner, self.token_to_kv_pool, self.max_context_len, self.drafted or 1)
 
@@ -80,7 +81,7 @@ class DsaBackend(AttentionBackend):
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1
 
-    def _uniform_batch(self, forward_batch: ForwardBatch, in_graph: bool) -> DsaBatch:
+    def _uniform_batch(self, forward_batch: ForwardBatch, in_graph: bool) -> Step:
         """A step in which every sequence has as many tokens as any other."""
         mode, slots_t = forward_batch.forward_mode, forward_batch.out_cache_loc
         if mode.is_decode():
@@ -97,7 +98,7 @@ class DsaBackend(AttentionBackend):
 
     def _decode_batch(
         self, forward_batch: ForwardBatch, slots_t: torch.Tensor, *, queries: int, ahead: int, in_graph: bool
-    ) -> DsaBatch:
+    ) -> Step:
         """`queries` tokens of each sequence, which then has `ahead` more than SGLang's lengths say."""
         num_tokens = forward_batch.batch_size * queries
         max_visible = self.max_context_len if in_graph else self._max_visible(forward_batch, ahead)
@@ -115,7 +116,7 @@ class DsaBackend(AttentionBackend):
             longest=self._longest(max_visible),
         )
 
-    def _extend_batch(self, forward_batch: ForwardBatch) -> DsaBatch:
+    def _extend_batch(self, forward_batch: ForwardBatch) -> Step:
         """Prefills or chunks of them, behind them, in SGLang's mixed batches, decodes: extensions by one token."""
         max_visible = self._max_visible(forward_batch)
         extend_seq_lens = forward_batch.extend_seq_lens_cpu
@@ -131,12 +132,12 @@ class DsaBackend(AttentionBackend):
             num_decodes=num_decodes,
             decodes_last=True,
             longest=self._longest(max_visible),
-            max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
+            max_gathered_keys=gathered_keys(max_visible, self.topk),
         )
 
     def _max_visible(self, forward_batch: ForwardBatch, ahead: int = 0) -> int:
         """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
-        if settings.batch_invariant() or forward_batch.seq_lens_cpu is None:
+        if self.policy.batch_invariant or forward_batch.seq_lens_cpu is None:
             return self.max_context_len
         return int(forward_batch.seq_lens_cpu.max()) + ahead
 

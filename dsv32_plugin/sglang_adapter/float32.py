@@ -13,21 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dsv32_plugin.sglang_adapter import BACKEND_NAME
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config, of_process
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 
 if TYPE_CHECKING:
-    from dsv32_plugin.config import DsaConfig
-
-EXPERT_PRODUCTS = (
-    "sglang.kernels.ops.moe.fused_moe_triton_kernels.invoke_fused_moe_kernel",
-    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_kernels.invoke_fused_moe_kernel",
-)
-"""Where it is in 0.5.23, and where in 0.5.15."""
-EXPERT_PRODUCT_PARAMETERS = (
-    *("A", "B", "bias", "C", "A_scale", "B_scale", "B_zp", "topk_weights", "topk_ids", "sorted_token_ids"),
-    *("expert_ids", "num_tokens_post_padded", "mul_routed_weight", "top_k", "config", "compute_type"),
-)
+    from dsv32_plugin.core.config import DsaConfig
 
 
 def multiply_exactly(options: Any) -> None:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from dsv32_plugin import apis
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
-from dsv32_plugin.config import DEEPSEEK_V32
+from dsv32_plugin.core.config import ENCODED
 from dsv32_plugin.sglang_adapter import arguments
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+    from dsv32_plugin.sglang_adapter.upstream import (
+        ChatCompletionRequest,
+        OpenAIServingChat,
+        OpenAIServingResponses,
+        ResponsesRequest,
+    )
 
 
 def run_server_around(
@@ -22,8 +25,7 @@ def run_server_around(
 ) -> Any:
     """SGLang is about to serve: put the gateway in front, where conversations are rendered by our encoder."""
     if renders(tokenizer_manager):
-        from sglang.srt.entrypoints.http_server import app
-        from sglang.srt.environ import envs
+        from dsv32_plugin.sglang_adapter.upstream import app, envs
 
         server = Server(default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()))
         # Innermost: what others decompress or refuse comes before.
@@ -35,7 +37,7 @@ def renders(manager: Any) -> bool:
     """Whether our encoder renders this model's conversations, and not a template."""
     return bool(
         manager is not None
-        and arguments.architecture(manager.model_config) == DEEPSEEK_V32
+        and arguments.architecture(manager.model_config) in ENCODED
         and not getattr(manager.tokenizer, "chat_template", None)
     )
 

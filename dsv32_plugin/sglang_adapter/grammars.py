@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from xgrammar import StructuralTag
 
-from dsv32_plugin.chat import call_grammar
-from dsv32_plugin.sglang_adapter import PARSER_NAME
+from dsv32_plugin.core.chat import call_grammar
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
+    from dsv32_plugin.sglang_adapter.upstream import ChatCompletionRequest, ResponsesRequest
 
 logger = logging.getLogger(__name__)
 OPTION = "--grammar-backend"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +12,15 @@ from transformers import PretrainedConfig
 
 from dsv32_plugin import settings
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS, arguments
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.engines import SGLANG
+from dsv32_plugin.sglang_adapter import arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
-from dsv32_plugin.sglang_adapter.compat import TESTED_VERSION, declares_options, installed_version
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS
+from dsv32_plugin.sglang_adapter.upstream import declares_options, installed_version
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from dsv32_plugin.sglang_adapter.registration import Hook
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
@@ -66,7 +66,7 @@ def read_config(options: Any) -> DsaConfig:
 
 def check_given(options: Any) -> None:
     """Raise NotImplementedError for an option of the user's that the plugin does not have, before SGLang acts on it."""
-    from sglang.srt.server_args import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
     _check_chats()
     newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
@@ -132,7 +132,7 @@ def check_options(options: Any) -> None:
 
 def _check_chats() -> None:
     """Of the releases that have it, the server in Rust renders prompts and parses answers by itself."""
-    from sglang.srt.environ import envs
+    from dsv32_plugin.sglang_adapter.upstream import envs
 
     rust = getattr(envs, "SGLANG_RUST_SERVER", None)
     if rust is not None and rust.get():
@@ -149,12 +149,12 @@ def _check_speculation(options: Any) -> None:
             f"--speculative-algorithm: expected EAGLE, got {options.speculative_algorithm}; leave it out, or "
             f"{IN_TREE_HINT}"
         )
-    from dsv32_plugin.sglang_adapter.registration import draft_hooks
+    from dsv32_plugin.sglang_adapter import hooks
 
-    if missing := missing_hooks(draft_hooks()):
+    if missing := hooks.missing(hooks.of_drafts()):
         raise NotImplementedError(
             f"--speculative-algorithm: sglang {installed_version()} has no place for the hook on {', '.join(missing)}; "
-            f"install sglang=={TESTED_VERSION}, or leave the option out"
+            f"install sglang=={SGLANG.install}, or leave the option out"
         )
     if options.speculative_draft_model_path != options.model_path:
         raise NotImplementedError(
@@ -204,16 +204,9 @@ def check_model(model: nn.Module, *, is_draft: bool = False) -> None:
         )
 
 
-def missing_hooks(wanted: Iterable[Hook]) -> list[str]:
-    """Targets of those that SGLang has not applied; it only logs when it cannot."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    return [hook.target for hook in wanted if hook.target not in HookRegistry._patched]
-
-
 def check_hooks() -> None:
     """Raise RuntimeError where a hook of ours is not in place."""
-    from dsv32_plugin.sglang_adapter.registration import hooks
+    from dsv32_plugin.sglang_adapter import hooks
 
-    if missing := missing_hooks(hooks()):
+    if missing := hooks.missing(hooks.of_process()):
         raise RuntimeError(f"sglang {installed_version()} did not take the hook on {', '.join(missing)}; see its log")

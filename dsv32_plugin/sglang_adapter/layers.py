@@ -1,4 +1,4 @@
-"""SGLang's linear layers and norms, as `dsv32_plugin.attention.Layers` asks for them."""
+"""SGLang's linear layers and norms, as `core.layers.Layers` asks for them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from sglang.srt.distributed import tensor_model_parallel_all_gather
-from sglang.srt.layers.activation import SiluAndMul
-from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import (
+
+from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.sglang_adapter.upstream import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
+    QuantizationConfig,
     ReplicatedLinear,
+    RMSNorm,
     RowParallelLinear,
+    SiluAndMul,
+    get_parallel,
+    tensor_model_parallel_all_gather,
 )
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.runtime_context import get_parallel
-
-from dsv32_plugin.dsa import Ranks
 
 
 class PackedLinear(ReplicatedLinear):
@@ -46,6 +46,13 @@ class PackedLinear(ReplicatedLinear):
         if tuple(tensor.shape) != (rows, *parameter.shape[1:]):
             raise ValueError(f"expected {(rows, *parameter.shape[1:])}")
         parameter.data[first : first + rows].copy_(tensor)
+
+
+class Float32Norm(RMSNorm):
+    """SGLang's kernels of it take 16 bits only."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward_native(*args, **kwargs)
 
 
 class SglangLayers:
@@ -83,8 +90,4 @@ class SglangLayers:
         return SiluAndMul()
 
     def norm(self, size: int, eps: float) -> RMSNorm:
-        norm = RMSNorm(size, eps=eps)
-        if torch.get_default_dtype() == torch.float32:
-            # SGLang's kernels of it take 16 bits only.
-            norm._forward_method = norm.forward_native
-        return norm
+        return (Float32Norm if torch.get_default_dtype() == torch.float32 else RMSNorm)(size, eps=eps)

@@ -7,24 +7,32 @@ import pkgutil
 from collections.abc import Iterable
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.registry import ModelRegistry
 from torch import nn
 from transformers import PretrainedConfig
 
 from dsv32_plugin import __version__
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.attention import DsaAttention, Shared
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.rope import rope_table
-from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH, arguments, guard, weights
-from dsv32_plugin.sglang_adapter.attention import DsaAttention
+from dsv32_plugin.sglang_adapter import arguments, guard, weights
+from dsv32_plugin.sglang_adapter.caches import announce_index_keys
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
-from dsv32_plugin.sglang_adapter.pool import announce_index_keys
+from dsv32_plugin.sglang_adapter.names import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH
+from dsv32_plugin.sglang_adapter.steps import SglangSteps
+from dsv32_plugin.sglang_adapter.upstream import (
+    ForwardBatch,
+    LogitsProcessor,
+    LogitsProcessorOutput,
+    ModelRegistry,
+    ParallelLMHead,
+    QuantizationConfig,
+    VocabParallelEmbedding,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +45,11 @@ class DsaDecoderLayer(DecoderLayer):
         config: DsaConfig,
         quant_config: QuantizationConfig | None,
         layer: int,
-        rope_table_pr: torch.Tensor,
+        shared: Shared,
         prefix: str,
     ) -> None:
         layers = SglangLayers(quant_config)
-        attention = DsaAttention(config, layers, layer, rope_table_pr, f"{prefix}.self_attn")
+        attention = DsaAttention(config, layers, layer, shared, f"{prefix}.self_attn")
         mlp: nn.Module
         if config.is_moe(layer):
             mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
@@ -50,10 +58,14 @@ class DsaDecoderLayer(DecoderLayer):
         super().__init__(config, layers, attention, mlp)
 
 
-def rope_table_of(config: DsaConfig) -> torch.Tensor:
-    """For every position that the server can reach."""
+def shared_parts(config: DsaConfig) -> Shared:
+    """Of the layers of one model; its table is for every position that the server can reach."""
     max_positions = arguments.longest_sequence(arguments.of_process())
-    return rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device())
+    return Shared(
+        rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device()),
+        Planner(config.index_topk, config.num_heads // SglangLayers(None).tp_size, Policy.from_settings()),
+        SglangSteps(config),
+    )
 
 
 class DsaModel(nn.Module):
@@ -61,14 +73,14 @@ class DsaModel(nn.Module):
 
     def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        rope_table_pr = rope_table_of(config)
-        self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
+        shared = shared_parts(config)
+        self.register_buffer("rope_table_pr", shared.rope_table_pr, persistent=False)
         self.topk = config.index_topk
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, quant_config=quant_config, prefix=f"{prefix}.embed_tokens"
         )
         self.layers = nn.ModuleList(
-            DsaDecoderLayer(config, quant_config, layer, rope_table_pr, f"{prefix}.layers.{layer}")
+            DsaDecoderLayer(config, quant_config, layer, shared, f"{prefix}.layers.{layer}")
             for layer in range(config.num_layers)
         )
         self.norm = SglangLayers(quant_config).norm(config.hidden_size, config.rms_norm_eps)

@@ -5,24 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sglang.srt.distributed import tensor_model_parallel_all_reduce
-from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
-from sglang.srt.layers.moe.topk import TopK
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from torch import nn
 
-from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.sglang_adapter import float32
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
+from dsv32_plugin.sglang_adapter.upstream import (
+    QuantizationConfig,
+    TopK,
+    get_moe_impl_class,
+    tensor_model_parallel_all_reduce,
+)
 
 
 class Router(nn.Module):
-    """Scores of the experts, before the sigmoid. GLM routes in float32, DeepSeek in the model's dtype."""
+    """Scores of the experts, before the sigmoid."""
 
     def __init__(self, config: DsaConfig) -> None:
         super().__init__()
-        dtype = torch.float32 if config.architecture == GLM_MOE_DSA else None
+        dtype = torch.float32 if config.routes_in_float32 else None
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size, dtype=dtype))
         self.e_score_correction_bias = nn.Parameter(torch.empty(config.n_routed_experts, dtype=torch.float32))
         self.requires_grad_(False)

@@ -6,17 +6,21 @@ import logging
 from collections.abc import Iterable
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import nn
 from transformers import PretrainedConfig
 
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.decoder import DraftInput
+from dsv32_plugin.core.attention import Shared
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import DraftInput
 from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.layers import SglangLayers
-from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, rope_table_of
+from dsv32_plugin.sglang_adapter.model import DsaDecoderLayer, shared_parts
+from dsv32_plugin.sglang_adapter.upstream import (
+    ForwardBatch,
+    LogitsProcessor,
+    LogitsProcessorOutput,
+    QuantizationConfig,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,10 @@ class MtpLayer(DsaDecoderLayer, DraftInput):
         config: DsaConfig,
         quant_config: QuantizationConfig | None,
         layer: int,
-        rope_table_pr: torch.Tensor,
+        shared: Shared,
         prefix: str,
     ) -> None:
-        super().__init__(config, quant_config, layer, rope_table_pr, prefix)
+        super().__init__(config, quant_config, layer, shared, prefix)
         self.add_draft_input(config, SglangLayers(quant_config), prefix)
         self.shared_head = SharedHead(config)
 
@@ -60,7 +64,7 @@ class MtpModel(nn.Module):
         super().__init__()
         number = config.num_layers
         self.layers = nn.ModuleDict(
-            {str(number): MtpLayer(config, quant_config, number, rope_table_of(config), f"{prefix}.layers.{number}")}
+            {str(number): MtpLayer(config, quant_config, number, shared_parts(config), f"{prefix}.layers.{number}")}
         )
 
 

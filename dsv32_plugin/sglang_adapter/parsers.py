@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.function_call.base_format_detector import BaseFormatDetector
-from sglang.srt.function_call.core_types import StreamingParseResult as ToolResult
-from sglang.srt.function_call.core_types import ToolCallItem
-from sglang.srt.parser.reasoning_parser import BaseReasoningFormatDetector
-from sglang.srt.parser.reasoning_parser import StreamingParseResult as ReasoningResult
-
-from dsv32_plugin.chat import feed_reasoning, text_of
+from dsv32_plugin.core.chat import feed_reasoning, text_of
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,
@@ -27,9 +21,16 @@ from dsv32_plugin.parsers import (
 )
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.sglang_adapter import arguments
+from dsv32_plugin.sglang_adapter.upstream import (
+    BaseFormatDetector,
+    BaseReasoningFormatDetector,
+    ReasoningResult,
+    ToolCallItem,
+    ToolResult,
+)
 
 if TYPE_CHECKING:
-    from sglang.srt.function_call.function_call_parser import FunctionCallParser
+    from dsv32_plugin.sglang_adapter.upstream import FunctionCallParser
 
 
 class LastText(str):

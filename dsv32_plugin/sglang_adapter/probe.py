@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS
 
 
 def registered() -> dict[str, Any]:
@@ -19,14 +19,11 @@ def registered() -> dict[str, Any]:
         `backend`, the class behind our attention backend's name, or None; `missing_hooks`, the targets of those of ours
         that are not in place.
     """
-    from sglang.srt.plugins import load_plugins
+    from dsv32_plugin.sglang_adapter.upstream import load_plugins
 
     load_plugins()
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-    from sglang.srt.models.registry import ModelRegistry
-    from sglang.srt.platforms import current_platform
-
-    from dsv32_plugin.sglang_adapter import guard, registration
+    from dsv32_plugin.sglang_adapter import hooks
+    from dsv32_plugin.sglang_adapter.upstream import ATTENTION_BACKENDS, ModelRegistry, current_platform
 
     backend = ATTENTION_BACKENDS.get(BACKEND_NAME)
     return {
@@ -34,7 +31,7 @@ def registered() -> dict[str, Any]:
         "device_type": current_platform.device_type,
         "models": {architecture: _path(ModelRegistry.models.get(architecture), ":") for architecture in MODELS},
         "backend": _path(backend, "."),
-        "missing_hooks": guard.missing_hooks(registration.hooks()),
+        "missing_hooks": hooks.missing(hooks.of_process()),
     }
 
 

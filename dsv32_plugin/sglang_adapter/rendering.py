@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.entrypoints.openai.protocol import MessageProcessingResult
-
-from dsv32_plugin import apis, chat, prompt_tokens
-from dsv32_plugin.sglang_adapter import PARSER_NAME, gateway
+from dsv32_plugin import apis
+from dsv32_plugin.core import chat, prompt_tokens
+from dsv32_plugin.sglang_adapter import gateway
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
+from dsv32_plugin.sglang_adapter.upstream import MessageProcessingResult
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessage, AnthropicMessagesRequest
-    from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
-    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+    from dsv32_plugin.sglang_adapter.upstream import (
+        AnthropicMessage,
+        AnthropicMessagesRequest,
+        AnthropicServing,
+        ChatCompletionRequest,
+        OpenAIServingChat,
+    )
 
 
 def template_around(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dsv32_plugin.sglang_adapter import MODELS, arguments, gateway
+from dsv32_plugin.sglang_adapter import arguments, gateway
+from dsv32_plugin.sglang_adapter.names import MODELS
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.io_struct import GenerateReqInput
-    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, TokenizerManager
 
 
 def validate_around(

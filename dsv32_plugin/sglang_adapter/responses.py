@@ -9,16 +9,14 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
-
-from dsv32_plugin.chat import is_complete
-from dsv32_plugin.sglang_adapter import PARSER_NAME, compat, requests
+from dsv32_plugin.core.chat import is_complete
+from dsv32_plugin.sglang_adapter import requests, upstream
 from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
+from dsv32_plugin.sglang_adapter.upstream import ResponsesResponse
 
 if TYPE_CHECKING:
-    from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
-    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
-    from sglang.srt.managers.io_struct import GenerateReqInput
+    from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, OpenAIServingResponses, ResponsesRequest
 
 INCOMPLETE: Literal["incomplete"] = "incomplete"
 
@@ -73,7 +71,7 @@ def outputs_around(
     if PARSER_NAME not in (serving.reasoning_parser, serving.tool_call_parser):
         return original(serving, request_id, request_prompt, adapted_request, *args, **options)
     requests.check_sampling(serving.tokenizer_manager, adapted_request)
-    if not compat.keeps_special_tokens():
+    if not upstream.keeps_special_tokens():
         adapted_request.sampling_params["skip_special_tokens"] = False
     contexts = original(serving, request_id, request_prompt, adapted_request, *args, **options)
     return _marked(contexts, serving, adapted_request)
@@ -87,7 +85,7 @@ async def _marked(
         output = getattr(context, "last_output", None)
         if not isinstance(output, dict):
             yield context
-        elif compat.knows_cut_answers() or not adapted_request.stream:
+        elif upstream.knows_cut_answers() or not adapted_request.stream:
             context.last_output = {**output, "text": last_text(serving, output)}
             yield context
         else:

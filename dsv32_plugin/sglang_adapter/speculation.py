@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsv32_plugin.sglang_adapter import guard
 
 if TYPE_CHECKING:
-    from sglang.srt.speculative.draft_utils import DraftBackendFactory
-    from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+    from dsv32_plugin.sglang_adapter.upstream import DraftBackendFactory, EagleDraftWorker
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +35,13 @@ def create_draft_extend_backend(original: Callable[[DraftBackendFactory], Any], 
 
 def capture_graphs(original: Callable[[EagleDraftWorker], None], worker: EagleDraftWorker) -> None:
     """Goes around the method that captures the draft's own steps, and its run over a verdict for some backends only."""
-    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
-    from sglang.srt.speculative.eagle_draft_cuda_graph_runner import EAGLEDraftCudaGraphRunner
-    from sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner import EAGLEDraftExtendCudaGraphRunner
+    from dsv32_plugin.sglang_adapter.upstream import (
+        Backend,
+        EAGLEDraftCudaGraphRunner,
+        EAGLEDraftExtendCudaGraphRunner,
+        Phase,
+        check_cuda_graph_backend,
+    )
 
     if not guard.is_our_draft(worker.draft_runner.model):
         original(worker)

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from dsv32_plugin.sglang_adapter import guard
+from dsv32_plugin.sglang_adapter import guard, upstream
 
 logger = logging.getLogger(__name__)
 
-MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 PARTS = {
     "update_weights_from_tensor": "UpdateWeightsFromTensorReqOutput",
     "update_weights_from_distributed": "UpdateWeightsFromDistributedReqOutput",
@@ -42,6 +41,11 @@ def part_around(step: str) -> Callable[[Callable[..., Any], Any, Any], Any]:
             return _answer(PARTS[step], f"{type(error).__name__}: {error}")
 
     return around
+
+
+update_weights_from_tensor_around, update_weights_from_distributed_around, update_weights_from_ipc_around = map(
+    part_around, PARTS
+)
 
 
 def disk_around(original: Callable[..., Any], manager: Any, recv_req: Any) -> Any:
@@ -86,6 +90,4 @@ def _refusal(message: str) -> Any:
 
 
 def _answer(name: str, message: str) -> Any:
-    from sglang.srt.managers import io_struct
-
-    return getattr(io_struct, name)(success=False, message=message)
+    return getattr(upstream, name)(success=False, message=message)

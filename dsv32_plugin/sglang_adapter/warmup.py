@@ -6,16 +6,16 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.runtime_context import get_parallel
 
-from dsv32_plugin import warmup
-from dsv32_plugin.attention import DsaAttention
+from dsv32_plugin.core import warmup
+from dsv32_plugin.core.attention import DsaAttention
 from dsv32_plugin.kernels import ahead
 from dsv32_plugin.sglang_adapter.arguments import in_effect, model_config
-from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
+from dsv32_plugin.sglang_adapter.caches import DsaTokenToKVPool
+from dsv32_plugin.sglang_adapter.upstream import get_parallel
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.model_runner import ModelRunner
+    from dsv32_plugin.sglang_adapter.upstream import ModelRunner
 
 logger = logging.getLogger(__name__)
 

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from sglang.srt.layers.linear import MergedColumnParallelLinear
-from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
-from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
-from dsv32_plugin import weights
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.latent_up import LatentUpProjection
+from dsv32_plugin.core import weights
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.latent_up import LatentUpProjection
+from dsv32_plugin.sglang_adapter.cpu.quantisation import DequantisedFp8Config
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
-from dsv32_plugin.sglang_adapter.quantisation import DequantisedFp8Config
+from dsv32_plugin.sglang_adapter.upstream import FusedMoE, MergedColumnParallelLinear, default_weight_loader
 
 
 def loader(model: nn.Module, config: DsaConfig, quant_config: Any) -> weights.Loader:

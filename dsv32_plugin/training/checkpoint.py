@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin.config import DEEPSEEK_V32, ConfigError, DsaConfig
+from dsv32_plugin.core.config import DEEPSEEK_V32, ConfigError, DsaConfig
 from dsv32_plugin.training import tokenizer
 from dsv32_plugin.training.model import DsaModel
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.rope import rope_table, softmax_scale
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.rope import rope_table, softmax_scale
 
 CHUNK_ELEMENTS = 1 << 29
 """How many products of query, key and index head may exist at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from dsv32_plugin.config import DEEPSEEK_V32, DsaConfig
+from dsv32_plugin.core.config import DEEPSEEK_V32, DsaConfig
 from dsv32_plugin.training.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
 StageKind = Literal["dense", "warmup", "sparse"]

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import PrivateAttr
-from vllm.entrypoints.openai.engine.protocol import DeltaMessage, FunctionCall
-from vllm.outputs import CompletionOutput
-from vllm.parser.abstract_parser import DelegatingParser
-from vllm.tokenizers import TokenizerLike
 
 from dsv32_plugin.vllm_adapter.parsers import DsaReasoningParser, DsaToolParser, Request
+from dsv32_plugin.vllm_adapter.upstream import (
+    CompletionOutput,
+    DelegatingParser,
+    DeltaMessage,
+    FunctionCall,
+    TokenizerLike,
+)
 
 
 @dataclass(frozen=True)

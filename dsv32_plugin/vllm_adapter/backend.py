@@ -5,28 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from vllm.platforms import current_platform
-from vllm.v1.attention.backend import (
+
+from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
+from dsv32_plugin.vllm_adapter.upstream import (
     AttentionBackend,
     AttentionCGSupport,
     AttentionImpl,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
     MultipleOf,
+    current_platform,
+    split_decodes_and_prefills,
 )
-from vllm.v1.attention.backends.utils import split_decodes_and_prefills
-
-from dsv32_plugin import dsa, settings
-from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import AttentionSpec
+    from dsv32_plugin.vllm_adapter.upstream import AttentionSpec, VllmConfig
 
 
-class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
-    """Turns vLLM's description of a step into a `DsaBatch`, without waiting for the device."""
+class DsaMetadataBuilder(AttentionMetadataBuilder[Step]):
+    """Turns vLLM's description of a step into a `Step`, without waiting for the device."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
 
@@ -48,6 +48,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
         assert self.reorder_batch_threshold is not None
         self.max_len = vllm_config.model_config.max_model_len
         self.topk = vllm_config.model_config.hf_config.index_topk
+        self.policy = Policy.from_settings()
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # What a captured graph reads lies in tensors that are never replaced: these, and those of vLLM's runner.
         token_t = torch.arange(max_tokens, dtype=torch.int32, device=device)
@@ -57,7 +58,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> DsaBatch:
+    ) -> Step:
         common = common_attn_metadata
         assert common.causal is True, "DSA is causal"
         assert self.reorder_batch_threshold is not None
@@ -77,14 +78,14 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
             max_visible=max_visible,
             num_decodes=num_decodes,
             longest=self._longest(max_visible),
-            max_gathered_keys=dsa.gathered_keys(max_visible, self.topk),
+            max_gathered_keys=gathered_keys(max_visible, self.topk),
         )
 
     def _max_visible(self, common: CommonAttentionMetadata) -> int:
         """The longest of the batch; batch-invariant, the longest there can be: it decides whether keys are selected."""
-        return self.max_len if settings.batch_invariant() else common.max_seq_len
+        return self.max_len if self.policy.batch_invariant else common.max_seq_len
 
-    def _uniform(self, common: CommonAttentionMetadata, queries: int) -> DsaBatch:
+    def _uniform(self, common: CommonAttentionMetadata, queries: int) -> Step:
         """A batch that a graph may be captured with. Padding sequences have length 0, so their tokens see nothing."""
         num_tokens, num_reqs = common.num_actual_tokens, common.num_reqs
         if queries == 1:
@@ -116,7 +117,7 @@ class DsaMetadataBuilder(AttentionMetadataBuilder[DsaBatch]):
 class DsaBackend(AttentionBackend):
     """Backend of the latent caches, and, through `IndexKeyBackend`, of the index-key caches.
 
-    vLLM asks it for shapes and metadata only: the computation is in `attention.DsaAttention`.
+    vLLM asks it for shapes and metadata only: the computation is in `core.attention`.
     """
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import torch
 from torch import nn
-from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
-from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.v1.attention.backend import AttentionBackend
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
-from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
 from dsv32_plugin import cache_layout
-from dsv32_plugin.batch import DsaBatch
 from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
+from dsv32_plugin.vllm_adapter.upstream import (
+    AttentionBackend,
+    AttentionBackendEnum,
+    AttentionLayerBase,
+    CacheConfig,
+    MLAAttentionSpec,
+    VllmConfig,
+    get_current_vllm_config,
+)
 
 FP8_LATENTS = "fp8_ds_mla"
 FP8_CACHES = ("fp8", "fp8_e4m3", FP8_LATENTS)
@@ -89,19 +88,3 @@ def index_key_cache(prefix: str, index_dim: int, dtype: torch.dtype, quantised: 
     if quantised:
         return PagedCache(prefix, cache_layout.INDEX_BYTES, torch.uint8, "index_fp8", IndexKeyBackend)
     return PagedCache(prefix, index_dim, dtype, f"index_{dtype}", IndexKeyBackend)
-
-
-@contextmanager
-def transferred(caches: Sequence[PagedCache], batch: DsaBatch) -> Iterator[None]:
-    """Within the block a layer uses its caches: a KV connector that works layer by layer has filled them before it, and
-    saves them after it. (The others, vLLM's CPU offload among them, copy whole pages between steps.)
-    """
-    connector = get_kv_transfer_group() if has_kv_transfer_group() else None
-    if connector is None or not connector.has_connector_metadata():
-        yield
-        return
-    for cache in caches:
-        connector.wait_for_layer_load(cache.layer_name)
-    yield
-    for cache in caches:
-        connector.save_kv_layer(cache.layer_name, cache.kv_cache, batch)

@@ -13,15 +13,19 @@ from typing import Any
 from openai.types.responses import ResponseIncompleteEvent as OpenAIResponseIncompleteEvent
 from openai.types.responses import ResponseOutputItemDoneEvent
 from openai.types.responses.response import IncompleteDetails
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
-from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesResponse
-from vllm.outputs import CompletionOutput
 
-from dsv32_plugin.chat import is_complete
+from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.vllm_adapter import hooks
 from dsv32_plugin.vllm_adapter.answers import cut_reason, finish_text
+from dsv32_plugin.vllm_adapter.upstream import (
+    AnthropicMessagesResponse,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    CompletionOutput,
+    ResponseCompletedEvent,
+    ResponsesResponse,
+)
 
 CUT_SHORT = "max_output_tokens"
 
@@ -154,22 +158,19 @@ async def streamed_message(
         yield event
 
 
-_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
-_RESPONSES = "vllm.entrypoints.openai.responses.serving.OpenAIServingResponses"
-_ANTHROPIC = "vllm.entrypoints.anthropic.serving.AnthropicServingMessages"
-HOOKS: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
-    ("vllm.v1.engine.output_processor.RequestState._new_completion_output", ("self", "token_ids"), finished_output),
-    (f"{_CHAT}.maybe_filter_parallel_tool_calls", ("choice", "request"), labelled_choice),
-    (f"{_RESPONSES}.responses_full_generator", ("self", "request"), whole_response),
-    (f"{_RESPONSES}.responses_stream_generator", ("self", "request"), streamed_response),
-    (f"{_RESPONSES}.responses_background_stream_generator", ("self", "response_id"), background_events),
-    (f"{_ANTHROPIC}.messages_full_converter", ("self", "generator"), whole_message),
-    (f"{_ANTHROPIC}.message_stream_converter", ("self", "generator"), streamed_message),
+HOOKS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("RequestState._new_completion_output", finished_output),
+    ("maybe_filter_parallel_tool_calls", labelled_choice),
+    ("OpenAIServingResponses.responses_full_generator", whole_response),
+    ("OpenAIServingResponses.responses_stream_generator", streamed_response),
+    ("OpenAIServingResponses.responses_background_stream_generator", background_events),
+    ("AnthropicServingMessages.messages_full_converter", whole_message),
+    ("AnthropicServingMessages.message_stream_converter", streamed_message),
 )
-"""Where vLLM's own code is left: the place, its leading parameters, and what is called there."""
+"""Where vLLM's own code is left, one of `upstream.PLACES`, and what is called there."""
 
 
 def hook() -> None:
-    """Put the hooks in; raises `compat.HookError` where vLLM has no such place."""
-    for target, parameters, around in HOOKS:
-        compat.hook(target, parameters, around)
+    """Put the hooks in; raises `hooks.HookError` where vLLM has no such place."""
+    for place, around in HOOKS:
+        hooks.at(place, around)

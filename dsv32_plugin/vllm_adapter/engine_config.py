@@ -6,12 +6,17 @@ import os
 from importlib.util import find_spec
 
 import torch
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
-from vllm.logger import init_logger
-from vllm.model_executor.models.config import VerifyAndUpdateConfig
-from vllm.platforms import current_platform
 
-from dsv32_plugin.vllm_adapter import MTP_ARCHITECTURE, grammars
+from dsv32_plugin.vllm_adapter import grammars
+from dsv32_plugin.vllm_adapter.names import MTP_ARCHITECTURE
+from dsv32_plugin.vllm_adapter.upstream import (
+    CompilationMode,
+    CUDAGraphMode,
+    VerifyAndUpdateConfig,
+    VllmConfig,
+    current_platform,
+    init_logger,
+)
 
 logger = init_logger("vllm.dsv32_plugin")
 _SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.vllm_adapter import hooks, upstream
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
-    from vllm.engine.protocol import EngineClient
 
-ANTHROPIC = "vllm.entrypoints.anthropic.serving.AnthropicServingMessages"
+    from dsv32_plugin.vllm_adapter.upstream import EngineClient
 
 
 def install() -> None:
     """Add the gateway to the plugins of vLLM's server. May be called more than once.
 
     Raises:
-        compat.HookError: vLLM has no such plugins.
+        hooks.HookError: vLLM has no such plugins.
     """
-    compat.hook("vllm.plugins.load_endpoint_plugins", ("supported_tasks",), _with_ours)
+    hooks.at("load_endpoint_plugins", _with_ours)
 
 
 def _with_ours(load: Callable[..., list[Any]], *args: Any, **kwargs: Any) -> list[Any]:
@@ -49,16 +48,14 @@ class GatewayPlugin:
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Serve where conversations are rendered by our encoder, and not by a template."""
-        from vllm import envs
-
-        from dsv32_plugin.chat import thinking_requested
+        from dsv32_plugin.core.chat import thinking_requested
         from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
         renderer = state.online_renderer.renderer
         if isinstance(renderer, DsaRenderer) and not renderer.has_template(args.chat_template):
             self._server = Server(
                 default_thinking=thinking_requested(args.default_chat_template_kwargs),
-                stores=envs.VLLM_ENABLE_RESPONSES_API_STORE,
+                stores=upstream.VLLM_ENABLE_RESPONSES_API_STORE,
                 hides_unused_tools=args.exclude_tools_when_tool_choice_none,
             )
 
@@ -66,7 +63,7 @@ class GatewayPlugin:
 def _answer_anthropic_errors() -> None:
     """vLLM's router makes a 500 of every error of the Messages API: let the handler answer, as that of chats does."""
     for name in ("create_messages", "count_tokens"):
-        compat.hook(f"{ANTHROPIC}.{name}", ("self", "request", "raw_request"), _answering)
+        hooks.at(f"AnthropicServingMessages.{name}", _answering)
 
 
 async def _answering(handler: Callable[..., Awaitable[Any]], serving: Any, *args: Any, **kwargs: Any) -> Any:

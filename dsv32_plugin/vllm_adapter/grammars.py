@@ -10,17 +10,20 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm.logger import init_logger
-
-from dsv32_plugin.chat import json_grammar
-from dsv32_plugin.config import ARCHITECTURES
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.core.chat import json_grammar
+from dsv32_plugin.core.config import ARCHITECTURES
+from dsv32_plugin.vllm_adapter import hooks
+from dsv32_plugin.vllm_adapter.upstream import init_logger
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    from dsv32_plugin.vllm_adapter.upstream import (
+        ChatCompletionRequest,
+        ModelConfig,
+        ResponsesRequest,
+        SamplingParams,
+        StructuredOutputsParams,
+        VllmConfig,
+    )
 
 logger = init_logger("vllm.dsv32_plugin")
 OPTION = "--structured-outputs-config.backend"
@@ -42,11 +45,7 @@ def choose_backend(vllm_config: VllmConfig) -> None:
 
 def hook() -> None:
     """Raises HookError where vLLM checks the grammars of requests otherwise than expected."""
-    compat.hook(
-        "vllm.sampling_params.SamplingParams._validate_structured_outputs",
-        ("self", "model_config", "structured_outputs_config"),
-        _validate_around,
-    )
+    hooks.at("SamplingParams._validate_structured_outputs", _validate_around)
 
 
 def _validate_around(
@@ -74,8 +73,9 @@ def _validate_around(
 
 def _express(wanted: StructuredOutputsParams) -> None:
     """Replace a schema that vLLM would not give xgrammar by a grammar of what it says otherwise."""
-    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
     from xgrammar import Grammar
+
+    from dsv32_plugin.vllm_adapter.upstream import has_xgrammar_unsupported_json_features
 
     if wanted.json is None:
         return

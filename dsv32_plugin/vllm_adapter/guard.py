@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from transformers import PretrainedConfig
-from vllm.config import AttentionConfig, ModelConfig, VllmConfig
-from vllm.platforms import current_platform
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.vllm_adapter import BACKEND_PATH
+from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
 from dsv32_plugin.vllm_adapter.caches import check_cache_dtype
+from dsv32_plugin.vllm_adapter.names import BACKEND_PATH
+from dsv32_plugin.vllm_adapter.upstream import (
+    AttentionBackendEnum,
+    AttentionConfig,
+    ModelConfig,
+    VllmConfig,
+    current_platform,
+)
 
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for vLLM's own code"
 

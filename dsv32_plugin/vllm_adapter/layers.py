@@ -1,22 +1,21 @@
-"""vLLM's linear layers and norms, as `dsv32_plugin.attention.Layers` asks for them."""
+"""vLLM's linear layers and norms, as `core.layers.Layers` asks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 
-from vllm.config import VllmConfig
-from vllm.distributed import get_tp_group
-from vllm.model_executor.layers.activation import SiluAndMul
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import (
+from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.vllm_adapter.upstream import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
     ReplicatedLinear,
+    RMSNorm,
     RowParallelLinear,
+    SiluAndMul,
+    VllmConfig,
+    get_tp_group,
 )
-
-from dsv32_plugin.dsa import Ranks
 
 
 class VllmLayers:

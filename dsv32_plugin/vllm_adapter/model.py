@@ -8,34 +8,40 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
-from vllm.forward_context import get_forward_context
-from vllm.logger import init_logger
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import SupportsPP
-from vllm.model_executor.models.utils import (
+
+from dsv32_plugin import __version__
+from dsv32_plugin.core.attention import DsaAttention, Shared
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.decoder import DecoderLayer, Mlp
+from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.rope import rope_table
+from dsv32_plugin.core.weights import PACKED_MODULES
+from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.vllm_adapter import guard, hooks, updates, warmup, weights
+from dsv32_plugin.vllm_adapter.cpu import operators
+from dsv32_plugin.vllm_adapter.layers import VllmLayers
+from dsv32_plugin.vllm_adapter.moe import Moe
+from dsv32_plugin.vllm_adapter.steps import VllmSteps
+from dsv32_plugin.vllm_adapter.upstream import (
+    IntermediateTensors,
+    LogitsProcessor,
+    ParallelLMHead,
     PPMissingLayer,
+    RMSNorm,
+    SupportsPP,
+    VllmConfig,
+    VocabParallelEmbedding,
+    current_platform,
     extract_layer_index,
+    get_forward_context,
+    get_pp_group,
+    get_tensor_model_parallel_world_size,
+    init_logger,
     make_empty_intermediate_tensors_factory,
     make_layers,
     maybe_prefix,
 )
-from vllm.platforms import current_platform
-from vllm.sequence import IntermediateTensors
-
-from dsv32_plugin import __version__
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.decoder import DecoderLayer, Mlp
-from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.rope import rope_table
-from dsv32_plugin.vllm_adapter import compat, cpu_ops, guard, updates, warmup, weights
-from dsv32_plugin.vllm_adapter.attention import DsaAttention
-from dsv32_plugin.vllm_adapter.layers import VllmLayers
-from dsv32_plugin.vllm_adapter.moe import Moe
-from dsv32_plugin.weights import PACKED_MODULES
 
 logger = init_logger("vllm.dsv32_plugin")
 
@@ -43,10 +49,12 @@ logger = init_logger("vllm.dsv32_plugin")
 class DsaDecoderLayer(DecoderLayer):
     """Layer `prefix` of the checkpoint."""
 
-    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, rope_table_pr: torch.Tensor, prefix: str) -> None:
+    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, shared: Shared, prefix: str) -> None:
         layers = VllmLayers(vllm_config)
         layer = extract_layer_index(prefix)
-        attention = DsaAttention(config, vllm_config, layer, rope_table_pr, f"{prefix}.self_attn")
+        attention = DsaAttention(config, layers, layer, shared, f"{prefix}.self_attn")
+        assert isinstance(shared.source, VllmSteps)
+        shared.source.add_layer(layer, f"{prefix}.self_attn")
         mlp: nn.Module
         if config.is_moe(layer):
             mlp = Moe(config, vllm_config, f"{prefix}.mlp")
@@ -55,15 +63,24 @@ class DsaDecoderLayer(DecoderLayer):
         super().__init__(config, layers, attention, mlp)
 
 
+def shared_parts(config: DsaConfig, vllm_config: VllmConfig) -> Shared:
+    """Of the layers of one model."""
+    max_len, device = vllm_config.model_config.max_model_len, vllm_config.device_config.device
+    return Shared(
+        rope_table(config.qk_rope_head_dim, max_len, None, config.rope).to(device),
+        Planner(config.index_topk, config.num_heads // get_tensor_model_parallel_world_size(), Policy.from_settings()),
+        VllmSteps(config, vllm_config),
+    )
+
+
 class DsaModel(nn.Module):
     """Embedding, this pipeline stage's layers, final norm."""
 
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        model_config = vllm_config.model_config
         device = vllm_config.device_config.device
-        rope_table_pr = rope_table(config.qk_rope_head_dim, model_config.max_model_len, None, config.rope).to(device)
-        self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
+        shared = shared_parts(config, vllm_config)
+        self.register_buffer("rope_table_pr", shared.rope_table_pr, persistent=False)
         # Slots, written by the layers that select and read by those that share; one buffer, so that a captured graph
         # finds it. By this name vLLM gives it to the draft model, too.
         topk_indices_buffer = torch.empty(
@@ -82,7 +99,7 @@ class DsaModel(nn.Module):
             )
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_layers,
-            lambda prefix: DsaDecoderLayer(config, vllm_config, rope_table_pr, prefix),
+            lambda prefix: DsaDecoderLayer(config, vllm_config, shared, prefix),
             prefix=f"{prefix}.layers",
         )
         if not config.selects(self.start_layer):
@@ -95,8 +112,7 @@ class DsaModel(nn.Module):
         self.vllm_config = vllm_config
         self.warm_up: warmup.WarmUp | None = None
         if current_platform.is_cpu():
-            target = "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync"
-            compat.hook(target, ("self", "scheduler_output", "sampler_output"), cpu_ops.bookkeeping_around)
+            hooks.at("GPUModelRunner._bookkeeping_sync", operators.bookkeeping_around)
         else:
             # One layer that selects and, where there is one, a layer that shares a selection.
             attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]

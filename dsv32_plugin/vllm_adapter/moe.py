@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.model_executor.layers.fused_moe import FusedMoE, GateLinear
 
-from dsv32_plugin.config import GLM_MOE_DSA, DsaConfig
-from dsv32_plugin.decoder import Mlp
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
+from dsv32_plugin.vllm_adapter.upstream import FusedMoE, GateLinear, VllmConfig
 
 
 class Moe(nn.Module):
@@ -21,8 +20,7 @@ class Moe(nn.Module):
 
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        # GLM routes in float32, DeepSeek in the model's dtype.
-        router_dtype = torch.float32 if config.architecture == GLM_MOE_DSA else None
+        router_dtype = torch.float32 if config.routes_in_float32 else None
         self.gate = GateLinear(
             config.hidden_size, config.n_routed_experts, out_dtype=router_dtype, prefix=f"{prefix}.gate"
         )

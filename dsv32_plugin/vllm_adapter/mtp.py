@@ -7,19 +7,15 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.models.utils import maybe_prefix
 
-from dsv32_plugin.config import ConfigError, DsaConfig
-from dsv32_plugin.decoder import DraftInput
-from dsv32_plugin.rope import rope_table
+from dsv32_plugin.core.attention import Shared
+from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.decoder import DraftInput
+from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
-from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer
-from dsv32_plugin.weights import PACKED_MODULES
+from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer, shared_parts
+from dsv32_plugin.vllm_adapter.upstream import LogitsProcessor, RMSNorm, VllmConfig, get_pp_group, maybe_prefix
 
 
 class OfTarget(nn.Module):
@@ -40,8 +36,8 @@ class SharedHead(nn.Module):
 class MtpLayer(DsaDecoderLayer, DraftInput):
     """A decoder layer over the next token's embedding and this one's hidden state."""
 
-    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, rope_table_pr: torch.Tensor, prefix: str) -> None:
-        super().__init__(config, vllm_config, rope_table_pr, prefix)
+    def __init__(self, config: DsaConfig, vllm_config: VllmConfig, shared: Shared, prefix: str) -> None:
+        super().__init__(config, vllm_config, shared, prefix)
         self.add_draft_input(config, VllmLayers(vllm_config), prefix)
         self.shared_head = SharedHead(config)
 
@@ -64,17 +60,15 @@ class MtpModel(nn.Module):
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         device = vllm_config.device_config.device
-        rope_table_pr = rope_table(
-            config.qk_rope_head_dim, vllm_config.model_config.max_model_len, None, config.rope
-        ).to(device)
-        self.register_buffer("rope_table_pr", rope_table_pr, persistent=False)
+        shared = shared_parts(config, vllm_config)
+        self.register_buffer("rope_table_pr", shared.rope_table_pr, persistent=False)
         # vLLM replaces this by the target's buffer of the same name.
         self.topk_indices_buffer = torch.empty(0, config.index_topk, dtype=torch.int32, device=device)
         self.embed_tokens: nn.Module = OfTarget()
         self.first = config.num_layers
         self.layers = nn.ModuleDict(
             {
-                str(layer): MtpLayer(config, vllm_config, rope_table_pr, f"{prefix}.layers.{layer}")
+                str(layer): MtpLayer(config, vllm_config, shared, f"{prefix}.layers.{layer}")
                 for layer in range(self.first, self.first + config.num_nextn_predict_layers)
             }
         )

@@ -10,23 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from vllm.entrypoints.chat_utils import make_tool_call_id
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.engine.protocol import (
-    DeltaFunctionCall,
-    DeltaMessage,
-    DeltaToolCall,
-    ExtractedToolCallInformation,
-    FunctionCall,
-    ToolCall,
-)
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.reasoning import ReasoningParser
-from vllm.tokenizers import TokenizerLike
-from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
 from xgrammar import StructuralTag
 
-from dsv32_plugin.chat import call_grammar, feed_reasoning, text_of, thinking_requested
+from dsv32_plugin.core.chat import call_grammar, feed_reasoning, text_of, thinking_requested
 from dsv32_plugin.parsers import (
     ContentDelta,
     Event,
@@ -38,6 +24,21 @@ from dsv32_plugin.parsers import (
 )
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter.grammars import has_other_grammar, wanted_json
+from dsv32_plugin.vllm_adapter.upstream import (
+    ChatCompletionRequest,
+    DeltaFunctionCall,
+    DeltaMessage,
+    DeltaToolCall,
+    ExtractedToolCallInformation,
+    FunctionCall,
+    ReasoningParser,
+    ResponsesRequest,
+    TokenizerLike,
+    Tool,
+    ToolCall,
+    ToolParser,
+    make_tool_call_id,
+)
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 

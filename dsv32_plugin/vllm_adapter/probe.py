@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dsv32_plugin.vllm_adapter import MODELS
+from dsv32_plugin.vllm_adapter.names import MODELS
 
 
 def registered() -> dict[str, Any]:
@@ -18,10 +18,12 @@ def registered() -> dict[str, Any]:
         `platform`, the class in use; `device_type`, empty where vLLM finds nothing to run on; `models`, the class of
         each architecture of ours, as "module:name"; `backend`, what the attention backend CUSTOM stands for, or None.
     """
-    from vllm.model_executor.models import ModelRegistry
-    from vllm.platforms import current_platform
-    from vllm.plugins import load_general_plugins
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from dsv32_plugin.vllm_adapter.upstream import (
+        AttentionBackendEnum,
+        ModelRegistry,
+        current_platform,
+        load_general_plugins,
+    )
 
     load_general_plugins()
     backend = AttentionBackendEnum.CUSTOM

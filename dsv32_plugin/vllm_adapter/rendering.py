@@ -6,16 +6,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import TokenizersBackend
-from vllm.config import VllmConfig
-from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
-from vllm.renderers.hf import HfRenderer
-from vllm.renderers.inputs import DictPrompt
-from vllm.renderers.inputs.preprocess import parse_dec_only_prompt
-from vllm.renderers.params import ChatParams
-from vllm.tokenizers.hf import HfTokenizer, get_cached_tokenizer
-from vllm.utils.async_utils import make_async
 
-from dsv32_plugin import apis, chat, prompt_tokens
+from dsv32_plugin import apis
+from dsv32_plugin.core import chat, prompt_tokens
+from dsv32_plugin.vllm_adapter.upstream import (
+    ChatCompletionMessageParam,
+    ChatParams,
+    ConversationMessage,
+    DictPrompt,
+    HfRenderer,
+    HfTokenizer,
+    VllmConfig,
+    get_cached_tokenizer,
+    make_async,
+    parse_dec_only_prompt,
+)
 
 
 class DsaTokenizer:

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-from dsv32_plugin.vllm_adapter.compat import TESTED_VERSION
+from dsv32_plugin.engines import VLLM
+from dsv32_plugin.vllm_adapter.upstream import PLACES, GPUModelRunner
 from dsv32_plugin.vllm_adapter.weights import Loader
 
-PARAMETERS = ("self", "weights_iterator", "weights_path")
+PARAMETERS = PLACES["GPUModelRunner.reload_weights"].parameters or ()
 
 
 def check_folders() -> None:
@@ -25,7 +24,7 @@ def check_folders() -> None:
     if found[: len(PARAMETERS)] != PARAMETERS:
         raise RuntimeError(
             f"vllm: expected GPUModelRunner.reload_weights({', '.join(PARAMETERS)}, ...) to go around, found "
-            f"({', '.join(found)}); dsv32-plugin is written for vllm=={TESTED_VERSION}: install that"
+            f"({', '.join(found)}); dsv32-plugin is written for vllm=={VLLM.install}: install that"
         )
     GPUModelRunner.reload_weights = _around(original)
 

@@ -7,16 +7,12 @@ for it: some as large as any can be, and small ones of every size that has kerne
 from __future__ import annotations
 
 import torch
-from vllm.config import VllmConfig
-from vllm.distributed import get_world_group
-from vllm.logger import init_logger
-from vllm.utils.torch_utils import set_default_torch_dtype
 
-from dsv32_plugin import warmup
-from dsv32_plugin.attention import LayerCaches
-from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.vllm_adapter.attention import DsaAttention
-from dsv32_plugin.vllm_adapter.caches import PagedCache
+from dsv32_plugin.core import warmup
+from dsv32_plugin.core.attention import DsaAttention
+from dsv32_plugin.core.step import LayerCaches
+from dsv32_plugin.vllm_adapter.steps import VllmSteps
+from dsv32_plugin.vllm_adapter.upstream import VllmConfig, get_world_group, init_logger, set_default_torch_dtype
 
 logger = init_logger("vllm.dsv32_plugin")
 
@@ -59,19 +55,14 @@ class WarmUp:
         self._running.load(get_world_group().barrier)
         layers = self._layers()
         for attention, caches in layers:
-            for batch in self._made_up.largest(self._most):
-                warmup.attend(attention, caches, batch, hidden_th, self._slots_tk)
+            for step in self._made_up.largest(self._most):
+                warmup.run_one(attention, caches, step, hidden_th, self._slots_tk)
         logger.info("dsv32: %s", self._running.run(layers, hidden_th, self._slots_tk))
 
     def _layers(self) -> list[tuple[DsaAttention, LayerCaches]]:
-        return [(attention, one_page(attention)) for attention in self._attentions]
-
-
-def one_page(attention: DsaAttention) -> LayerCaches:
-    """A page of zeros, which stands for all."""
-
-    def page(cache: PagedCache) -> torch.Tensor:
-        return torch.zeros(1, PAGE_SIZE, cache.width, dtype=cache.dtype, device=attention.rope_table_pr.device)
-
-    index_keys = None if attention.indexer is None else page(attention.indexer.k_cache)
-    return LayerCaches(page(attention.latents), index_keys)
+        layers = []
+        for attention in self._attentions:
+            source, device = attention.shared.source, self._slots_tk.device
+            assert isinstance(source, VllmSteps)
+            layers.append((attention, source.one_page(attention.layer, device)))
+        return layers

@@ -7,20 +7,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.model_executor.layers.fused_moe import RoutedExperts
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear
-from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, get_layerwise_info
-from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from dsv32_plugin import weights
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.latent_up import LatentUpProjection
-from dsv32_plugin.vllm_adapter.quantisation import DequantisedFp8Config
+from dsv32_plugin.core import weights
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.latent_up import LatentUpProjection
+from dsv32_plugin.vllm_adapter.cpu.quantisation import DequantisedFp8Config
+from dsv32_plugin.vllm_adapter.upstream import (
+    MergedColumnParallelLinear,
+    RoutedExperts,
+    VllmConfig,
+    default_weight_loader,
+    finalize_layerwise_reload,
+    get_layerwise_info,
+)
 
 
 class Loader:
-    """`dsv32_plugin.weights.Loader` of a model of ours, made once the model is built.
+    """`dsv32_plugin.core.weights.Loader` of a model of ours, made once the model is built.
 
     vLLM loads a model again layer by layer: it puts tensors without storage in the place of the parameters, loads a
     layer once all of its tensors have come, and copies the result to where the parameters were.
@@ -37,7 +40,7 @@ class Loader:
         """Load the whole model at its start, then parts of it; returns the names of the loaded parameters.
 
         Raises:
-            ValueError: see `dsv32_plugin.weights.Loader`. An update that is refused is over, its parameters are back.
+            ValueError: see `core.weights.Loader`. An update that is refused is over, its parameters are back.
         """
         update = get_layerwise_info(model).kernel_tensors
         if update is not self._update:

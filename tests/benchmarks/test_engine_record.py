@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from dsv32_plugin import warmup
 from dsv32_plugin.benchmarks import engine, engine_view
 from dsv32_plugin.benchmarks.engine_view import Run
 from dsv32_plugin.benchmarks.engine_worker import GRAPH_LAUNCH, graph_spans_ms, prompt
+from dsv32_plugin.core import warmup
 
 
 def record(*entries: dict[str, Any], gpu: str = "NVIDIA H100") -> dict[str, Any]:

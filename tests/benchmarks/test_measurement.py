@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dsv32_plugin import cli, dsa, kernels
+from dsv32_plugin import cli, kernels
 from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides
 from dsv32_plugin.benchmarks.harness import Case, Work
+from dsv32_plugin.core import dsa, plan
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
 TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64)
@@ -195,16 +196,15 @@ def test_a_layer_sums_to_its_operations(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = dsa.select_slots
+    right = dsa.Sparse.select
 
-    def wrong(batch: Any, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        result = right(batch, q, weights, cache, slots, *rest, **options)
-        last = batch.slots_t[-1]
+    def wrong(self: dsa.Sparse, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any) -> None:
+        right(self, q, weights, cache, slots, *rest)
+        last = self.step.slots_t[-1]
         present = (slots[-1] == last).any()
         slots[-1, 0] = slots[-1, 1] if present else last  # one key of one token is another one
-        return result
 
-    monkeypatch.setattr(layer_sides.dsa, "select_slots", wrong)
+    monkeypatch.setattr(dsa.Sparse, "select", wrong)
     rows = layer_rows(layer_sides.Step(1, 2112, 1, 2, 64))
     ours = next(row for row in rows if row["side"] == "ours")
     assert "AssertionError: token 0: not" in ours["error"]
@@ -224,7 +224,7 @@ def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyP
 def test_the_indexer_is_skipped_while_everything_is_selected(
     new: int, operations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dsa, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
+    monkeypatch.setattr(plan, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
     rows = layer_rows(layer_sides.Step(1, 64, new, 2, 64), visits=2)
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations

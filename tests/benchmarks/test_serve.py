@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("httpx")
 
-from dsv32_plugin import serving
 from dsv32_plugin.benchmarks import records, serve, serve_client
 from dsv32_plugin.benchmarks.serve_client import Answer
+from dsv32_plugin.tools import serving
 
 
 class Server:
@@ -67,7 +67,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], ...]]:
     monkeypatch.setattr(serve_client, "drive", drive)
     monkeypatch.setattr(serve, "write_model", write_model)
     monkeypatch.setattr(serve, "check", lambda plan: None)
-    monkeypatch.setitem(serve.SERVERS, "vllm", type("Fresh", (Server,), {}))
+    monkeypatch.setitem(serving.SERVERS, "vllm", type("Fresh", (Server,), {}))
     return seen
 
 
@@ -110,7 +110,7 @@ def test_a_record_is_added_to(sent: Any, tmp_path: Path) -> None:
     serve.run(small, path)
     record = serve.run(dataclasses.replace(small, backends=("dense",)), path)
     assert loads(record) == [("plugin", 2, "chat", "alone"), ("dense", 2, "chat", "alone")]
-    serve.SERVERS["vllm"].lives = 0  # type: ignore[attr-defined]
+    serving.SERVERS["vllm"].lives = 0  # type: ignore[attr-defined]
     record = serve.run(small, path)
     assert loads(record) == [("plugin", 2, "chat", "alone"), ("dense", 2, "chat", "alone")]
     assert "error" in record["rows"][0], "what is measured again replaces what was there"
@@ -119,13 +119,13 @@ def test_a_record_is_added_to(sent: Any, tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_keeps_what_was_measured(sent: Any, tmp_path: Path) -> None:
-    serve.SERVERS["vllm"].lives = 1  # type: ignore[attr-defined]
+    serving.SERVERS["vllm"].lives = 1  # type: ignore[attr-defined]
     rows = serve.run(dataclasses.replace(PLAN, layers=(2,)), tmp_path / "serve.json")["rows"]
     assert ["error" in row for row in rows] == [False, True, True, True]
     assert "the server ended" in rows[-1]["error"]
 
 
 def test_another_backend_than_asked_for_is_refused(sent: Any, tmp_path: Path) -> None:
-    serve.SERVERS["vllm"].says = "dsv32: serving all the same"  # type: ignore[attr-defined]
+    serving.SERVERS["vllm"].says = "dsv32: serving all the same"  # type: ignore[attr-defined]
     rows = serve.run(dataclasses.replace(PLAN, backends=("dense",)), tmp_path / "serve.json")["rows"]
     assert all("another backend serves than dense" in row["error"] for row in rows)

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from dsv32_plugin import tiny
-from dsv32_plugin.serving import Server, SglangServer, VllmServer, stopping_on_sigterm
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.serving import Server, SglangServer, VllmServer, stopping_on_sigterm
+from dsv32_plugin.tools.tiny import TinySpec
 
 SCRIPTED = Path(__file__).parent / "scripted"
 # The prompt of an agent is 10,000 tokens and more.

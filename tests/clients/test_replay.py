@@ -18,7 +18,7 @@ import pytest
 import serve
 from engines import installed
 
-from dsv32_plugin import tiny
+from dsv32_plugin.tools import tiny
 
 installed()  # or skip
 # test_recordings.py has the others.

@@ -24,8 +24,9 @@ from sglang.srt.model_loader import get_model
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dsv32_plugin.serving import free_port
-from dsv32_plugin.sglang_adapter import arguments, compat
+from dsv32_plugin.engines import SGLANG as ENGINE
+from dsv32_plugin.sglang_adapter import arguments, upstream
+from dsv32_plugin.tools.serving import free_port
 
 PAGE_SIZES = "64 on a GPU" if torch.cuda.is_available() else "a multiple of 16"
 BAD_OPTIONS = [
@@ -85,7 +86,7 @@ BAD_OPTIONS = [
         id="draft-window",
     ),
 ]
-if compat.declares_options():
+if upstream.declares_options():
     BAD_OPTIONS += [
         pytest.param(
             {"startup_weight_load_mode": "overlap"},
@@ -98,13 +99,13 @@ if compat.declares_options():
             id="aux-hidden-states",
         ),
     ]
-TESTED_VERSIONS = [compat.TESTED_VERSION, "0.5.23"]
+TESTED_VERSIONS = [ENGINE.install, "0.5.23"]
 UNTESTED_VERSIONS = ["0.5.14", "0.5.16", "0.5.24", "0.6.0", "dev"]
 
 
 def publish(server_args: ServerArgs) -> None:
     """Make them those of this process, its first rank."""
-    if compat.declares_options():
+    if upstream.declares_options():
         runtime_context.publish(server_args, role="scheduler", ranks=runtime_context.SpawnRanks(world_rank=0))
     else:
         runtime_context.get_context().set_server_args(server_args)
@@ -125,7 +126,7 @@ def builder() -> Iterator[Build]:
             init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
             initialize_model_parallel()
             started = True
-        initialize_dp_attention(*((server_args,) if compat.declares_options() else (server_args, model_config)))
+        initialize_dp_attention(*((server_args,) if upstream.declares_options() else (server_args, model_config)))
         load_config = LoadConfig(load_format=server_args.load_format)
         return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
 
@@ -173,7 +174,7 @@ def update_from_disk(model: Any, folder: Path) -> None:
 
 
 def _loads_from_disk() -> Any:
-    if compat.declares_options():
+    if upstream.declares_options():
         from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
 
         return WeightUpdater.update_weights_from_disk

@@ -21,8 +21,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from dsv32_plugin.serving import free_port
-from dsv32_plugin.vllm_adapter import compat
+from dsv32_plugin.engines import VLLM as ENGINE
+from dsv32_plugin.tools.serving import free_port
 
 PAGE_SIZE = 64 if torch.cuda.is_available() else 16
 BAD_OPTIONS = [
@@ -36,7 +36,7 @@ BAD_OPTIONS = [
     ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
-TESTED_VERSIONS = [compat.TESTED_VERSION, "0.26.0+cpu"]
+TESTED_VERSIONS = [ENGINE.install, "0.26.0+cpu"]
 UNTESTED_VERSIONS = ["0.25.9", "0.27.0", "1.0.0", "dev"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 Build = Callable[..., torch.nn.Module]
 """`build(model, **options)` does what a process of the engine does up to the loaded weights."""

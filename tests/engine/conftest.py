@@ -11,7 +11,7 @@ import pytest
 from checkpoints import SPEC, Build
 from engines import installed
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from client import random_prompt
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 STEPS = 32
 PROMPTS = [random_prompt(length, seed=1) for length in (1, 3, 17, 64, 65, 130, 400)]

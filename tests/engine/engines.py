@@ -12,7 +12,7 @@ import client
 import pytest
 from client import Completion
 
-from dsv32_plugin.serving import Server, SglangServer, VllmServer
+from dsv32_plugin.tools.serving import Server, SglangServer, VllmServer
 
 START_TIMEOUT_S = 600
 

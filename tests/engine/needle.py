@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin import tiny
 from dsv32_plugin.cache_layout import PAGE_SIZE
-from dsv32_plugin.tiny import VOCAB_SIZE, TinySpec
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import VOCAB_SIZE, TinySpec
 
 CLASSES = 16
 """Different keys, and different values."""

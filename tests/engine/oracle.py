@@ -27,7 +27,7 @@ from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from dsv32_plugin.block_fp8 import Halves
+from dsv32_plugin.core.block_fp8 import Halves
 
 
 class Fault(Enum):

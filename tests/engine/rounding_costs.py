@@ -17,8 +17,8 @@ from client import random_prompt
 from oracle import hf_logprobs
 from rounding import Rounding, mean_error
 
-from dsv32_plugin import tiny
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools import tiny
+from dsv32_plugin.tools.tiny import TinySpec
 
 LENGTHS = (17, 65, 130, 300, 600, 2100, 4000)
 SEEDS = 4

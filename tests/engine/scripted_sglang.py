@@ -23,7 +23,8 @@ from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingRespons
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from dsv32_plugin.parsers.protocol import BOS, DSML, EOS
-from dsv32_plugin.sglang_adapter import PARSER_NAME, arguments, registration
+from dsv32_plugin.sglang_adapter import arguments, hooks, registration
+from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 
 ENDED = {"type": "stop", "matched": 1}
 """The model ended its turn: 1 is the tokenizer's EOS."""
@@ -39,7 +40,7 @@ def stopped(by: str | int) -> dict[str, Any]:
 def put_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the plugin does to the chat endpoints of a server, until the test is over."""
     registration._register_parsers()
-    for hook in registration._chat_hooks():
+    for hook in hooks._chat_hooks():
         path, _, name = hook.target.rpartition(".")
         owner = pkgutil.resolve_name(path)
         found = inspect.getattr_static(owner, name)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv32_plugin import cli, tiny
+from dsv32_plugin import cli
+from dsv32_plugin.tools import tiny
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

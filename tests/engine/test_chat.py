@@ -39,7 +39,7 @@ from dsv32_plugin.apis import anthropic, rendered, responses
 from dsv32_plugin.apis import chat as chat_api
 from dsv32_plugin.apis.exchange import Exchange, Server
 from dsv32_plugin.parsers import encode_messages
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 ENGINE = CHAT_ENGINES[installed().name]
 OPTIONS = (*ENGINE.options, "--tool-call-parser", "dsv32", "--reasoning-parser", "dsv32")

@@ -13,7 +13,7 @@ from judge import Judge
 from oracle import Fault, hf_distributions, hf_greedy, hf_logprobs
 from rounding import MARGIN, Rounding
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 PROMPTS = [random_prompt(300, seed=seed) for seed in (1, 2)]
 ROUNDING = Rounding(index=True, latents=True)

@@ -14,7 +14,7 @@ from engines import installed
 from oracle import Fault, Greedy, clear_cut, hf_greedy, hf_logprobs
 from rounding import mean_error
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 ENGINE = installed()
 pytestmark = pytest.mark.engine

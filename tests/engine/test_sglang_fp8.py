@@ -19,17 +19,17 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization import fp8
 from test_updates import buckets, stored
 
-from dsv32_plugin.block_fp8 import dequantise
-from dsv32_plugin.sglang_adapter import cpu
-from dsv32_plugin.tiny import BLOCK, TinySpec
-from dsv32_plugin.weights import PACKED_MODULES
+from dsv32_plugin.core.block_fp8 import dequantise
+from dsv32_plugin.core.weights import PACKED_MODULES
+from dsv32_plugin.sglang_adapter.cpu import platform
+from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu.DsaCpuPlatform, "get_quantization_config", lambda self, quantization: None)
+    monkeypatch.setattr(platform.DsaCpuPlatform, "get_quantization_config", lambda self, quantization: None)
     for method in (fp8.Fp8LinearMethod, fp8.Fp8MoEMethod):
         # Repacks for the CPU, or the GPU, what has been loaded.
         monkeypatch.setattr(method, "process_weights_after_loading", lambda self, layer: None)

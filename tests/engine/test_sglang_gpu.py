@@ -27,8 +27,8 @@ from oracle import assert_same_tokens, hf_greedy
 from rounding import MARGIN, Rounding
 
 from dsv32_plugin.benchmarks import serve as bench
-from dsv32_plugin.serving import SglangServer
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.serving import SglangServer
+from dsv32_plugin.tools.tiny import TinySpec
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [pytest.mark.engine, pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="no GPU")]

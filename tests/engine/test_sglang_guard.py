@@ -16,7 +16,8 @@ from sglang.srt.plugins import hook_registry, load_plugins
 
 import dsv32_plugin.sglang_adapter
 from dsv32_plugin import settings
-from dsv32_plugin.sglang_adapter import arguments, compat, guard, registration
+from dsv32_plugin.engines import SGLANG as ENGINE
+from dsv32_plugin.sglang_adapter import arguments, guard, hooks, registration, upstream
 
 pytestmark = pytest.mark.engine
 
@@ -70,19 +71,19 @@ def test_a_hook_that_sglang_did_not_take_is_named(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_hook_that_does_not_fit_names_the_versions(target: str, parameters: tuple[str, ...], says: str) -> None:
     with pytest.raises(RuntimeError, match=says) as error:
-        compat.check_hook(target, parameters)
-    assert f"sglang {compat.installed_version()}" in str(error.value)
-    assert f"sglang=={compat.TESTED_VERSION}" in str(error.value)
+        hooks.check_hook(target, parameters)
+    assert f"sglang {upstream.installed_version()}" in str(error.value)
+    assert f"sglang=={ENGINE.install}" in str(error.value)
 
 
-@pytest.mark.skipif(not compat.declares_options(), reason="this release has hooks for it")
+@pytest.mark.skipif(not upstream.declares_options(), reason="this release has hooks for it")
 def test_a_step_that_is_gone_names_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.arg_groups import resolution_hooks
 
     monkeypatch.setattr(resolution_hooks, "_OVERRIDABLE_HOOKS", frozenset())
-    with pytest.raises(compat.HookError, match="expected step handle_model_specific_adjustments to hook into") as error:
+    with pytest.raises(hooks.HookError, match="expected step handle_model_specific_adjustments to hook into") as error:
         registration._register_steps()
-    assert f"sglang=={compat.TESTED_VERSION}" in str(error.value)
+    assert f"sglang=={ENGINE.install}" in str(error.value)
 
 
 @pytest.mark.skipif(not hasattr(envs, "SGLANG_RUST_SERVER"), reason="this release has none")

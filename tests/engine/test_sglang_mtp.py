@@ -20,9 +20,9 @@ from client import generate, random_prompt
 from drafts import PROMPTS, SPEC, STEPS, half_right
 from oracle import hf_greedy
 
-from dsv32_plugin.demo import TRAINED
-from dsv32_plugin.serving import SglangServer
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.demo import TRAINED
+from dsv32_plugin.tools.serving import SglangServer
+from dsv32_plugin.tools.tiny import TinySpec
 from dsv32_plugin.training import tasks
 from dsv32_plugin.training.tokenizer import decode, encode
 

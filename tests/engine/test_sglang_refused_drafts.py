@@ -13,7 +13,7 @@ pytest.importorskip("sglang")
 from building_sglang import builder
 from checkpoints import SPEC, Build
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
 

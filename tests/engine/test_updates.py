@@ -18,8 +18,8 @@ from checkpoints import SPEC, Build, edit_weight
 from engines import installed
 from safetensors.torch import load_file
 
-from dsv32_plugin.checkpoint import INDEX
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.core.checkpoint import INDEX
+from dsv32_plugin.tools.tiny import TinySpec
 
 building = import_module(f"building_{installed().name}")
 pytestmark = pytest.mark.engine

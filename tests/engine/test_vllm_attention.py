@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 
-from dsv32_plugin import dsa, warmup
-from dsv32_plugin.attention import LayerCaches
-from dsv32_plugin.batch import DsaBatch, mixed_batch
-from dsv32_plugin.serving import free_port
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.core import plan, warmup
+from dsv32_plugin.core.attention import DsaAttention
+from dsv32_plugin.core.dsa import Dense, Expanded
+from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
+from dsv32_plugin.tools.serving import free_port
+from dsv32_plugin.tools.tiny import TinySpec
 from dsv32_plugin.vllm_adapter import warmup as vllm_warmup
-from dsv32_plugin.vllm_adapter.attention import DsaAttention
-from dsv32_plugin.vllm_adapter.warmup import one_page
 
 pytestmark = pytest.mark.engine
 
@@ -49,7 +51,7 @@ def attention(checkpoint: Callable[[TinySpec], Path]) -> Iterator[DsaAttention]:
     cleanup_dist_env_and_memory()
 
 
-def made_up() -> list[DsaBatch]:
+def made_up() -> list[Step]:
     of = warmup.MadeUp(MAX_LEN, TOPK, torch.device("cpu"))
     return [*of.largest(MAX_TOKENS), *of.batches(MAX_TOKENS, 3 * MAX_SEQS, 3)]
 
@@ -59,9 +61,10 @@ def test_the_sizes_are_those_a_server_meets() -> None:
     assert batches[0].slots_t.shape[0] == MAX_TOKENS
     assert batches[0].max_visible == MAX_LEN, "the first is the largest"
     assert max(batch.slots_t.shape[0] for batch in batches) == MAX_TOKENS
-    assert {dsa.needs_selection(batch, TOPK) for batch in batches} == {True, False}
+    plans = [Planner(TOPK, 1 << 20, Policy()).plan(batch, torch.float32, torch.float32) for batch in batches]
+    assert {made.selects for made in plans} == {True, False}
     assert {batch.decodes.visible_bn.shape[1] for batch in batches if batch.decodes} == {1, 2, 3}
-    assert {dsa.expands(batch, 1 << 20) for batch in batches} == {True, False}
+    assert {type(made) for made in plans if not made.selects} == {Dense, Expanded}
     for batch in batches:
         assert int(batch.visible_t.max()) <= batch.max_visible <= MAX_LEN
         assert (batch.slots_t == -1).all()
@@ -70,9 +73,9 @@ def test_the_sizes_are_those_a_server_meets() -> None:
 def test_every_batch_runs_and_writes_nothing(attention: DsaAttention) -> None:
     hidden_th = torch.randn(MAX_TOKENS, SPEC.hidden_size)
     slots_tk = torch.empty(MAX_TOKENS, TOPK, dtype=torch.int32)
-    caches = one_page(attention)
+    caches = attention.shared.source.one_page(0, torch.device("cpu"))
     for batch in made_up():
-        assert warmup.attend(attention, caches, batch, hidden_th, slots_tk).isfinite().all()
+        assert warmup.run_one(attention, caches, batch, hidden_th, slots_tk).isfinite().all()
     assert caches.index_keys is not None
     assert not caches.latents.any()
     assert not caches.index_keys.any()
@@ -84,7 +87,7 @@ def test_warm_up_runs_the_largest_batches(attention: DsaAttention, monkeypatch: 
     seen: list[int] = []
     attend = DsaAttention.attend
 
-    def noted(self: DsaAttention, batch: DsaBatch, *arguments: Any) -> torch.Tensor:
+    def noted(self: DsaAttention, batch: Step, *arguments: Any) -> torch.Tensor:
         seen.append(batch.slots_t.shape[0])
         return attend(self, batch, *arguments)
 
@@ -99,15 +102,14 @@ def test_warm_up_runs_the_largest_batches(attention: DsaAttention, monkeypatch: 
     assert set(sizes) == set(seen)
 
 
-def test_projections_are_left_out_and_given_back(attention: DsaAttention) -> None:
-    x_th = torch.randn(3, SPEC.q_lora_rank)
-    expected = attention.q_b_proj(x_th)[0]
-    with warmup.without_projections(attention, SPEC.hidden_size):
-        assert attention.q_b_proj(x_th)[0].shape == expected.shape
-        x_th.fill_(float("nan"))
-        assert not attention.q_b_proj(x_th)[0].isnan().all(), "nothing is computed"
-    x_th.fill_(1)
-    assert attention.q_b_proj(x_th)[0].isfinite().all()
+def test_projections_are_left_out(attention: DsaAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their results have the shapes of the layer's own."""
+    none, tokens = warmup.Unprojected(attention), 3
+    hidden_th, q_a_tl = torch.randn(tokens, SPEC.hidden_size), torch.randn(tokens, SPEC.q_lora_rank)
+    for name, given in (("project", hidden_th), ("index_weights", hidden_th), ("index_query", q_a_tl)):
+        own, left_out = getattr(attention, name)(given), getattr(none, name)(given)
+        assert [part.shape for part in own] == [part.shape for part in left_out]
+    assert none.query(q_a_tl).shape == attention.query(q_a_tl).shape
 
 
 @pytest.mark.parametrize("decodes", [0, 2])
@@ -121,9 +123,11 @@ def test_expanded_keys_give_what_the_latents_give(
     hidden_th = torch.randn(sum(counts), SPEC.hidden_size)
     out = []
     for pairs in (0, 1 << 62):
-        monkeypatch.setattr(dsa, "EXPANDED_PAIRS", pairs)
-        assert dsa.expands(batch, 1) == (pairs == 0)
-        latents = torch.randn(3, 64, attention.latents.width, generator=generator())
+        monkeypatch.setattr(plan, "EXPANDED_PAIRS", pairs)
+        batch = replace(batch)  # a step is planned once
+        made = attention.shared.planner.plan(batch, torch.float32, torch.float32)
+        assert isinstance(made, Expanded) == (pairs == 0)
+        latents = torch.randn(3, 64, 512 + 64, generator=generator())
         caches = LayerCaches(latents, torch.zeros(3, 64, attention.indexer.dim))
         slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
         out.append(attention.attend(batch, positions_t, hidden_th, slots_tk, caches))
@@ -134,7 +138,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def step(lengths: list[int], counts: list[int], decodes: int) -> tuple[DsaBatch, torch.Tensor]:
+def step(lengths: list[int], counts: list[int], decodes: int) -> tuple[Step, torch.Tensor]:
     """A step of the last `counts` tokens of sequences that have a page each, and the positions of these tokens."""
     positions = [torch.arange(length - count, length) for length, count in zip(lengths, counts, strict=True)]
     query_start_b1 = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)

@@ -14,8 +14,8 @@ import client
 from drafts import PROMPTS, SPEC, STEPS, half_right
 from oracle import hf_greedy
 
-from dsv32_plugin.serving import VllmServer
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.serving import VllmServer
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
 

@@ -17,8 +17,8 @@ pytest.importorskip("vllm")
 
 import client
 
-from dsv32_plugin.demo import TRAINED
-from dsv32_plugin.serving import VllmServer
+from dsv32_plugin.tools.demo import TRAINED
+from dsv32_plugin.tools.serving import VllmServer
 from dsv32_plugin.training import checkpoint, tasks
 from dsv32_plugin.training.measures import greedy_gives
 from dsv32_plugin.training.model import top_k

@@ -1,6 +1,6 @@
-"""All operations of a layer, one after the other, against Hugging Face's DeepseekV32Attention in float32."""
+"""The attention layer, on torch's linear layers, against Hugging Face's DeepseekV32Attention in float32."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,20 +9,15 @@ from transformers import DeepseekV32Config, DynamicCache
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
 
 import cases
-from dsv32_plugin.kernels import (
-    dense_mla,
-    gather_index_keys,
-    gather_latents,
-    index_logits_paged,
-    index_query,
-    index_topk_ragged,
-    masked_mha,
-    norm_rope_cache,
-    select_topk,
-    sparse_mla,
-)
-from dsv32_plugin.kernels.formulas import rope
-from dsv32_plugin.rope import rope_table, softmax_scale
+from dsv32_plugin.core import plan
+from dsv32_plugin.core.attention import DsaAttention, Shared
+from dsv32_plugin.core.config import DEEPSEEK_V32, DsaConfig
+from dsv32_plugin.core.layers import TorchLayers
+from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.core.rope import rope_table
+from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
+from dsv32_plugin.kernels import index_logits_paged, index_query, norm_rope_cache, sparse_mla
 
 YARN = {
     "rope_type": "yarn",
@@ -56,125 +51,70 @@ TOPK, PAGE = CONFIG.index_topk, 16
 CLOSE = {"rtol": 1e-4, "atol": 2e-6}
 
 
-@dataclass
-class Layer:
-    """The layer as an engine runs it: absorbed weights, paged caches, one sequence of a batch at a time."""
+class Run:
+    """The real layer on torch's linear layers, with paged caches, and the source of its steps."""
 
-    attention: DeepseekV32Attention
-    table: torch.Tensor
-    pages: int
-    interleaved: bool = False
-    topk: int = TOPK
-    latents: torch.Tensor = field(init=False)
-    keys: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.latents = cases.empty_latent_cache(
-            self.pages, cache_dtype=torch.float32, page_size=PAGE, rank=32, rope_dim=16, page_padding=8
+    def __init__(self, attention: DeepseekV32Attention, lengths: list[int], **other: Any) -> None:
+        self.pages = cases.pages_for(lengths, PAGE)
+        self.table = cases.block_table(lengths, self.pages, PAGE, cases.rng(2))
+        self.caches = LayerCaches(
+            cases.empty_latent_cache(
+                self.pages, cache_dtype=torch.float32, page_size=PAGE, rank=32, rope_dim=16, page_padding=8
+            ),
+            cases.empty_index_cache(self.pages, cache_dtype=torch.float32, page_size=PAGE, index_dim=64),
         )
-        self.keys = cases.empty_index_cache(self.pages, cache_dtype=torch.float32, page_size=PAGE, index_dim=64)
-        self.rope_table = rope_table(16, 2560, None, YARN)
-        self.scale = softmax_scale(40, YARN)
-        up = self.attention.kv_b_proj.weight.view(4, 24 + 20, 32)
-        self.key_up_hdc, self.value_up_hvc = up[:, :24], up[:, 24:]
+        config = replace(DsaConfig.from_hf({**CONFIG.to_dict(), "architectures": [DEEPSEEK_V32]}), **other)
+        shared = Shared(rope_table(16, 2560, None, YARN), Planner(config.index_topk, 4, Policy()), self)
+        self.layer = DsaAttention(config, TorchLayers(), 0, shared, "layer")
+        self.topk = config.index_topk
+        self._load(attention)
 
-    def project(self, hidden: torch.Tensor, seq: int, begin: int) -> dict[str, Any]:
-        """Write the caches for tokens begin.. of a sequence; returns the queries."""
-        a, indexer = self.attention, self.attention.indexer
-        position = torch.arange(begin, begin + len(hidden))
-        slots = self.table[seq, position // PAGE].long() * PAGE + position % PAGE
-        kv_a, k_pe = a.kv_a_proj_with_mqa(hidden).split([32, 16], 1)
-        q_norm = norm_rope_cache(
-            a.q_a_proj(hidden),
-            kv_a,
-            k_pe,
-            indexer.wk(hidden),
-            position,
-            slots,
-            self.rope_table,
-            q_a_weight_l=a.q_a_layernorm.weight,
-            kv_a_weight_c=a.kv_a_layernorm.weight,
-            eps=1e-6,
-            latent_cache=self.latents,
-            index_k_weight_d=indexer.k_norm.weight,
-            index_k_bias_d=indexer.k_norm.bias,
-            index_cache=self.keys,
-            interleaved=self.interleaved,
+    def _load(self, theirs: DeepseekV32Attention) -> None:
+        ours, indexer = self.layer, theirs.indexer
+        assert ours.indexer is not None
+        together = [theirs.q_a_proj.weight, indexer.wk.weight, theirs.kv_a_proj_with_mqa.weight]
+        ours.q_index_kv_a_proj.weight.copy_(torch.cat(together))
+        for parameter in ours.kv_up.parameters():
+            parameter.weight_loader(parameter, theirs.kv_b_proj.weight)
+        for name in ("q_b_proj", "o_proj", "q_a_layernorm", "kv_a_layernorm"):
+            getattr(ours, name).weight.copy_(getattr(theirs, name).weight)
+        for name in ("wq_b", "weights_proj", "k_norm"):
+            getattr(ours.indexer, name).load_state_dict(getattr(indexer, name).state_dict())
+
+    def current(self, layer: int) -> tuple[Step, LayerCaches]:
+        return self.step, self.caches
+
+    def done(self, layer: int) -> None:
+        """Nothing is kept for anyone."""
+
+    def __call__(self, parts: dict[int, tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, list[set[int]] | None]:
+        """A step of some sequences, the first token of each and its hidden states: outputs, and selected positions."""
+        counts = [len(hidden) for _, hidden in parts.values()]
+        positions = [torch.arange(begin, begin + len(hidden)) for begin, hidden in parts.values()]
+        rows = self.table[list(parts)]
+        row_t = torch.arange(len(parts)).repeat_interleave(torch.tensor(counts))
+        position_t = torch.cat(positions)
+        lengths_b = torch.tensor([int(position[-1]) + 1 for position in positions], dtype=torch.int32)
+        starts_b1 = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
+        self.step = mixed_batch(
+            slots_t=rows[row_t, position_t // PAGE].long() * PAGE + position_t % PAGE,
+            block_table_bp=rows,
+            seq_lens_b=lengths_b,
+            query_start_b1=starts_b1,
+            seq_lens_cpu_b=lengths_b,
+            query_start_cpu_b1=starts_b1,
+            max_visible=int(lengths_b.max()),
+            num_decodes=sum(count == 1 for count in counts) if set(counts) == {1} else 0,
         )
-        q_nope, q_pe = a.q_b_proj(q_norm).view(-1, 4, 40).split([24, 16], 2)
-        index_q, weights = index_query(
-            indexer.wq_b(q_norm).view(-1, 32, 64),
-            indexer.weights_proj(hidden),
-            position,
-            self.rope_table,
-            interleaved=self.interleaved,
-        )
-        return {
-            "q_nope": q_nope,
-            "q_rope": rope(q_pe, self.rope_table[position].unsqueeze(1), interleaved=True),
-            "q_latent": torch.einsum("thd,hdc->thc", q_nope, self.key_up_hdc),
-            "index_q": index_q,
-            "weights": weights,
-            "visible": (position + 1).int(),
-        }
+        slots_tk = torch.full((len(position_t), self.topk), -9, dtype=torch.int32)
+        out_th = self.layer(position_t, torch.cat([hidden for _, hidden in parts.values()]), slots_tk)
+        if not self.layer.shared.planner.plan(self.step, torch.float32, torch.float32).selects:
+            return out_th, None
+        return out_th, [self._positions(rows[row], slots) for row, slots in zip(row_t, slots_tk, strict=True)]
 
-    def output(self, latent_thc: torch.Tensor) -> torch.Tensor:
-        return self.attention.o_proj(torch.einsum("thc,hvc->thv", latent_thc, self.value_up_hvc).flatten(1))
-
-    def prefill(self, hidden: torch.Tensor, seq: int, begin: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """(layer output, selected positions) of a chunk: ragged scores, sparse attention over slots."""
-        p = self.project(hidden, seq, begin)
-        total = begin + len(hidden)
-        table = self.table[seq : seq + 1]
-        keys, _ = gather_index_keys(self.keys, table, torch.tensor([0, total]).int(), total)
-        ranges = torch.zeros_like(p["visible"]), p["visible"]
-        slots = index_topk_ragged(
-            p["index_q"], p["weights"], keys, None, *ranges, self.topk, block_table_bp=table, page_size=PAGE
-        )
-        positions = index_topk_ragged(p["index_q"], p["weights"], keys, None, *ranges, self.topk)
-        out, _ = sparse_mla(p["q_latent"], p["q_rope"], self.latents, slots, self.scale)
-        return self.output(out), positions
-
-    def prefill_masked(self, hidden: torch.Tensor, seq: int) -> torch.Tensor:
-        """A short prefill in expanded heads under a mask."""
-        p = self.project(hidden, seq, 0)
-        total, table, cu = len(hidden), self.table[seq : seq + 1], torch.tensor([0, len(hidden)]).int()
-        rows = gather_latents(self.latents, table, cu, total, dtype=torch.float32)
-        keys, _ = gather_index_keys(self.keys, table, cu, total)
-        start, end = torch.zeros_like(p["visible"]), p["visible"]
-        selected = index_topk_ragged(p["index_q"], p["weights"], keys, None, start, end, self.topk)
-        k_nope = torch.einsum("sc,hdc->shd", rows[:, :32], self.key_up_hdc)
-        k = torch.cat((k_nope, rows[:, None, 32:].expand(-1, 4, -1)), 2)
-        v = torch.einsum("sc,hvc->shv", rows[:, :32], self.value_up_hvc)
-        q = torch.cat((p["q_nope"], p["q_rope"]), 2)
-        out, _ = masked_mha(q, k, v, start, end, self.scale, selected_tk=selected)
-        return self.attention.o_proj(out.flatten(1))
-
-    def decode(self, hidden: torch.Tensor, begins: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token of every sequence: paged scores, slots from the selection, sparse attention."""
-        parts = [self.project(hidden[seq : seq + 1], seq, begin) for seq, begin in enumerate(begins)]
-        p = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        logits = index_logits_paged(
-            p["index_q"].unsqueeze(1),
-            p["weights"].unsqueeze(1),
-            self.keys,
-            self.table,
-            p["visible"].unsqueeze(1),
-            max_visible=int(p["visible"].max()),
-        ).squeeze(1)
-        slots = select_topk(logits, None, p["visible"], self.topk, block_table_bp=self.table, page_size=PAGE)
-        out, _ = sparse_mla(p["q_latent"], p["q_rope"], self.latents, slots, self.scale)
-        return self.output(out), select_topk(logits, None, p["visible"], self.topk)
-
-    def decode_dense(self, hidden: torch.Tensor, begins: list[int]) -> torch.Tensor:
-        """One token of every sequence while every key is selected."""
-        parts = [self.project(hidden[seq : seq + 1], seq, begin) for seq, begin in enumerate(begins)]
-        p = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        seq = torch.arange(len(begins)).int()
-        out, _ = dense_mla(
-            p["q_latent"], p["q_rope"], self.latents, self.table, seq, p["visible"], self.scale, max_visible=TOPK
-        )
-        return self.output(out)
+    def _positions(self, pages: torch.Tensor, slots: torch.Tensor) -> set[int]:
+        where = dict(reversed([(page, index) for index, page in enumerate(pages.tolist())]))  # padded behind
+        return {where[slot // PAGE] * PAGE + slot % PAGE for slot in slots.tolist() if slot >= 0}
 
 
 @pytest.fixture(scope="module")
@@ -206,65 +146,74 @@ def hidden_states(lengths, seed=1):
     return [torch.randn(length, CONFIG.hidden_size, generator=g) for length in lengths]
 
 
-def layer(attention, lengths, **options):
-    pages = cases.pages_for(lengths, PAGE)
-    return Layer(attention, cases.block_table(lengths, pages, PAGE, cases.rng(2)), pages, **options)
-
-
-def as_sets(positions):
-    return [set(row) - {-1} for row in positions.tolist()]
-
-
 LENGTHS = [70, 5, 33]
 
 
 @pytest.mark.parametrize("chunk", [1000, 16, 7], ids=["whole", "chunks_of_16", "chunks_of_7"])
 def test_prefill_equals_hugging_face(attention, chunk):
-    ours = layer(attention, LENGTHS)
+    """A chunk whose tokens all see no more keys than they may select is attended to densely."""
+    run = Run(attention, LENGTHS)
     for seq, hidden in enumerate(hidden_states(LENGTHS)):
-        parts = [ours.prefill(hidden[b : b + chunk], seq, b) for b in range(0, len(hidden), chunk)]
         expected, chosen = hugging_face(attention, hidden)
-        assert as_sets(torch.cat([positions for _, positions in parts])) == chosen
-        torch.testing.assert_close(torch.cat([out for out, _ in parts]), expected, **CLOSE)
+        for begin in range(0, len(hidden), chunk):
+            out, selected = run({seq: (begin, hidden[begin : begin + chunk])})
+            torch.testing.assert_close(out, expected[begin : begin + chunk], **CLOSE)
+            if selected is None:
+                assert all(chosen[t] == set(range(t + 1)) for t in range(begin, begin + len(out)))
+            else:
+                assert selected == chosen[begin : begin + chunk]
+
+
+def test_prefills_together_equal_hugging_face(attention):
+    run, hidden = Run(attention, LENGTHS), hidden_states(LENGTHS)
+    out, _ = run({seq: (0, states) for seq, states in enumerate(hidden)})
+    expected = torch.cat([hugging_face(attention, states)[0] for states in hidden])
+    torch.testing.assert_close(out, expected, **CLOSE)
 
 
 def test_decode_step_by_step_equals_hugging_face(attention):
     """Sequences of different lengths in one batch, each token decoded alone, caches shared."""
     prompts, steps = [37, 0, 11], 25
     lengths = [prompt + steps for prompt in prompts]
-    ours = layer(attention, lengths)
-    hidden = hidden_states(lengths)
+    run, hidden = Run(attention, lengths), hidden_states(lengths)
     expected = [hugging_face(attention, h) for h in hidden]
     for seq, prompt in enumerate(prompts):
-        ours.prefill(hidden[seq][:prompt], seq)
+        if prompt:
+            run({seq: (0, hidden[seq][:prompt])})
     for step in range(steps):
         begins = [prompt + step for prompt in prompts]
-        out, positions = ours.decode(torch.stack([h[b] for h, b in zip(hidden, begins, strict=True)]), begins)
+        out, selected = run({seq: (begin, hidden[seq][begin : begin + 1]) for seq, begin in enumerate(begins)})
+        assert selected is not None, "the first sequence is long"
         for seq, begin in enumerate(begins):
-            assert as_sets(positions[seq : seq + 1]) == [expected[seq][1][begin]]
+            assert selected[seq] == expected[seq][1][begin]
             torch.testing.assert_close(out[seq], expected[seq][0][begin], **CLOSE)
 
 
-def test_masked_prefill_equals_hugging_face(attention):
-    ours = layer(attention, LENGTHS)
-    for seq, hidden in enumerate(hidden_states(LENGTHS)):
-        torch.testing.assert_close(ours.prefill_masked(hidden, seq), hugging_face(attention, hidden)[0], **CLOSE)
+def test_expanded_keys_equal_hugging_face_while_every_key_is_selected(attention, monkeypatch):
+    monkeypatch.setattr(plan, "EXPANDED_PAIRS", 0)
+    lengths = [TOPK, TOPK - 1, 3]
+    run, hidden = Run(attention, lengths), hidden_states(lengths)
+    out, selected = run({seq: (0, states) for seq, states in enumerate(hidden)})
+    assert selected is None
+    torch.testing.assert_close(out, torch.cat([hugging_face(attention, h)[0] for h in hidden]), **CLOSE)
 
 
 def test_dense_decode_equals_hugging_face_while_every_key_is_selected(attention):
     lengths = [TOPK, TOPK, 3]
-    ours = layer(attention, lengths)
-    hidden = hidden_states(lengths)
+    run, hidden = Run(attention, lengths), hidden_states(lengths)
     for seq, h in enumerate(hidden):
-        ours.prefill(h[:-1], seq)
-    out = ours.decode_dense(torch.stack([h[-1] for h in hidden]), [length - 1 for length in lengths])
+        run({seq: (0, h[:-1])})
+    out, selected = run({seq: (len(h) - 1, h[-1:]) for seq, h in enumerate(hidden)})
+    assert selected is None
     torch.testing.assert_close(out, torch.stack([hugging_face(attention, h)[0][-1] for h in hidden]), **CLOSE)
 
 
-@pytest.mark.parametrize("mistake", [{"interleaved": True}, {"topk": TOPK - 1}], ids=["index_rope", "index_topk"])
+@pytest.mark.parametrize(
+    "mistake", [{"index_rope_interleave": True}, {"index_topk": TOPK - 1}], ids=["index_rope", "index_topk"]
+)
 def test_the_comparison_notices_a_mistake(attention, mistake):
     (hidden,) = hidden_states([70])
-    wrong, _ = layer(attention, [70], **mistake).prefill(hidden, 0)
+    wrong, _ = Run(attention, [70], **mistake)({0: (0, hidden)})
     expected, _ = hugging_face(attention, hidden)
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
         torch.testing.assert_close(wrong, expected, **CLOSE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from parser_cases import CALL_HZ, TOOLS, block
 
-from dsv32_plugin.tools_cli import add_commands
+from dsv32_plugin.tools.render_parse import add_commands
 
 CHAT = [{"role": "user", "content": "hé"}]
 

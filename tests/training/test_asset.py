@@ -9,8 +9,8 @@ from random import Random
 import pytest
 import torch
 
-from dsv32_plugin.config import DsaConfig
-from dsv32_plugin.demo import TRAINED
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.tools.demo import TRAINED
 from dsv32_plugin.training import checkpoint, measures, tasks
 from dsv32_plugin.training.model import DsaModel, IndexInputs, top_k
 from dsv32_plugin.training.recipe import MODEL

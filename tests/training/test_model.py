@@ -12,7 +12,7 @@ import small
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin.config import ConfigError
+from dsv32_plugin.core.config import ConfigError
 from dsv32_plugin.training import checkpoint
 from dsv32_plugin.training.losses import attention_target, indexer_kl
 from dsv32_plugin.training.model import DsaModel, Experts, IndexInputs, index_scores, top_k

@@ -49,7 +49,7 @@ def norm_rope_cache(
         positions_t: [T] int64 or int32, the token's position in its sequence, in 0..P-1.
         slots_t: [T] int64, the row of both caches to write; negative or past the end: the token is not written. Slots
             that are written are distinct.
-        rope_table_pr: [P, R] float32, row = cos (R/2) | sin (R/2) (`dsv32_plugin.rope.rope_table`).
+        rope_table_pr: [P, R] float32, row = cos (R/2) | sin (R/2) (`dsv32_plugin.core.rope.rope_table`).
         q_a_weight_l: [L] float.
         kv_a_weight_c: [C] float.
         eps: of both RMSNorms.

@@ -2,9 +2,9 @@
 
 import torch
 
-from ...config import MAX_INDEX_TOPK as MAX_TOPK
 from .. import checks
 from ..dispatch import function_for
+from ..limits import MAX_TOPK
 
 
 def select_topk(

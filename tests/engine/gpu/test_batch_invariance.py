@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from client import random_prompt
 from offline import BATCH_INVARIANT, offline_engine
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu]
 

@@ -17,8 +17,8 @@ from client import Completion, random_prompt
 from offline import ENVIRONMENT, compiled_late
 from oracle import assert_same_tokens, hf_greedy
 
-from dsv32_plugin.serving import VllmServer
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.serving import VllmServer
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu(count=2)]
 

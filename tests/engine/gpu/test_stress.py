@@ -23,8 +23,8 @@ import httpx
 from client import random_prompt
 from offline import BATCH_INVARIANT, ENVIRONMENT, compiled_late
 
-from dsv32_plugin.serving import VllmServer
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.serving import VllmServer
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu]
 

@@ -14,7 +14,7 @@ from client import random_prompt
 from offline import offline_engine
 from oracle import assert_same_tokens, hf_greedy
 
-from dsv32_plugin.tiny import TinySpec
+from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu(count=2)]
 

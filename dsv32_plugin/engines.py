@@ -1,0 +1,140 @@
+"""One record for each engine: its releases, how it is started, and what must be registered in it.
+
+An engine release is added here and in its adapter's `upstream`. Nothing here imports an engine.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+
+from dsv32_plugin import settings
+
+CONTEXT = "8192"
+"""Of the demonstration."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release, or a line of them, that the adapter was written for."""
+
+    numbers: tuple[int, ...]
+    """Those that its name begins with."""
+    name: str
+    remark: str = "tested"
+    """How far it is tested."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What differs between the engines, and is known without asking them."""
+
+    name: str
+    distribution: str
+    """On PyPI; also its package."""
+    adapter: str
+    """Our package for it: its `names` say what must be registered, its `probe` says what is."""
+    install: str
+    """The release to install: every test runs against it, those for a GPU included."""
+    releases: tuple[Release, ...]
+    """Those whose hooks the adapter was written for."""
+    entry_points: tuple[str, ...]
+    allowed_plugins: str
+    """The variable that names the plugins to load."""
+    backend: str
+    """What our attention backend is registered as."""
+    command: str
+    """How people call its server."""
+    module: str
+    """What `python -m` runs; the console scripts need not be on the PATH."""
+    model_arguments: tuple[str, ...]
+    """The arguments before the model's path."""
+    port_variables: tuple[str, ...]
+    """Ports besides the server's, which it else takes by a rule of its own."""
+    demo_options: tuple[str, ...]
+    on_gpus: str
+    """The command that serves the real model."""
+
+    def version_problem(self, version: str) -> str | None:
+        """Say why `version` of the engine is none of the tested ones, or None when it is."""
+        numbers = _numbers(version)
+        if numbers is None:
+            return f"{self.distribution}: expected a release number such as {self.install}, got {version!r}"
+        if self._release(numbers) is not None:
+            return None
+        tested = " and ".join(release.name for release in self.releases)
+        return (
+            f"{self.distribution}: dsv32-plugin is written for {tested}, found {version}; "
+            f"install {self.distribution}=={self.install}, or set DSV32_PLUGIN=0 to run {self.name}'s own code, "
+            f"or set DSV32_ALLOW_UNTESTED_ENGINE=1 to try anyway"
+        )
+
+    def version_remark(self, version: str) -> str:
+        """How far a version without a problem is tested."""
+        release = self._release(_numbers(version) or ())
+        assert release is not None, version
+        return release.remark
+
+    def check_version(self, version: str) -> None:
+        """Raise RuntimeError for a release that is not tested, unless the user has allowed it."""
+        problem = self.version_problem(version)
+        if problem is None:
+            return
+        if not settings.allow_untested_engine():
+            raise RuntimeError(problem)
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+    def _release(self, numbers: tuple[int, ...]) -> Release | None:
+        known = (release for release in self.releases if numbers[: len(release.numbers)] == release.numbers)
+        return next(known, None)
+
+
+def _numbers(version: str) -> tuple[int, ...] | None:
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return None if match is None else tuple(int(part or 0) for part in match.groups())
+
+
+VLLM = Engine(
+    name="vLLM",
+    distribution="vllm",
+    adapter="dsv32_plugin.vllm_adapter",
+    install="0.26.0",
+    releases=(Release((0, 26), "0.26.0"),),
+    entry_points=("vllm.general_plugins", "vllm.platform_plugins"),
+    allowed_plugins="VLLM_PLUGINS",
+    backend="CUSTOM",
+    command="vllm serve",
+    module="vllm.entrypoints.cli.main",
+    model_arguments=("serve",),
+    port_variables=(),
+    demo_options=(
+        *("--max-model-len", CONTEXT),
+        *("--kv-cache-memory-bytes", str(256 * 2**20)),
+        "--enforce-eager",
+        "--enable-auto-tool-choice",
+    ),
+    on_gpus="vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 --enable-auto-tool-choice",
+)
+SGLANG = Engine(
+    name="SGLang",
+    distribution="sglang",
+    adapter="dsv32_plugin.sglang_adapter",
+    install="0.5.15.post1",
+    # Between them SGLang moved piece by piece.
+    releases=(
+        Release((0, 5, 15), "0.5.15"),
+        Release((0, 5, 23), "0.5.23", "tested without a GPU only; 0.5.15.post1 with one, too"),
+    ),
+    entry_points=("sglang.srt.plugins", "sglang.srt.platforms"),
+    allowed_plugins="SGLANG_PLUGINS",
+    backend="dsv32",
+    command="sglang.launch_server",
+    module="sglang.launch_server",
+    model_arguments=("--model-path",),
+    # By default a port that is 10000 higher than the server's, which need not exist.
+    port_variables=("SGLANG_GRPC_PORT",),
+    demo_options=("--context-length", CONTEXT, "--max-total-tokens", "16384"),
+    on_gpus="python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3.2 --tp-size 8",
+)
+ENGINES = {engine.distribution: engine for engine in (VLLM, SGLANG)}

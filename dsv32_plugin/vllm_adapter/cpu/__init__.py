@@ -1,0 +1,1 @@
+"""The test bed without a GPU: what vLLM lacks there. Nothing that serves on a GPU needs it."""

@@ -1,0 +1,156 @@
+"""All of vLLM that this adapter uses: no other file of it imports vLLM or names its modules.
+
+A name is imported when it is asked for (`from ...upstream import RMSNorm`). `python -m` this module with `--check` says
+what a release, installed or unpacked, has otherwise than those that the adapter is written for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsv32_plugin.surface import Place, lookup, main, names_in
+
+NAMES = names_in(
+    {
+        "vllm": "ENGINE_VERSION=__version__ PoolingParams",
+        "vllm.config": (
+            "AttentionConfig CUDAGraphMode CacheConfig CompilationMode ModelConfig VllmConfig get_current_vllm_config"
+        ),
+        "vllm.distributed": "get_pp_group get_tensor_model_parallel_world_size get_tp_group get_world_group",
+        "vllm.distributed.kv_transfer": "get_kv_transfer_group has_kv_transfer_group",
+        "vllm.engine.protocol": "EngineClient",
+        "vllm.entrypoints.anthropic.protocol": "AnthropicMessagesResponse",
+        "vllm.entrypoints.chat_utils": "ChatCompletionMessageParam ConversationMessage make_tool_call_id",
+        "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest ChatCompletionResponse",
+        "vllm.entrypoints.openai.engine.protocol": (
+            "DeltaFunctionCall DeltaMessage DeltaToolCall ExtractedToolCallInformation FunctionCall ToolCall"
+        ),
+        "vllm.entrypoints.openai.responses.protocol": "ResponseCompletedEvent ResponsesRequest ResponsesResponse",
+        "vllm.envs": "VLLM_BATCH_INVARIANT VLLM_ENABLE_RESPONSES_API_STORE",
+        "vllm.forward_context": "get_forward_context",
+        "vllm.inputs": "EngineInput",
+        "vllm.logger": "init_logger",
+        "vllm.model_executor.layers.activation": "SiluAndMul",
+        "vllm.model_executor.layers.attention_layer_base": "AttentionLayerBase",
+        "vllm.model_executor.layers.fused_moe": "FusedMoE GateLinear RoutedExperts UnquantizedFusedMoEMethod",
+        "vllm.model_executor.layers.layernorm": "RMSNorm",
+        "vllm.model_executor.layers.linear": (
+            "ColumnParallelLinear LinearBase MergedColumnParallelLinear ReplicatedLinear RowParallelLinear "
+            "UnquantizedLinearMethod"
+        ),
+        "vllm.model_executor.layers.logits_processor": "LogitsProcessor",
+        "vllm.model_executor.layers.quantization": "register_quantization_config",
+        "vllm.model_executor.layers.quantization.base_config": "QuantizationConfig QuantizeMethodBase",
+        "vllm.model_executor.layers.vocab_parallel_embedding": "ParallelLMHead VocabParallelEmbedding",
+        "vllm.model_executor.model_loader.reload.layerwise": "finalize_layerwise_reload get_layerwise_info",
+        "vllm.model_executor.model_loader.weight_utils": "default_weight_loader",
+        "vllm.model_executor.models": "ModelRegistry",
+        "vllm.model_executor.models.config": "MODELS_CONFIG_MAP VerifyAndUpdateConfig",
+        "vllm.model_executor.models.interfaces": "SupportsPP",
+        "vllm.model_executor.models.utils": (
+            "PPMissingLayer extract_layer_index make_empty_intermediate_tensors_factory make_layers maybe_prefix"
+        ),
+        "vllm.outputs": "CompletionOutput",
+        "vllm.parser.abstract_parser": "DelegatingParser",
+        "vllm.platforms": "builtin_platform_plugins current_platform vllm_version_matches_substr",
+        "vllm.platforms.cpu": "CpuPlatform",
+        "vllm.plugins": "load_general_plugins",
+        "vllm.reasoning": "ReasoningParser ReasoningParserManager",
+        "vllm.renderers.hf": "HfRenderer",
+        "vllm.renderers.inputs": "DictPrompt",
+        "vllm.renderers.inputs.preprocess": "parse_dec_only_prompt",
+        "vllm.renderers.params": "ChatParams",
+        "vllm.renderers.registry": "RENDERER_REGISTRY",
+        "vllm.sampling_params": "SamplingParams StructuredOutputsParams",
+        "vllm.sequence": "IntermediateTensors",
+        "vllm.tokenizers": "TokenizerLike",
+        "vllm.tokenizers.hf": "HfTokenizer get_cached_tokenizer",
+        "vllm.tokenizers.registry": "TokenizerRegistry",
+        "vllm.tool_parsers": "ToolParserManager",
+        "vllm.tool_parsers.abstract_tool_parser": "Tool ToolParser",
+        "vllm.utils.async_utils": "make_async",
+        "vllm.utils.torch_utils": "set_default_torch_dtype",
+        "vllm.v1.attention.backend": (
+            "AttentionBackend AttentionCGSupport AttentionImpl AttentionMetadataBuilder CommonAttentionMetadata "
+            "MultipleOf"
+        ),
+        "vllm.v1.attention.backends.registry": "AttentionBackendEnum register_backend",
+        "vllm.v1.attention.backends.utils": "split_decodes_and_prefills",
+        "vllm.v1.attention.selector": "AttentionSelectorConfig",
+        "vllm.v1.kv_cache_interface": "AttentionSpec MLAAttentionSpec",
+        "vllm.v1.structured_output.backend_xgrammar": "has_xgrammar_unsupported_json_features",
+        "vllm.v1.worker.gpu_model_runner": "GPUModelRunner",
+    }
+)
+"""What we call it -> where it is; `ours=theirs` where these differ."""
+
+PLACES: dict[str, Place] = {
+    "RequestState._new_completion_output": Place(
+        ("vllm.v1.engine.output_processor.RequestState._new_completion_output",), ("self", "token_ids")
+    ),
+    "maybe_filter_parallel_tool_calls": Place(
+        ("vllm.entrypoints.openai.chat_completion.serving.maybe_filter_parallel_tool_calls",), ("choice", "request")
+    ),
+    "OpenAIServingResponses.responses_full_generator": Place(
+        ("vllm.entrypoints.openai.responses.serving.OpenAIServingResponses.responses_full_generator",),
+        ("self", "request"),
+    ),
+    "OpenAIServingResponses.responses_stream_generator": Place(
+        ("vllm.entrypoints.openai.responses.serving.OpenAIServingResponses.responses_stream_generator",),
+        ("self", "request"),
+    ),
+    "OpenAIServingResponses.responses_background_stream_generator": Place(
+        ("vllm.entrypoints.openai.responses.serving.OpenAIServingResponses.responses_background_stream_generator",),
+        ("self", "response_id"),
+    ),
+    "AnthropicServingMessages.messages_full_converter": Place(
+        ("vllm.entrypoints.anthropic.serving.AnthropicServingMessages.messages_full_converter",), ("self", "generator")
+    ),
+    "AnthropicServingMessages.message_stream_converter": Place(
+        ("vllm.entrypoints.anthropic.serving.AnthropicServingMessages.message_stream_converter",), ("self", "generator")
+    ),
+    "AnthropicServingMessages.create_messages": Place(
+        ("vllm.entrypoints.anthropic.serving.AnthropicServingMessages.create_messages",),
+        ("self", "request", "raw_request"),
+    ),
+    "AnthropicServingMessages.count_tokens": Place(
+        ("vllm.entrypoints.anthropic.serving.AnthropicServingMessages.count_tokens",),
+        ("self", "request", "raw_request"),
+    ),
+    "load_endpoint_plugins": Place(("vllm.plugins.load_endpoint_plugins",), ("supported_tasks",)),
+    "SamplingParams._validate_structured_outputs": Place(
+        ("vllm.sampling_params.SamplingParams._validate_structured_outputs",),
+        ("self", "model_config", "structured_outputs_config"),
+    ),
+    "ParserManager.get_parser": Place(
+        ("vllm.parser.ParserManager.get_parser",), ("tool_parser_name", "reasoning_parser_name")
+    ),
+    "GPUModelRunner._bookkeeping_sync": Place(
+        ("vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",),
+        ("self", "scheduler_output", "sampler_output"),
+    ),
+    "GPUModelRunner.reload_weights": Place(
+        ("vllm.v1.worker.gpu_model_runner.GPUModelRunner.reload_weights",), ("self", "weights_iterator", "weights_path")
+    ),
+}
+"""Where our code is called, by the end of the path (see `hooks` and docs/patches.md)."""
+
+WATCHED = (
+    *("vllm.config:ParallelConfig", "vllm.config:SchedulerConfig", "vllm.config:CompilationConfig"),
+    *("vllm.config:SpeculativeConfig", "vllm.distributed.parallel_state:GroupCoordinator"),
+)
+"""Classes of objects that it is handed: what it reads of them is looked at, too."""
+
+
+def __getattr__(name: str) -> Any:
+    return lookup(NAMES, name)
+
+
+def surface_names() -> list[str]:
+    """All of it, for a comparison with a release."""
+    return [*NAMES.values(), *WATCHED, *(target for place in PLACES.values() for target in place.targets)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("vllm", Path(__file__).parent, surface_names()))
