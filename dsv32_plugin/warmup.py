@@ -15,7 +15,7 @@ import torch
 from dsv32_plugin import cache_layout, dsa
 from dsv32_plugin.attention import DsaAttention, LayerCaches
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
-from dsv32_plugin.kernels.ahead import Launches
+from dsv32_plugin.kernels.runtime.ahead import Launches
 
 Layers = Sequence[tuple[DsaAttention, LayerCaches]]
 """One of each kind, with caches into which nothing is written."""

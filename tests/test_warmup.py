@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 from dsv32_plugin import dsa
 from dsv32_plugin.batch import DsaBatch, mixed_batch
-from dsv32_plugin.kernels.index_topk import api, triton
-from dsv32_plugin.kernels.select_topk import triton as select_topk
+from dsv32_plugin.kernels.ops.index_topk import api, triton
+from dsv32_plugin.kernels.ops.select_topk import triton as select_topk
 from dsv32_plugin.warmup import MadeUp
 
 NUM_SMS = 132

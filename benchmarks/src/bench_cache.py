@@ -19,7 +19,7 @@ from dsv32_plugin.cache_layout import (
     LATENT_SCALES_OFFSET,
     LATENT_TILE,
 )
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 Q_WIDTH, RANK, ROPE, INDEX, HEADS, TOPK, PAGE = 1536, 512, 64, 128, 64, 2048, 64
 POSITIONS = 1 << 17

@@ -23,7 +23,7 @@ from dsv32_plugin.cache_layout import (
     LATENT_SCALES_OFFSET,
     index_scales_offset,
 )
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 SCALE = 0.135
 FP8_ACCUMULATION = 2.0**-13

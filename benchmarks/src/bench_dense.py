@@ -16,7 +16,7 @@ from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE, Launch
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 PAGE, NOPE, VALUE = layout.PAGE_SIZE, 128, 128
 SCALE = (NOPE + layout.ROPE_DIM) ** -0.5

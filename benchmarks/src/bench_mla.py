@@ -16,8 +16,8 @@ from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work, main
-from dsv32_plugin.kernels.dispatch import force, function_for
-from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
+from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as reference
+from dsv32_plugin.kernels.runtime.dispatch import force, function_for
 
 KEYS = 2048
 PREFILL_TOKENS = 4096
@@ -151,7 +151,7 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
 
 def invariant(tokens: int, length: int, heads: int, kind: str) -> Work:
     """A decode split at the same keys whatever else is in the batch, beside the default split: what that costs."""
-    from dsv32_plugin.kernels.sparse_mla import triton as portable
+    from dsv32_plugin.kernels.ops.sparse_mla import triton as portable
 
     work = sparse(tokens, length, heads, kind, decode=True)
     default, proof = work.ours, work.check

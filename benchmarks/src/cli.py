@@ -130,7 +130,7 @@ def _precompile(arguments: argparse.Namespace) -> None:
     """Fill Triton's cache with all processors, so that the run spends its time measuring."""
     import torch
 
-    from dsv32_plugin.kernels import aot
+    from dsv32_plugin.kernels.runtime import aot
 
     if torch.cuda.is_available() and not arguments.no_precompile:
         with stderr.status("compiling the kernels"):

@@ -18,9 +18,9 @@ from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
-from dsv32_plugin.kernels.dispatch import force
-from dsv32_plugin.kernels.select_topk.reference import positions_to_slots
-from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
+from dsv32_plugin.kernels.ops.select_topk.reference import positions_to_slots
+from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as attend_exactly
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 1536, 128, 128, 64, 2048
 RANK, ROPE, INDEX_DIM, PAGE = layout.LATENT_RANK, layout.ROPE_DIM, layout.INDEX_DIM, layout.PAGE_SIZE

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from dsv32_plugin import __version__
 from dsv32_plugin.config import DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
-from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.sglang_adapter import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH, arguments, guard, weights
 from dsv32_plugin.sglang_adapter.attention import DsaAttention

@@ -10,7 +10,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from dsv32_plugin import warmup
 from dsv32_plugin.attention import DsaAttention
-from dsv32_plugin.kernels import ahead
+from dsv32_plugin.kernels.runtime import ahead
 from dsv32_plugin.sglang_adapter.arguments import in_effect, model_config
 from dsv32_plugin.sglang_adapter.pool import DsaTokenToKVPool
 

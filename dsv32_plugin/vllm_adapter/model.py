@@ -29,7 +29,7 @@ from vllm.sequence import IntermediateTensors
 from dsv32_plugin import __version__
 from dsv32_plugin.config import ConfigError, DsaConfig
 from dsv32_plugin.decoder import DecoderLayer, Mlp
-from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.rope import rope_table
 from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.attention import DsaAttention

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 
 import cases
-from dsv32_plugin.kernels import aot, launch
+from dsv32_plugin.kernels.runtime import aot, launch
 
 BF16, FP8 = torch.bfloat16, torch.uint8
 
@@ -95,9 +95,9 @@ def main(target: aot.Target, folders: list[str]) -> None:
 
     knobs.runtime.jit_cache_hook = record
     for folder in folders:
-        if folder not in CALLS or not find_spec(f"dsv32_plugin.kernels.{folder}.triton"):
+        if folder not in CALLS or not find_spec(f"dsv32_plugin.kernels.ops.{folder}.triton"):
             continue
-        module = import_module(f"dsv32_plugin.kernels.{folder}.triton")
+        module = import_module(f"dsv32_plugin.kernels.ops.{folder}.triton")
         default_stages = 3 if target.is_cuda else 2
         listed = {(c.source().hash(), c.num_warps, c.num_stages or default_stages) for c in module.aot_cases(target)}
         for operation, calls in CALLS[folder].items():

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from triton import knobs
 
-from dsv32_plugin.kernels import ahead
+from dsv32_plugin.kernels.runtime import ahead
 
 PROBE = """
 import os
@@ -22,10 +22,10 @@ import torch
 from triton.runtime import driver
 import cases
 from launches import Device
-from dsv32_plugin.kernels import aot, launch
-from dsv32_plugin.kernels.ahead import Launches
-from dsv32_plugin.kernels.index_query.triton import _index_query_kernel as kernel, index_query
-from dsv32_plugin.kernels.sparse_mla import hopper
+from dsv32_plugin.kernels.runtime import aot, launch
+from dsv32_plugin.kernels.runtime.ahead import Launches
+from dsv32_plugin.kernels.ops.index_query.triton import _index_query_kernel as kernel, index_query
+from dsv32_plugin.kernels.ops.sparse_mla import hopper
 
 class Hopper(Device):
     def launcher_cls(self, source, metadata):
@@ -89,6 +89,6 @@ def test_a_kernel_that_was_not_ready_is_named(
 ) -> None:
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", None)
     ahead.report_late(logging.getLogger("server"))
-    for module in (ahead.PACKAGE + ".index_query.triton", "sglang.srt.layers.moe"):
+    for module in (ahead.PACKAGE + ".ops.index_query.triton", "sglang.srt.layers.moe"):
         knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module=module, name=f"{module}.kernel"), key="")
-    assert caplog.messages == [f"dsv32: kernel {ahead.PACKAGE}.index_query.triton.kernel was not ready"]
+    assert caplog.messages == [f"dsv32: kernel {ahead.PACKAGE}.ops.index_query.triton.kernel was not ready"]

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from dsv32_plugin.kernels import aot
+from dsv32_plugin.kernels.runtime import aot
 
 TARGETS = [t for t in os.environ.get("DSV32_AOT_TARGETS", ",".join(aot.TARGETS)).split(",") if t]
 OPERATIONS = [o for o in os.environ.get("DSV32_AOT_OPERATIONS", ",".join(aot.OPERATIONS)).split(",") if o]
@@ -47,7 +47,7 @@ def test_record_is_complete_and_clean(target):
 
 
 def test_registers_leave_room_for_the_programs_of_index_logits():
-    from dsv32_plugin.kernels.index_logits import hopper
+    from dsv32_plugin.kernels.ops.index_logits import hopper
 
     rows = json.loads((BENCHMARKS / "results" / "compile_matrix.json").read_text())["rows"]
     mine = [r["registers"] for r in rows if (r["operation"], r["implementation"]) == ("index_logits", "hopper")]

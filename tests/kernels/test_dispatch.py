@@ -8,7 +8,7 @@ import torch
 
 import cases
 import dsv32_plugin.kernels as kernels
-from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.kernels.runtime import dispatch
 
 OPERATIONS = sorted(dispatch.SUPPORT)
 GPU = torch.device("cuda", 0)
@@ -46,7 +46,7 @@ def test_the_cpu_runs_the_reference(operation):
 def test_every_operation_is_exported_and_every_implementation_exists(operation):
     assert operation in kernels.__all__
     assert callable(getattr(kernels, operation))
-    folder = Path(kernels.__path__[0], dispatch.FOLDERS[operation])
+    folder = Path(kernels.__path__[0], "ops", dispatch.FOLDERS[operation])
     for implementation in dispatch.SUPPORT[operation]:
         module = ast.parse((folder / f"{implementation}.py").read_text())
         functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
@@ -123,7 +123,7 @@ def test_unknown_names(name):
 
 
 def test_the_environment_forces_too():
-    code = "from dsv32_plugin.kernels import dispatch; dispatch.implementation_for('select_topk', 'cpu')"
+    code = "from dsv32_plugin.kernels.runtime import dispatch; dispatch.implementation_for('select_topk', 'cpu')"
     expected = "ValueError: DSV32_KERNELS: expected one of hopper, triton, reference, got 'fast'"
     assert expected in run(code, DSV32_KERNELS="fast").stderr
 
@@ -137,7 +137,7 @@ import dsv32_plugin, dsv32_plugin.kernels, dsv32_plugin.cache_layout
 assert not heavy(), heavy()
 from dsv32_plugin.kernels import *
 import torch
-from dsv32_plugin.kernels.select_topk import reference
+from dsv32_plugin.kernels.ops.select_topk import reference
 select_topk(torch.zeros(1, 3), None, torch.tensor([3]).int(), 2)
 assert heavy() == {"torch"}, heavy()
 print("light")
@@ -149,10 +149,10 @@ print("light")
 def test_a_folder_never_hides_its_operation():
     """`dsv32_plugin.kernels.select_topk` is the function, whichever of folder and function is imported first."""
     code = """
-import dsv32_plugin.kernels.select_topk.reference
+import dsv32_plugin.kernels.ops.select_topk.reference
 import dsv32_plugin.kernels as kernels
 from dsv32_plugin.kernels import select_topk
-from dsv32_plugin.kernels.sparse_mla import reference
+from dsv32_plugin.kernels.ops.sparse_mla import reference
 assert select_topk is kernels.select_topk and select_topk.__module__.endswith("select_topk.api")
 assert kernels.sparse_mla.__module__.endswith("sparse_mla.api")
 assert set(kernels.__all__) <= set(dir(kernels))

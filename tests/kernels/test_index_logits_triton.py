@@ -16,9 +16,9 @@ import oracles
 
 pytest.importorskip("triton")
 
-from dsv32_plugin.kernels.dispatch import implementation_for
-from dsv32_plugin.kernels.index_logits import reference
-from dsv32_plugin.kernels.index_logits.triton import Config
+from dsv32_plugin.kernels.ops.index_logits import reference
+from dsv32_plugin.kernels.ops.index_logits.triton import Config
+from dsv32_plugin.kernels.runtime.dispatch import implementation_for
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -49,8 +49,8 @@ class Operations:
 
     def __init__(self, name):
         self.name = name
-        self.logits = importlib.import_module(f"dsv32_plugin.kernels.index_logits.{name}")
-        topk = importlib.import_module(f"dsv32_plugin.kernels.index_topk.{name}")
+        self.logits = importlib.import_module(f"dsv32_plugin.kernels.ops.index_logits.{name}")
+        topk = importlib.import_module(f"dsv32_plugin.kernels.ops.index_topk.{name}")
         self.topk, self.topk_paged = topk.index_topk_ragged, topk.index_topk_paged
 
     def paged(self, inputs, **config):
