@@ -151,17 +151,17 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
 
 def invariant(tokens: int, length: int, heads: int, kind: str) -> Work:
     """A decode split at the same keys whatever else is in the batch, beside the default split: what that costs."""
-    from dsv32_plugin.kernels.ops.sparse_mla import triton as portable
+    from dsv32_plugin.kernels.ops.sparse_mla import common
 
     work = sparse(tokens, length, heads, kind, decode=True)
     default, proof = work.ours, work.check
 
     def ours() -> None:
-        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+        with mock.patch.object(common, "BATCH_INVARIANT", True):
             default()
 
     def check() -> None:
-        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+        with mock.patch.object(common, "BATCH_INVARIANT", True):
             proof()
 
     return dataclasses.replace(

@@ -131,10 +131,11 @@ def _precompile(arguments: argparse.Namespace) -> None:
     import torch
 
     from dsv32_plugin.kernels.runtime import aot
+    from dsv32_plugin.kernels.runtime.target import target_of_device
 
     if torch.cuda.is_available() and not arguments.no_precompile:
         with stderr.status("compiling the kernels"):
-            aot.precompile(aot.target_of_device(0))
+            aot.precompile(target_of_device(0))
 
 
 def _kernels(arguments: argparse.Namespace) -> int:

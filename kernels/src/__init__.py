@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from .ops.select_topk.api import select_topk
     from .ops.sparse_mla.api import sparse_mla
 
+FOLDERS = {
+    "norm_rope_cache": "norm_rope_cache",
+    "index_query": "index_query",
+    "index_logits_paged": "index_logits",
+    "index_logits_ragged": "index_logits",
+    "gather_index_keys": "gather_cache",
+    "gather_latents": "gather_cache",
+    "rope_query": "rope_query",
+    "select_topk": "select_topk",
+    "index_topk_paged": "index_topk",
+    "index_topk_ragged": "index_topk",
+    "sparse_mla": "sparse_mla",
+    "dense_mla": "dense_mla",
+    "masked_mha": "masked_mha",
+}
+"""Operation -> the folder under ops/ that holds it."""
+
 __all__ = [
     "dense_mla",
     "gather_index_keys",
@@ -39,8 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    folder = import_module(".runtime.dispatch", __name__).FOLDERS[name]
-    function = getattr(import_module(f".ops.{folder}.api", __name__), name)
+    function = getattr(import_module(f".ops.{FOLDERS[name]}.api", __name__), name)
     globals()[name] = function
     return function
 

@@ -21,19 +21,16 @@ from pathlib import Path
 import torch
 from triton.runtime import driver
 import cases
-from launches import Device
-from dsv32_plugin.kernels.runtime import aot, launch
+from dsv32_plugin.kernels.runtime import aot
 from dsv32_plugin.kernels.runtime.ahead import Launches
 from dsv32_plugin.kernels.ops.index_query.triton import _index_query_kernel as kernel, index_query
 from dsv32_plugin.kernels.ops.sparse_mla import hopper
 
-class Hopper(Device):
+class Hopper(aot.Driver):
     def launcher_cls(self, source, metadata):
         Path(os.environ["LAUNCHERS"], metadata.name).touch()
 
-target = aot.TARGETS["sm90"]
-driver.set_active(Hopper(target))
-launch.native_e4m3 = lambda device: True
+driver.set_active(Hopper(aot.TARGETS["sm90"]))
 query = cases.index_query_inputs(3, dtype=torch.bfloat16, quantize=True, rotate=True)
 
 launches = Launches()
@@ -48,7 +45,7 @@ assert os.listdir(os.environ["LAUNCHERS"]) == [kernel.__name__], "and has compil
 launches.load()
 assert len(os.listdir(os.environ["TRITON_CACHE_DIR"])) == loaded, "this one has found it there"
 assert len(launches) == 0
-compiled, *_ = kernel.device_caches[0]
+compiled, *_ = kernel.device_caches["sm90"]
 assert len(compiled) == 1, compiled
 (key,) = compiled
 with launches.record():
@@ -68,7 +65,7 @@ assert len(wanted) == 2
 launches.compile(jobs=2).wait()
 launches.load()
 for kernel, key in wanted:
-    assert key in kernel.device_caches[0][0], "Gluon's kernels, too"
+    assert key in kernel.device_caches["sm90"][0], "Gluon's kernels, too"
 """
 
 

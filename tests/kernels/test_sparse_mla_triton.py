@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from dsv32_plugin import cache_layout as layout
 from dsv32_plugin.kernels.ops.dense_mla import triton as dense_triton
 from dsv32_plugin.kernels.ops.sparse_mla import triton as sparse_triton
-from dsv32_plugin.kernels.runtime.dispatch import implementation_for
+from dsv32_plugin.kernels.runtime.dispatch import implementation_for, named
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -23,11 +23,8 @@ CACHES = ["fp8", "float"]
 IMPLEMENTATIONS = {"triton": sparse_triton.sparse_mla}
 DENSE = {"triton": dense_triton.dense_mla}
 if HAS_GPU and implementation_for("sparse_mla", "cuda").name == "hopper":
-    from dsv32_plugin.kernels.ops.dense_mla import hopper as dense_hopper
-    from dsv32_plugin.kernels.ops.sparse_mla import hopper
-
-    IMPLEMENTATIONS["hopper"] = hopper.sparse_mla
-    DENSE["hopper"] = dense_hopper.dense_mla
+    IMPLEMENTATIONS["hopper"] = named("sparse_mla", "hopper")
+    DENSE["hopper"] = named("dense_mla", "hopper")
 
 gpu = pytest.mark.gpu
 every_implementation = pytest.mark.parametrize("sparse_mla", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())

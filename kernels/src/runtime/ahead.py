@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from logging import Logger
 from typing import Any, NamedTuple
 
-from .aot import jobs_here
-
 PACKAGE = __name__.removesuffix(".runtime.ahead")
 NUMBER_BYTES = 2
 SLOW = (".ops.select_topk.", ".ops.sparse_mla.", ".ops.dense_mla.")
+
+
+def jobs_here() -> int:
+    """How many processes compile at once: one for each core that this process may use, up to 32."""
+    return min(32, len(os.sched_getaffinity(0)))
 
 
 class Launch(NamedTuple):
@@ -24,23 +27,38 @@ class Launch(NamedTuple):
     signature: dict[str, Any]
     constants: dict[Any, Any]
     attributes: dict[Any, Any]
-    device: int
+    device: Any
     specialization: str
 
     def takes_long(self) -> bool:
         """Whether it takes several seconds to compile; most take one."""
         return self.function.module.removeprefix(PACKAGE).startswith(SLOW)
 
+    @property
+    def kernel(self) -> str:
+        """The kernel's name, as a reader says it."""
+        return str(self.function.__name__).removeprefix("_").removesuffix("_kernel")
+
+    @property
+    def named_constants(self) -> dict[str, Any]:
+        names = self.function.arg_names
+        return {names[at[0]]: value for at, value in self.constants.items()}
+
+    def source(self) -> Any:
+        return self.function.ASTSource(self.function, self.signature, self.constants, self.attributes)
+
+    def options(self) -> dict[str, Any]:
+        """Of the compiler: warps, stages, the limit of registers and so on."""
+        given = json.loads(self.specialization)["options"]
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
     def compile(self) -> None:
         """Into Triton's disk cache; touches no device."""
         from triton.runtime import driver
 
-        function = self.function
-        _, _, target, backend, _ = function.device_caches[self.device]
-        source = function.ASTSource(function, self.signature, self.constants, self.attributes)
-        given = json.loads(self.specialization)["options"]
-        options = backend.parse_options({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-        kernel = function.compile(source, target=target, options=options.__dict__)
+        _, _, target, backend, _ = self.function.device_caches[self.device]
+        options = backend.parse_options(self.options())
+        kernel = self.function.compile(self.source(), target=target, options=options.__dict__)
         # What launches it is compiled as well, by the C compiler.
         driver.active.launcher_cls(kernel.src, kernel.metadata)
 
@@ -53,6 +71,9 @@ class Launches:
 
     def __len__(self) -> int:
         return len(self._wanted)
+
+    def __iter__(self) -> Iterator[Launch]:
+        return iter(self._wanted.values())
 
     @contextmanager
     def record(self) -> Iterator[None]:

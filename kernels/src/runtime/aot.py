@@ -1,8 +1,9 @@
-"""Ahead-of-time compilation: every kernel configuration that can be chosen on a chip, compiled without the chip.
+"""Compilation ahead of time: every variant of every kernel that is launched on a chip, compiled without the chip.
 
-Each operation's `triton.py` (and `hopper.py`) has `aot_cases(target) -> list[AotCase]`. The same list serves the
-tests, the compile matrix of the documentation, and a server that fills Triton's disk cache in parallel before its
-first launch.
+Each operation's `calls.py` makes the calls of a model with tensors that have no data. Every implementation that a chip
+can choose is run on them, up to the moment at which Triton would compile: what it wanted to launch is the list. The
+list serves the tests, the compile matrix of the documentation, and a run that fills Triton's disk cache in parallel
+before its first launch.
 
     python -m dsv32_plugin.kernels.runtime.aot --target sm90 --operation select_topk
 """
@@ -14,7 +15,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -22,23 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-OPERATIONS = (
-    "norm_rope_cache",
-    "index_query",
-    "rope_query",
-    "gather_cache",
-    "index_logits",
-    "select_topk",
-    "index_topk",
-    "sparse_mla",
-    "dense_mla",
-    "masked_mha",
-)
-IMPLEMENTATIONS = ("triton", "hopper")
+from .. import FOLDERS
+from .ahead import Launch, Launches, jobs_here
+from .calls import Call, Spill
+from .dispatch import implementation_module, implementations
+from .target import TARGETS, Target, pretend
+
+OPERATIONS = tuple(dict.fromkeys(FOLDERS.values()))
 CUDA_SHARED_BYTES = 48 << 10
 """What a program may have before its launch must ask for more, which Triton does for its own part alone."""
 CUDA_RESERVED_BYTES = 1 << 10
@@ -46,109 +41,19 @@ CUDA_RESERVED_BYTES = 1 << 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """What a kernel's configuration may depend on: nothing else about a chip is asked for."""
+class Variant:
+    """One variant of one kernel. `name`, the kernel and the call that first launched it, is unique in the operation."""
 
+    operation: str
+    implementation: str
     name: str
-    backend: str
-    arch: int | str
-    warp_size: int
-    shared_bytes: int
-    e4m3: bool
-    """Triton converts and multiplies e4m3fn here; elsewhere its bytes are converted by hand."""
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.backend == "cuda"
-
-
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("sm80", "cuda", 80, 32, 163 << 10, e4m3=False),
-        Target("sm86", "cuda", 86, 32, 99 << 10, e4m3=False),
-        Target("sm89", "cuda", 89, 32, 99 << 10, e4m3=True),
-        Target("sm90", "cuda", 90, 32, 227 << 10, e4m3=True),
-        Target("sm100", "cuda", 100, 32, 227 << 10, e4m3=True),
-        Target("sm120", "cuda", 120, 32, 99 << 10, e4m3=True),
-        Target("gfx942", "hip", "gfx942", 64, 64 << 10, e4m3=False),
-        Target("gfx950", "hip", "gfx950", 64, 160 << 10, e4m3=True),
-    )
-}
-
-
-@functools.cache
-def target_of_device(index: int) -> Target:
-    """The target of one GPU of this process; a chip outside TARGETS gets its measured limits and its own name."""
-    import torch
-
-    properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-        return TARGETS.get(arch, Target(arch, "hip", arch, properties.warp_size, 64 << 10, e4m3=False))
-    capability = properties.major * 10 + properties.minor
-    known = TARGETS.get(f"sm{capability}")
-    if known is not None:
-        return known
-    shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
-    return Target(f"sm{capability}", "cuda", capability, 32, shared, e4m3=capability >= 89)
-
-
-@dataclasses.dataclass(frozen=True)
-class AotCase:
-    """One configuration of one kernel.
-
-    name: readable and unique within the operation, e.g. "decode-h16-fp8".
-    kernel: the function under @triton.jit (or Gluon's @gluon.jit).
-    signature: type of every argument that is not a constexpr, as Triton writes it, with ":16" where the launch
-        guarantees divisibility by 16 (pointers: alignment), e.g. {"x_ptr": "*bf16:16", "num_rows": "i32"}.
-        Integers whose value varies belong in `do_not_specialize`, or the launch may ask for a variant not listed here.
-    constexprs: value of every tl.constexpr argument; an optional pointer that is None belongs here too.
-    num_stages: None where the launch does not name it and the backend's default holds.
-    spill_bytes: spills that were looked at and accepted on this target; `spill_reason` says why.
-    """
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int = 4
-    num_stages: int | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    spill_bytes: int = 0
-    spill_reason: str = ""
-
-    def source(self) -> Any:
-        """The source as a launch would build it, so that both meet in Triton's disk cache."""
-        from triton.compiler import ASTSource
-        from triton.runtime.jit import JITFunction
-
-        names = self.kernel.arg_names
-        both = self.signature.keys() & self.constexprs.keys()
-        missing = set(names) - self.signature.keys() - self.constexprs.keys()
-        unknown = (self.signature.keys() | self.constexprs.keys()) - set(names)
-        if both or missing or unknown:
-            raise ValueError(f"{self.name}: arguments given twice {both}, missing {missing}, unknown {unknown}")
-        types = {n: self.signature[n].split(":")[0] if n in self.signature else "constexpr" for n in names}
-        constants = {(names.index(n),): value for n, value in self.constexprs.items()}
-        attributes = {}
-        for i, (name, parameter) in enumerate(zip(names, self.kernel.params, strict=True)):
-            kind = self.signature.get(name, "")
-            if kind.endswith(":16"):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-            elif kind.startswith(("*", "i", "u")) and not parameter.do_not_specialize:
-                attributes[(i,)] = []
-        source_class = ASTSource
-        if type(self.kernel) is not JITFunction:
-            from triton.experimental.gluon._runtime import GluonASTSource
-
-            source_class = GluonASTSource
-        return source_class(self.kernel, types, constants, attributes)
+    launch: Launch
+    spill: Spill | None = None
 
 
 @dataclasses.dataclass
 class Record:
-    """What one compilation gave; `error` is empty when the configuration is good on its target."""
+    """What one compilation gave; `error` is empty when the variant is good on its target."""
 
     target: str
     operation: str
@@ -165,45 +70,99 @@ class Record:
     error: str = ""
 
 
-def modules(operations: Iterable[str] = OPERATIONS) -> Iterator[tuple[str, str, Any]]:
-    """(operation, implementation, module) of every kernel module that exists."""
-    for operation in operations:
-        package = f"dsv32_plugin.kernels.ops.{operation}"
-        for implementation in IMPLEMENTATIONS:
-            if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.{implementation}"):
-                yield operation, implementation, importlib.import_module(f"{package}.{implementation}")
+class Driver:
+    """As much of a Triton driver as is asked before a kernel is compiled."""
+
+    def __init__(self, target: Target) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget(target.backend, target.arch, target.warp_size)
+        self.name = target.name
+
+    def get_current_device(self) -> str:
+        """A device of its own for every target: Triton keeps what it has compiled by device."""
+        return self.name
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
 
 
-def cases(target: Target, operations: Iterable[str] = OPERATIONS) -> list[tuple[str, str, AotCase]]:
-    """Every configuration that can be chosen on `target`, as (operation, implementation, case)."""
-    return [
-        (operation, implementation, case)
-        for operation, implementation, module in modules(operations)
-        for case in module.aot_cases(target)
-    ]
+@contextmanager
+def driver_of(target: Target) -> Iterator[None]:
+    """Inside the block Triton takes `target` for the device."""
+    from triton.runtime import driver
+
+    before = driver._active
+    driver.set_active(Driver(target))
+    try:
+        with pretend(target):
+            yield
+    finally:
+        driver._active = before
 
 
-def compile_case(operation: str, implementation: str, case: AotCase, target: Target) -> Record:
-    """Compile one configuration and read its resources; problems are returned, not raised."""
+@functools.cache
+def _variants(target: Target) -> tuple[Variant, ...]:
+    found: dict[Any, Variant] = {}
+    with driver_of(target):
+        for operation in OPERATIONS:
+            described = importlib.import_module(f"dsv32_plugin.kernels.ops.{operation}.calls")
+            for implementation in implementations(operation, target):
+                module = implementation_module(operation, implementation)
+                for call in described.calls():
+                    for key, launch in _launches(getattr(module, call.operation), call):
+                        spill = next((s for s in described.SPILLS if _spills(s, launch)), None)
+                        name = f"{launch.kernel}-{call.name}"
+                        found.setdefault(key, Variant(operation, implementation, name, launch, spill))
+    return tuple(found.values())
+
+
+def _launches(function: Callable[..., Any], call: Call) -> Iterator[tuple[Any, Launch]]:
+    launches = Launches()
+    with launches.record():
+        function(**call.arguments)
+    for launch in launches:
+        if call.covers(launch):
+            # AMD's launches also mark tensors below 2 GiB; the code differs in its address arithmetic only.
+            marks = {k: [a for a in v if a[0] != "tt.pointer_range"] for k, v in launch.attributes.items()}
+            launch = launch._replace(attributes=marks)
+            yield (launch.function, repr(launch[1:4]), repr(launch.options())), launch
+
+
+def _spills(spill: Spill, launch: Launch) -> bool:
+    constants = launch.named_constants
+    return spill.kernel == launch.kernel and all(constants[k] == v for k, v in spill.constants.items())
+
+
+def variants(target: Target, operations: Iterable[str] = OPERATIONS) -> list[Variant]:
+    """Every variant that is launched on `target`, under the first operation and implementation that launches it."""
+    wanted = set(operations)
+    return [variant for variant in _variants(target) if variant.operation in wanted]
+
+
+def compile_variant(variant: Variant, target: Target) -> Record:
+    """Compile one variant and read its resources; problems are returned, not raised."""
     import triton
     from triton.backends.compiler import GPUTarget
 
+    launch = variant.launch
     record = Record(
         target=target.name,
-        operation=operation,
-        implementation=implementation,
-        case=case.name,
-        kernel=case.kernel.__name__,
-        num_warps=case.num_warps,
-        spill_reason=case.spill_reason,
+        operation=variant.operation,
+        implementation=variant.implementation,
+        case=variant.name,
+        kernel=launch.kernel,
+        spill_reason=variant.spill.reason if variant.spill else "",
     )
     start = time.perf_counter()
     try:
-        options = {"num_warps": case.num_warps, **case.options}
-        if case.num_stages is not None:
-            options["num_stages"] = case.num_stages
         gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-        compiled = triton.compile(case.source(), target=gpu, options=options)
+        options = launch.options()
+        record.num_warps = options["num_warps"]
+        compiled = triton.compile(launch.source(), target=gpu, options=options)
         record.num_stages = compiled.metadata.num_stages
         record.shared_bytes = compiled.metadata.shared
         if target.is_cuda:
@@ -218,10 +177,11 @@ def compile_case(operation: str, implementation: str, case: AotCase, target: Tar
     except Exception as error:
         record.error = _describe(error)
     record.seconds = round(time.perf_counter() - start, 2)
+    accepted = variant.spill.spill_bytes if variant.spill else 0
     if record.shared_bytes > target.shared_bytes:
         record.error = f"shared memory: {record.shared_bytes} bytes, {target.name} has {target.shared_bytes}"
-    elif record.spill_bytes > case.spill_bytes:
-        record.error = f"spills {record.spill_bytes} bytes, {case.spill_bytes} are written down"
+    elif record.spill_bytes > accepted:
+        record.error = f"spills {record.spill_bytes} bytes, {accepted} are written down"
     return record
 
 
@@ -263,12 +223,12 @@ def _hip_resources(assembly: str) -> tuple[int, int]:
 def compile_target(
     target: Target, operations: Iterable[str] = OPERATIONS, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[Record]:
-    """Compile every n-th case of a target from the i-th, for shard (i, n), in a subprocess.
+    """Compile every n-th variant of a target from the i-th, for shard (i, n), in a subprocess.
 
-    An abort of the compiler costs one case, not the run.
+    An abort of the compiler costs one variant, not the run.
     """
     first, step = shard
-    todo = cases(target, operations)[first::step]
+    todo = variants(target, operations)[first::step]
     done = 0
     while done < len(todo):
         command = [sys.executable, "-m", __name__, "--json", "--target", target.name]
@@ -282,15 +242,10 @@ def compile_target(
                     yield Record(**json.loads(line))
                     done += 1
         if done < len(todo):
-            operation, implementation, case = todo[done]
+            lost = todo[done]
             error = f"the compiler ended with {process.returncode}"
-            yield Record(target.name, operation, implementation, case.name, error=error)
+            yield Record(target.name, lost.operation, lost.implementation, lost.name, error=error)
             done += 1
-
-
-def jobs_here() -> int:
-    """How many processes compile at once: one for each core that this process may use, up to 32."""
-    return min(32, len(os.sched_getaffinity(0)))
 
 
 def precompile(target: Target, operations: Iterable[str] = OPERATIONS, jobs: int | None = None) -> list[Record]:
@@ -306,8 +261,8 @@ def compile_all(
 ) -> list[Record]:
     """Compile the lists of several targets, one subprocess a target, `jobs` at a time.
 
-    With `share` n each target compiles every n-th configuration, starting at another one than the target before it, so
-    that n targets together compile every configuration.
+    With `share` n each target compiles every n-th variant, starting at another one than the target before it, so
+    that n targets together compile every variant.
     """
     chosen = tuple(operations)
 
@@ -323,24 +278,27 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dsv32_plugin.kernels.runtime.aot", description=__doc__)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--operation", choices=OPERATIONS, action="append", help="may be repeated; default: all")
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
-    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th case from I")
+    parser.add_argument("--case", default="", help="only variants whose name contains this")
+    parser.add_argument(
+        "--shard", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th variant from I"
+    )
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON record a line")
     args = parser.parse_args(argv)
     target = TARGETS[args.target]
     failures = 0
     first, step = args.shard
-    for operation, implementation, case in cases(target, args.operation or OPERATIONS)[first::step][args.skip :]:
-        if args.case not in case.name:
+    for variant in variants(target, args.operation or OPERATIONS)[first::step][args.skip :]:
+        if args.case not in variant.name:
             continue
-        record = compile_case(operation, implementation, case, target)
+        record = compile_variant(variant, target)
         failures += bool(record.error)
         if args.json:
             print(json.dumps(dataclasses.asdict(record)), flush=True)
         else:
             print(
-                f"{record.target} {operation}/{implementation} {case.name}: {record.registers} registers, "
+                f"{record.target} {record.operation}/{record.implementation} {record.case}: "
+                f"{record.registers} registers, "
                 f"{record.shared_bytes} bytes shared, {record.spill_bytes} spilled, {record.seconds} s {record.error}",
                 flush=True,
             )

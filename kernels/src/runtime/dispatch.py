@@ -1,7 +1,13 @@
 """Which implementation of an operation runs on a device: decided once, visible, and possible to force.
 
-`reference` runs everywhere, `triton` on every GPU that Triton compiles for, `hopper` on NVIDIA sm90. The best one that
-exists for the device is taken. `with force("reference"):` or the environment variable DSV32_KERNELS (read when this
+`reference` runs everywhere. Every other implementation is a file (or a folder) next to it that defines functions of the
+operations' names and says which chips it is for:
+
+    def supports(target: Target) -> bool: ...
+
+`triton` is for every GPU that Triton compiles for, `hopper` for NVIDIA sm90. The best one that exists for the device is
+taken. One that is for a chip may return NotImplemented for arguments that it was not written for, and then the next one
+for the device runs. `with force("reference"):` or the environment variable DSV32_KERNELS (read when this
 module is imported) takes that one instead, and then an operation that lacks it is an error, never another
 implementation.
 """
@@ -13,40 +19,21 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from dsv32_plugin.settings import IMPLEMENTATIONS
 
+from .. import FOLDERS
+from .target import TARGETS, Target, target_of_device
+
 VARIABLE = "DSV32_KERNELS"
 
-SUPPORT: dict[str, tuple[str, ...]] = {
-    "norm_rope_cache": ("reference", "triton"),
-    "index_query": ("reference", "triton"),
-    "index_logits_paged": ("reference", "triton", "hopper"),
-    "index_logits_ragged": ("reference", "triton", "hopper"),
-    "gather_index_keys": ("reference", "triton"),
-    "gather_latents": ("reference", "triton"),
-    "rope_query": ("reference", "triton"),
-    "select_topk": ("reference", "triton"),
-    "index_topk_paged": ("reference", "triton", "hopper"),
-    "index_topk_ragged": ("reference", "triton", "hopper"),
-    "sparse_mla": ("reference", "triton", "hopper"),
-    "dense_mla": ("reference", "triton", "hopper"),
-    "masked_mha": ("reference", "triton"),
-}
-"""Operation -> the implementations that exist; `<folder>/<implementation>.py` defines a function of that name."""
-
-FOLDERS: dict[str, str] = {operation: operation for operation in SUPPORT} | {
-    "index_logits_paged": "index_logits",
-    "index_logits_ragged": "index_logits",
-    "gather_index_keys": "gather_cache",
-    "gather_latents": "gather_cache",
-    "index_topk_paged": "index_topk",
-    "index_topk_ragged": "index_topk",
-}
-"""Operation -> the folder that holds it."""
+NO_IMPLEMENTATIONS = {"api", "calls", "common"}
+"""What a folder of an operation holds next to its implementations, each of which is a file or a folder."""
 
 _forced: ContextVar[str | None] = ContextVar("dsv32_kernels", default=os.environ.get(VARIABLE) or None)
 
@@ -88,7 +75,7 @@ def implementation_for(operation: str, device: torch.device | str) -> Choice:
 
 def choices(device: torch.device | str) -> dict[str, Choice]:
     """Every operation with its choice on `device`, for the doctor."""
-    return {operation: implementation_for(operation, device) for operation in SUPPORT}
+    return {operation: implementation_for(operation, device) for operation in FOLDERS}
 
 
 def function_for(operation: str, device: torch.device) -> Callable[..., Any]:
@@ -96,25 +83,63 @@ def function_for(operation: str, device: torch.device) -> Callable[..., Any]:
     return _function(operation, device, _forced.get())
 
 
+def first_that_suits(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls these in turn until one does not return NotImplemented."""
+    if len(functions) == 1:
+        return functions[0]
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        for function in functions:
+            result = function(*arguments, **named)
+            if result is not NotImplemented:
+                return result
+        raise AssertionError(f"{functions[-1]} must take all arguments")
+
+    return call
+
+
+def named(operation: str, implementation: str) -> Callable[..., Any]:
+    """The function that runs `operation` where `implementation` was chosen, for tests."""
+    folder = FOLDERS[operation]
+    rest = existing(folder)[existing(folder).index(implementation) :]
+    names = [name for name in rest if name == implementation or name != "reference"]
+    return first_that_suits(*(getattr(implementation_module(folder, name), operation) for name in names))
+
+
+@cache
+def existing(folder: str) -> tuple[str, ...]:
+    """The implementations in a folder of ops/, best first."""
+    package = import_module(f"dsv32_plugin.kernels.ops.{folder}")
+    found = {module.name for module in iter_modules(package.__path__)}
+    ranks = {name: rank for rank, name in enumerate(IMPLEMENTATIONS)}
+    return tuple(sorted(found - NO_IMPLEMENTATIONS, key=lambda name: (ranks.get(name, -1), name)))
+
+
+@cache
+def implementation_module(folder: str, name: str) -> ModuleType:
+    return import_module(f"dsv32_plugin.kernels.ops.{folder}.{name}")
+
+
+def implementations(folder: str, target: Target) -> list[str]:
+    """Those for GPUs that can be chosen on a chip, the most portable first."""
+    names = [name for name in reversed(existing(folder)) if name != "reference"]
+    return [name for name in names if implementation_module(folder, name).supports(target)]
+
+
 @cache
 def _function(operation: str, device: torch.device, forced: str | None) -> Callable[..., Any]:
-    name = _choose(operation, device, forced).name
-    module = import_module(f"dsv32_plugin.kernels.ops.{FOLDERS[operation]}.{name}")
-    function: Callable[..., Any] = getattr(module, operation)
-    return function
+    return named(operation, _choose(operation, device, forced).name)
 
 
 @cache
 def _choose(operation: str, device: torch.device, forced: str | None) -> Choice:
-    if operation not in SUPPORT:
-        raise ValueError(f"operation: expected one of {', '.join(SUPPORT)}, got {operation!r}")
+    if operation not in FOLDERS:
+        raise ValueError(f"operation: expected one of {', '.join(FOLDERS)}, got {operation!r}")
     if forced is not None:
         return _choose_forced(operation, device, forced)
     obstacle = "nothing better exists"
-    for name in IMPLEMENTATIONS:
-        if name not in SUPPORT[operation]:
-            continue
-        hindrance = _hindrance(name, device)
+    for name in existing(FOLDERS[operation]):
+        hindrance = _hindrance(operation, name, device)
         if hindrance is None:
             reason = obstacle if name == "reference" else f"best implementation for {_describe(device)}"
             return Choice(name, reason)
@@ -124,10 +149,11 @@ def _choose(operation: str, device: torch.device, forced: str | None) -> Choice:
 
 def _choose_forced(operation: str, device: torch.device, forced: str) -> Choice:
     _check_name(forced, VARIABLE)
-    if forced not in SUPPORT[operation]:
-        existing = ", ".join(SUPPORT[operation])
-        raise ValueError(f"{operation}: has no {forced} implementation, only {existing}; force one of these or none")
-    hindrance = _hindrance(forced, device)
+    found = existing(FOLDERS[operation])
+    if forced not in found:
+        only = ", ".join(reversed(found))
+        raise ValueError(f"{operation}: has no {forced} implementation, only {only}; force one of these or none")
+    hindrance = _hindrance(operation, forced, device)
     if hindrance is not None and not (forced == "triton" and _interpreted()):
         raise NotImplementedError(f"{operation}: {forced} was forced but {hindrance}; force reference or none")
     return Choice(forced, "forced")
@@ -138,7 +164,7 @@ def _check_name(implementation: str, source: str) -> None:
         raise ValueError(f"{source}: expected one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
 
 
-def _hindrance(implementation: str, device: torch.device) -> str | None:
+def _hindrance(operation: str, implementation: str, device: torch.device) -> str | None:
     """Why the implementation cannot run on the device, or None."""
     if implementation == "reference":
         return None
@@ -146,8 +172,10 @@ def _hindrance(implementation: str, device: torch.device) -> str | None:
         return "the tensors are on the CPU"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if implementation == "hopper" and not _is_hopper(device):
-        return f"{_describe(device)} is not sm90"
+    module = implementation_module(FOLDERS[operation], implementation)
+    if not module.supports(_target(device)):
+        chips = " or ".join(target.name for target in TARGETS.values() if module.supports(target))
+        return f"{_describe(device)} is not {chips}"
     return None
 
 
@@ -155,10 +183,10 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _is_hopper(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) == (9, 0)
+def _target(device: torch.device) -> Target:
+    if device.type == "cuda":
+        return target_of_device(torch.cuda.current_device() if device.index is None else device.index)
+    return Target(device.type, device.type, device.type, warp_size=0, shared_bytes=0, e4m3=False)
 
 
 def _describe(device: torch.device) -> str:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .aot import Target, target_of_device
+from .target import Target, chip_of
 
 ALIGNMENT = 16
 
@@ -51,13 +51,10 @@ def require_power_of_two(name: str, width: int) -> None:
 
 def native_e4m3(device: torch.device) -> bool:
     """The device rounds float32 to e4m3fn itself, to nearest even and saturating."""
-    if device.type != "cuda":
+    if device.type not in ("cuda", "meta"):
         return False
-    return native_e4m3_on(target_of_device(torch.cuda.current_device() if device.index is None else device.index))
-
-
-def native_e4m3_on(target: Target) -> bool:
-    return target.is_cuda and target.e4m3
+    chip = chip_of(device)
+    return chip is not None and chip.target.is_cuda and chip.target.e4m3
 
 
 def dependent_launch_on(target: Target) -> bool:

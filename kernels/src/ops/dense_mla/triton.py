@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
-import torch
-
-from ...runtime.aot import AotCase, Target
+from ...runtime.target import Target
 from ..sparse_mla import triton as sparse
+from .common import dense_mla as dense_mla_by
 
 
-def dense_mla(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    block_table_bp: torch.Tensor,
-    seq_t: torch.Tensor,
-    visible_t: torch.Tensor,
-    scale: float,
-    *,
-    max_visible: int,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]] = sparse.attend,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return attend(
-        q_latent_thc,
-        q_rope_thr,
-        latent_cache,
-        block_table_bp,
-        scale,
-        num_keys=max_visible,
-        seq_t=seq_t,
-        visible_t=visible_t,
-        out=out,
-        lse=lse,
-    )
+def supports(target: Target) -> bool:
+    return True
 
 
-def aot_cases(target: Target) -> list[AotCase]:
-    return sparse.aot_cases(target, paged=True)
+dense_mla = functools.partial(dense_mla_by, sparse.attend)

@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 
 from dsv32_plugin.cache_layout import (
-    INDEX_DIM,
     LATENT_BYTES_FP8,
-    LATENT_RANK,
     LATENT_ROPE_OFFSET,
     LATENT_SCALES_OFFSET,
     LATENT_TILE,
@@ -19,8 +17,8 @@ from dsv32_plugin.cache_layout import (
 )
 
 from ...device.fp8_rope import float32_from_e4m3
-from ...runtime.aot import AotCase, Target
 from ...runtime.launch import require_aligned_pages
+from ...runtime.target import Target
 
 INDEX_ROWS = {True: 32, False: 16}
 """fp8 -> rows a program; with 32 rows of bfloat16 ptxas caps the registers at 32 and spills."""
@@ -144,6 +142,10 @@ def _gather_latents_kernel(
         tl.store(row_out_ptr + offs_w, values.to(dtype), mask=mask & (offs_w < WIDTH))
 
 
+def supports(target: Target) -> bool:
+    return True
+
+
 def gather_index_keys(
     index_cache: torch.Tensor, block_table_bp: torch.Tensor, cu_seqlens_b1: torch.Tensor, total: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -211,23 +213,3 @@ def gather_latents(
         num_warps=WARPS,
     )
     return out
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """fp8 and bfloat16 caches of the real widths, gathered into bfloat16."""
-    cases = []
-    runtime = {**dict.fromkeys(RUNTIME[:3], "i64"), **dict.fromkeys(RUNTIME[3:], "i32")}
-    tables = {"table_ptr": "*i32", "cu_seqlens_ptr": "*i32"}
-    for cache_type, layout in (("u8", "fp8"), ("bf16", "bf16")):
-        fp8 = layout == "fp8"
-        signature = {"cache_ptr": f"*{cache_type}:16", "keys_ptr": f"*{cache_type}:16", **tables, **runtime}
-        constants: dict[str, object] = {"PAGE": 64, "INDEX": INDEX_DIM, "ROWS": INDEX_ROWS[fp8], "FP8": fp8}
-        if fp8:
-            signature["scales_ptr"] = "*fp32"
-        else:
-            constants["scales_ptr"] = None
-        cases.append(AotCase(f"index-{layout}", _gather_index_keys_kernel, signature, constants, num_warps=WARPS))
-        signature = {"cache_ptr": f"*{cache_type}:16", "out_ptr": "*bf16:16", **tables, **runtime}
-        constants = {"PAGE": 64, "WIDTH": LATENT_RANK + ROPE_DIM, "BLOCK": 1024, "ROWS": LATENT_ROWS, "FP8": fp8}
-        cases.append(AotCase(f"latent-{layout}", _gather_latents_kernel, signature, constants, num_warps=WARPS))
-    return cases

@@ -23,6 +23,7 @@ in turn 54.8, 2696.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -40,8 +41,9 @@ from triton.language.extra.cuda import gdc_wait
 
 from dsv32_plugin.cache_layout import INDEX_BYTES, SCALE_BYTES
 
-from ...runtime.aot import AotCase, Target
-from . import triton as portable
+from ...runtime.target import Target, chip_of
+from .common import LEAST_TILES, RAGGED_CHUNK, RAGGED_SCALARS
+from .common import PAGED_SCALARS as COMMON_SCALARS
 
 PAGE = gl.constexpr(64)
 HEADS = gl.constexpr(64)
@@ -148,7 +150,7 @@ def _fill(out_ptr, out_stride, count, begin, stop):
             gl.store(row_ptr + position, nothing, mask=position < stop)
 
 
-PAGED_SCALARS = [*portable.PAGED_SCALARS, "splits", "page_lines"]
+PAGED_SCALARS = [*COMMON_SCALARS, "splits", "page_lines"]
 
 
 @gluon.jit
@@ -265,7 +267,7 @@ def _copy_keys(keys_desc, base, k_shared, full, stage, needed):
     tma.async_copy_global_to_shared(keys_desc, [base, 0], full.index(stage), k_shared.index(stage), pred=needed)
 
 
-@gluon.jit(do_not_specialize=portable.RAGGED_SCALARS)
+@gluon.jit(do_not_specialize=RAGGED_SCALARS)
 def ragged_kernel(
     keys_desc, q_ptr, w_ptr, scale_ptr, start_ptr, end_ptr, out_ptr,
     num_tokens, num_keys, heads, chunk, q_stride_token, q_stride_head, w_stride, out_stride,
@@ -341,10 +343,6 @@ def ragged_kernel(
         _fill(out_ptr, out_stride, count, low + gl.cdiv(gl.maximum(high - low, 0), PAGE) * PAGE, stop)
 
 
-RAGGED_CHUNK = 8192
-"""Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
-
-
 @functools.cache
 def choose_splits(parts: int, pages: int, programs: int) -> int:
     """Chunks of a sequence's pages, so that as few of the resident programs as possible idle in their last round."""
@@ -362,6 +360,10 @@ def _fits(heads: int, *matrices: torch.Tensor) -> bool:
     return aligned and heads <= HEADS.value
 
 
+def supports(target: Target) -> bool:
+    return target.name == "sm90"
+
+
 def index_logits_paged(
     q_bnid: torch.Tensor,
     weights_bni: torch.Tensor,
@@ -372,8 +374,8 @@ def index_logits_paged(
     max_visible: int,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True)
-    return out
+    done = launch_paged(q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=True)
+    return NotImplemented if done is NotImplemented else out
 
 
 def launch_paged(
@@ -386,18 +388,15 @@ def launch_paged(
     *,
     fill: bool,
     selected: int = 0,
-) -> None:
-    """As the portable one."""
+) -> Any:
+    """As the portable one; NotImplemented for what the kernel does not take."""
     sequences, tokens, heads, index_dim = q_bnid.shape
     pages, page_size, _ = index_cache.shape
     suits = index_cache.dtype is torch.uint8 and index_dim == DIM.value and page_size == PAGE.value and pages > 0
     if not suits or index_cache.stride(0) % LINE or not _fits(heads, index_cache):
-        portable.launch_paged(
-            q_bnid, weights_bni, index_cache, block_table_bp, visible_bn, out, fill=fill, selected=selected
-        )
-        return
+        return NotImplemented
     if out.numel() == 0:
-        return
+        return None
     q_bnid = q_bnid.view(torch.float8_e4m3fn)
     # The cache as lines of 128 bytes: a key is one line of e4m3, the scales of a page are two lines of float32.
     lines = index_cache.stride(0) // LINE
@@ -413,20 +412,22 @@ def launch_paged(
     groups = triton.cdiv(tokens, shared)
     max_visible = out.shape[2]
     splits = choose_splits(
-        sequences * groups, triton.cdiv(max_visible, PAGE.value), PROGRAMS * _multiprocessors(q_bnid.device)
+        sequences * groups, triton.cdiv(max_visible, PAGE.value), PROGRAMS * _processors(q_bnid.device)
     )
     paged_kernel[(sequences * groups * splits,)](
         keys, scales, q_bnid, weights_bni, block_table_bp, visible_bn, out,
-        tokens, pages, max_visible, selected, heads, portable.LEAST_TILES, block_table_bp.shape[1], splits, lines,
+        tokens, pages, max_visible, selected, heads, LEAST_TILES, block_table_bp.shape[1], splits, lines,
         *q_bnid.stride()[:3], *weights_bni.stride()[:2], block_table_bp.stride(0), visible_bn.stride(0),
         *out.stride()[:2],
         FILL=fill, TOKENS=shared, STAGES=STAGES, num_warps=WARPS, launch_pdl=True,
     )  # fmt: skip
+    return None
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _processors(device: torch.device) -> int:
+    chip = chip_of(device)
+    assert chip is not None
+    return chip.processors
 
 
 def index_logits_ragged(
@@ -439,8 +440,8 @@ def index_logits_ragged(
     *,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=True)
-    return out
+    done = launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=True)
+    return NotImplemented if done is NotImplemented else out
 
 
 def launch_ragged(
@@ -453,15 +454,14 @@ def launch_ragged(
     out: torch.Tensor,
     *,
     fill: bool,
-) -> None:
-    """Without `fill` what lies outside a token's range is left as it is, or holds any score."""
+) -> Any:
+    """As the portable one; NotImplemented for what the kernel does not take."""
     num_tokens, heads, index_dim = q_tid.shape
     num_keys = k_sd.shape[0]
     if k_scale_s is None or index_dim != DIM.value or not _fits(heads, k_sd):
-        portable.launch_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, out, fill=fill)
-        return
+        return NotImplemented
     if num_tokens == 0 or num_keys == 0:
-        return
+        return None
     q_tid, k_sd = q_tid.view(torch.float8_e4m3fn), k_sd.view(torch.float8_e4m3fn)
     keys = TensorDescriptor(
         k_sd, [num_keys, DIM.value], [k_sd.stride(0), 1], [PAGE.value, DIM.value], KEYS_SHARED.value
@@ -472,27 +472,4 @@ def launch_ragged(
         num_tokens, num_keys, heads, RAGGED_CHUNK, *q_tid.stride()[:2], weights_ti.stride(0), out.stride(0),
         FILL=fill, TOKENS=MAX_TOKENS, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """Sizes of DeepSeek-V3.2 with an fp8 cache; the other dtypes are the portable kernels'."""
-    if target.name != "sm90":
-        return []
-    keys = f"tensordesc<fp8e4nv[64, 128],{KEYS_SHARED.value!r}>"
-    common = {"keys_desc": keys, "q_ptr": "*fp8e4nv:16", "w_ptr": "*fp32:16", "out_ptr": "*fp32:16"}
-    common |= dict.fromkeys(["q_stride_token", "q_stride_head"], "i32:16")
-    ragged = common | dict.fromkeys(["start_ptr", "end_ptr"], "*i32:16") | dict.fromkeys(portable.RAGGED_SCALARS, "i32")
-    ragged |= {"scale_ptr": "*fp32:16", "w_stride": "i32:16"}
-    paged = common | dict.fromkeys(PAGED_SCALARS, "i32")
-    paged |= {"scales_desc": f"tensordesc<fp32[2, 32],{SCALES_SHARED.value!r}>"}
-    paged |= dict.fromkeys(["table_ptr", "visible_ptr"], "*i32:16")
-    paged |= dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token"], "i32:16")
-    found = []
-    for fill in (True, False):
-        of = "" if fill else "-unfilled"
-        constexprs = {"FILL": fill, "TOKENS": MAX_TOKENS, "STAGES": STAGES}
-        found.append(AotCase(f"ragged{of}", ragged_kernel, ragged, constexprs, WARPS))
-        for tokens in range(1, MAX_TOKENS + 1):
-            name, constexprs = f"paged-tokens{tokens}{of}", {"FILL": fill, "TOKENS": tokens, "STAGES": STAGES}
-            found.append(AotCase(name, paged_kernel, paged, constexprs, WARPS, options={"launch_pdl": True}))
-    return found
+    return None

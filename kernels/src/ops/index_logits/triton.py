@@ -6,7 +6,7 @@ shuffles, and several query tokens that see the same keys share one read of them
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,8 @@ import triton.language as tl
 
 from dsv32_plugin.cache_layout import SCALE_BYTES
 
-from ...runtime.aot import TARGETS, AotCase, Target, target_of_device
+from ...runtime.target import TARGETS, Target, chip_of
+from .common import LEAST_TILES, PAGED_SCALARS, RAGGED_CHUNK, RAGGED_SCALARS
 
 BYTES_SCALE = tl.constexpr(65536.0)
 """2^16: each operand converted by bits is 2^-8 of its value."""
@@ -70,9 +71,6 @@ def _fill(out_ptr, out_offs_t, mask_t, begin, stop, KEYS: tl.constexpr, TOKENS: 
     nothing = tl.full((KEYS, TOKENS), float("-inf"), tl.float32)
     for base in range(begin, stop, KEYS):
         _store(out_ptr, out_offs_t, mask_t, base + tl.arange(0, KEYS), stop, nothing)
-
-
-RAGGED_SCALARS = ["num_tokens", "num_keys", "heads", "chunk", "out_stride"]
 
 
 @triton.jit(do_not_specialize=RAGGED_SCALARS)
@@ -136,10 +134,6 @@ def _load_pages(table_ptr, base, high, table_width, PAGE_SIZE: tl.constexpr, KEY
         index = position // PAGE_SIZE
         page = tl.load(table_ptr + index, mask=(position < high) & (index < table_width), other=-1)
     return page
-
-
-PAGED_SCALARS = ["tokens", "num_pages", "max_visible", "selected", "heads", "chunk", "table_width"]
-PAGED_SCALARS += ["table_stride", "visible_stride", "out_stride_seq", "out_stride_token"]
 
 
 @triton.jit(do_not_specialize=[*PAGED_SCALARS, "splits"])
@@ -254,9 +248,9 @@ def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool, fill
 
 
 def _target(device: torch.device) -> Target:
-    if device.type == "cpu":
-        return TARGETS["sm90"]
-    return target_of_device(device.index if device.index is not None else torch.cuda.current_device())
+    """Under Triton's interpreter, whose tensors are on the CPU, one that multiplies e4m3."""
+    chip = chip_of(device)
+    return TARGETS["sm90"] if chip is None else chip.target
 
 
 def _native(x: torch.Tensor, target: Target) -> torch.Tensor:
@@ -271,6 +265,10 @@ def _check_width(index_dim: int) -> None:
         raise ValueError(
             f"k: index_dim must be a power of two from 16 to 256 on a GPU, got {index_dim}; force reference"
         )
+
+
+def supports(target: Target) -> bool:
+    return True
 
 
 def index_logits_paged(
@@ -335,10 +333,6 @@ def padded_heads(heads: int) -> int:
     return max(16, triton.next_power_of_2(heads))
 
 
-LEAST_TILES = 4
-"""Tiles of keys that a program scores at least, to be worth the loading of the queries."""
-
-
 def paged_chunk(parts: int, max_visible: int, keys: int) -> int:
     """Keys a program scores: few while multiprocessors would idle, else more, to load the queries less often."""
     chunk = LEAST_TILES * keys
@@ -390,47 +384,3 @@ def launch_ragged(
         FILL=fill, TOKENS=config.tokens, HEADS=padded_heads(heads), DIM=index_dim, KEYS=config.keys,
         PRECISION=precision(target), **config.options(target),
     )  # fmt: skip
-
-
-RAGGED_CHUNK = 8192
-"""Keys a program scores: short enough to balance causal rows, long enough to hide the loading of the queries."""
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """Sizes of DeepSeek-V3.2 (64 heads of 128) in each dtype the caches have."""
-    names = {torch.float8_e4m3fn: "fp8e4nv", torch.uint8: "u8", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    cases = []
-    for dtype in (torch.float8_e4m3fn if target.e4m3 else torch.uint8, torch.bfloat16, torch.float32):
-        element = names[dtype]
-        fp8 = dtype in (torch.float8_e4m3fn, torch.uint8)
-        pointers = {"q_ptr": f"*{element}:16", "w_ptr": "*fp32:16", "out_ptr": "*fp32:16"}
-        common: dict[str, Any] = {"HEADS": 64, "DIM": 128, "PRECISION": precision(target)}
-        if fp8:
-            pointers["scale_ptr"] = "*fp32:16"
-        else:
-            common["scale_ptr"] = None
-        strides = dict.fromkeys(["q_stride_token", "q_stride_head"], "i32:16")
-        ragged = pointers | {"k_ptr": f"*{element}:16", "start_ptr": "*i32:16", "end_ptr": "*i32:16"}
-        ragged |= strides | {"w_stride": "i32:16", "k_stride": "i32:16"} | dict.fromkeys(RAGGED_SCALARS, "i32")
-        for fill in (True, False):
-            config = choose(target, dtype, 4096, paged=False, fill=fill)
-            constexprs = {"FILL": fill, "TOKENS": config.tokens, "KEYS": config.keys, **common}
-            name = f"ragged-{element}" + ("" if fill else "-unfilled")
-            cases.append(_aot_case(name, ragged_kernel, ragged, constexprs, config, target))
-        paged = pointers | {"cache_ptr": f"*{element}:16", "table_ptr": "*i32:16", "visible_ptr": "*i32:16"}
-        paged |= strides | dict.fromkeys(["q_stride_seq", "w_stride_seq", "w_stride_token", "page_stride"], "i32:16")
-        paged |= {"scale_stride": "i32:16", **dict.fromkeys([*PAGED_SCALARS, "splits"], "i32")}
-        for config in dict.fromkeys(choose(target, dtype, tokens, paged=True) for tokens in (1, 2, 4)):
-            for fill in (True, False):
-                constexprs = {"FILL": fill, "TOKENS": config.tokens, "KEYS": config.keys, "PAGE_SIZE": 64, **common}
-                name = f"paged-{element}-tokens{config.tokens}" + ("" if fill else "-unfilled")
-                cases.append(_aot_case(name, paged_kernel, paged, constexprs, config, target))
-    return cases
-
-
-def _aot_case(
-    name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], config: Config, target: Target
-) -> AotCase:
-    options = config.options(target)
-    num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
-    return AotCase(name, kernel, signature, constexprs, num_warps, num_stages, options)

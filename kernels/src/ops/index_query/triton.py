@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import INDEX_DIM
-
 from ...device.fp8_rope import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
-from ...runtime.aot import AotCase, Target
-from ...runtime.launch import aligned_rows, native_e4m3, native_e4m3_on, require_aligned, require_power_of_two
+from ...runtime.launch import aligned_rows, native_e4m3, require_aligned, require_power_of_two
+from ...runtime.target import Target
 
 HEADS = 4
 WARPS = 1
@@ -90,6 +86,10 @@ def _index_query_kernel(
     tl.store(weights_out_ptr + token * weights_out_token_stride + offs_h, weights, mask=mask_h)
 
 
+def supports(target: Target) -> bool:
+    return True
+
+
 def index_query(
     q_tid: torch.Tensor,
     weights_ti: torch.Tensor,
@@ -141,35 +141,3 @@ def index_query(
         num_warps=WARPS,
     )
     return out, weights_out
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """bfloat16 queries of 128 elements with head weights in bfloat16 or float32."""
-    cases = []
-    index = INDEX_DIM
-    for quantize, interleaved, weights_type in itertools.product((True, False), (False, True), ("bf16", "fp32")):
-        signature = {
-            "q_ptr": "*bf16:16",
-            "weights_ptr": f"*{weights_type}",
-            "positions_ptr": "*i64:16",
-            "rope_ptr": "*fp32:16",
-            "q_out_ptr": "*u8:16" if quantize else "*bf16:16",
-            "weights_out_ptr": "*fp32",
-            **dict.fromkeys(RUNTIME[:-1], "i64"),
-            "num_heads": "i32",
-            "weight_factor": "fp32",
-        }
-        constants = {
-            "ROPE": 64,
-            "INDEX": index,
-            "INDEX_STEPS": index.bit_length() - 1,
-            "HEADS": HEADS,
-            "INTERLEAVED": interleaved,
-            "ROTATE": quantize,
-            "QUANTIZE": quantize,
-            "NATIVE": quantize and native_e4m3_on(target),
-        }
-        name = f"{'fp8' if quantize else 'bf16'}-weights-{weights_type}"
-        name += "-interleaved" if interleaved else ""
-        cases.append(AotCase(name, _index_query_kernel, signature, constants, num_warps=WARPS))
-    return cases

@@ -1,17 +1,28 @@
-"""Index logits and their top K on NVIDIA sm90: the portable chunks with the logits of sm90."""
+"""index_topk on NVIDIA sm90: the scores of sm90 where their kernels take the cache, and the portable selection."""
 
 from __future__ import annotations
 
 import functools
 
-from ...runtime.aot import AotCase, Target
+from ...runtime.dispatch import first_that_suits
+from ...runtime.target import Target
 from ..index_logits import hopper as index_logits
-from . import triton as portable
+from ..index_logits import triton as portable_logits
+from ..select_topk import triton as select_topk
+from . import common
 
-index_topk_paged = functools.partial(portable.index_topk_paged, launch_logits=index_logits.launch_paged)
-index_topk_ragged = functools.partial(portable.index_topk_ragged, launch_logits=index_logits.launch_ragged)
+
+def supports(target: Target) -> bool:
+    return target.name == "sm90"
 
 
-def aot_cases(target: Target) -> list[AotCase]:
-    """The kernels of index_logits without fill; the selection's are in its own list."""
-    return [case for case in index_logits.aot_cases(target) if not case.constexprs["FILL"]]
+index_topk_paged = functools.partial(
+    common.index_topk_paged,
+    first_that_suits(index_logits.launch_paged, portable_logits.launch_paged),
+    select_topk.launch,
+)
+index_topk_ragged = functools.partial(
+    common.index_topk_ragged,
+    first_that_suits(index_logits.launch_ragged, portable_logits.launch_ragged),
+    select_topk.launch,
+)

@@ -5,13 +5,13 @@ A selection becomes one bit a key first: a block of queries then tests a word wh
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ...runtime.aot import AotCase, Target, target_of_device
+from ...runtime.target import Target, chip_of
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = 1.4426950408889634
@@ -24,9 +24,6 @@ SELECT_BLOCK = 256
 
 MASK_BYTES = 64 << 20
 """Most that the bit mask may take; more tokens are attended in several launches."""
-
-MODEL_DIMS = (192, 128)
-"""Width of the keys and of the values of DeepSeek-V3.2."""
 
 
 class Config(NamedTuple):
@@ -207,6 +204,10 @@ def _mha_kernel(
     tl.store(lse_ptr + rows * stride_lse_t + h, lse, mask=mask_m)
 
 
+def supports(target: Target) -> bool:
+    return True
+
+
 def masked_mha(
     q_thd: torch.Tensor,
     k_shd: torch.Tensor,
@@ -273,9 +274,8 @@ def masked_mha(
 
 def _target(device: torch.device) -> Target | None:
     """None under the interpreter, whose tensors are on the CPU."""
-    if device.type == "cpu":
-        return None
-    return target_of_device(torch.cuda.current_device() if device.index is None else device.index)
+    chip = chip_of(device)
+    return None if chip is None else chip.target
 
 
 def _widths(dim: int, value_dim: int) -> dict[str, int]:
@@ -306,54 +306,3 @@ def choose_config(target: Target | None, wide: bool, selected: bool) -> Config:
     if target.name == "sm100":
         return Config(block_m=64, block_n=64, num_warps=8, num_stages=2)
     return Config(block_m=32 if selected else 64, block_n=32, num_warps=8, num_stages=2)
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """Every configuration that can be chosen on `target`, at the sizes of DeepSeek-V3.2."""
-    found = [_aot_mask()]
-    for element in ("bf16", "fp32"):
-        for heads in (16, 128):
-            for selected in (False, True):
-                found.append(_aot_case(choose_config(target, element == "fp32", selected), element, heads, selected))
-    return found
-
-
-def _aot_mask() -> AotCase:
-    signature = {
-        "selected_ptr": "*i32:16",
-        "start_ptr": "*i32:16",
-        "mask_ptr": "*i32:16",
-        "stride_selected": "i32:16",
-        "topk": "i32",
-        "words": "i32",
-        "keys": "i32",
-    }
-    return AotCase("selection-bits", _mask_kernel, signature, {"BLOCK": SELECT_BLOCK})
-
-
-def _aot_case(config: Config, element: str, heads: int, selected: bool) -> AotCase:
-    signature: dict[str, str] = {
-        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{element}:16"),
-        "start_ptr": "*i32:16",
-        "end_ptr": "*i32:16",
-        "lse_ptr": "*fp32:16",
-        **{name: "i32:16" for name in _mha_kernel.arg_names if name.startswith("stride_")},
-        "tokens": "i32",
-        "keys": "i32",
-        "words": "i32",
-        "scale": "fp32",
-    }
-    constexprs: dict[str, Any] = {
-        "HEADS": heads,
-        **_widths(*MODEL_DIMS),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "SELECTED": selected,
-        "STAGES": config.num_stages,
-    }
-    if selected:
-        signature["mask_ptr"] = "*i32:16"
-    else:
-        constexprs["mask_ptr"] = None
-    name = f"{element}-{heads}heads" + ("-selected" if selected else "")
-    return AotCase(name, _mha_kernel, signature, constexprs, config.num_warps, config.num_stages)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import triton
 import triton.language as tl
@@ -11,15 +9,14 @@ import triton.language as tl
 from dsv32_plugin.cache_layout import LATENT_ROPE_OFFSET, LATENT_SCALES_OFFSET, LATENT_TILE
 
 from ...device.fp8_rope import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
-from ...runtime.aot import AotCase, Target
 from ...runtime.launch import (
     aligned_rows,
     native_e4m3,
-    native_e4m3_on,
     require_aligned,
     require_aligned_pages,
     require_power_of_two,
 )
+from ...runtime.target import Target
 
 WARPS = 1
 """One warp has no barriers. H100, L2 cold: 3.6, 3.8, 4.3, 28 us for 1, 16, 128, 4096 tokens; 4 warps 3.7, 4.1, 4.6,
@@ -247,6 +244,10 @@ def _norm_rope_cache_kernel(
             )
 
 
+def supports(target: Target) -> bool:
+    return True
+
+
 def norm_rope_cache(
     q_a_tl: torch.Tensor,
     kv_a_tc: torch.Tensor,
@@ -332,52 +333,3 @@ def norm_rope_cache(
         num_warps=WARPS,
     )
     return out
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """bfloat16 models with q_a of 1025 to 2048 elements: DeepSeek-V3.2 (1536) and GLM-5 (2048)."""
-    cases = []
-    for latent_type, index_type, weight_type, interleaved in itertools.product(
-        ("u8", "bf16"), ("u8", "bf16", ""), ("fp32", "bf16"), (False, True)
-    ):
-        present = bool(index_type)
-        if present or (weight_type == "fp32" and not interleaved):
-            pointers = {
-                "q_ptr": "bf16",
-                "q_out_ptr": "bf16",
-                "q_weight_ptr": "bf16",
-                "kv_ptr": "bf16",
-                "kv_weight_ptr": "bf16",
-                "k_pe_ptr": "bf16",
-                "index_k_ptr": "bf16" if present else "",
-                "index_weight_ptr": weight_type if present else "",
-                "index_bias_ptr": weight_type if present else "",
-                "positions_ptr": "i64",
-                "slots_ptr": "i64",
-                "rope_ptr": "fp32",
-                "latent_ptr": latent_type,
-                "index_ptr": index_type,
-            }
-            signature = {name: f"*{kind}:16" for name, kind in pointers.items() if kind}
-            signature |= dict.fromkeys(RUNTIME[:-1], "i64")
-            signature |= {"q_width": "i32", "eps": "fp32", "index_eps": "fp32"}
-            constants: dict[str, object] = {name: None for name, kind in pointers.items() if not kind}
-            constants |= {
-                "PAGE": 64,
-                "LATENT": 512,
-                "TILE": 128,
-                "ROPE": 64,
-                "INDEX": 128 if present else 0,
-                "INDEX_STEPS": 7 if present else 0,
-                "BLOCK_Q": 2048,
-                "LATENT_FP8": latent_type == "u8",
-                "INDEX_FP8": index_type == "u8",
-                "INTERLEAVED": interleaved,
-                "ROTATE": index_type == "u8",
-                "NATIVE": native_e4m3_on(target),
-            }
-            layout = {"u8": "fp8", "bf16": "bf16", "": "none"}
-            name = f"latent-{layout[latent_type]}-index-{layout[index_type]}"
-            name += (f"-weights-{weight_type}" if present else "") + ("-interleaved" if interleaved else "")
-            cases.append(AotCase(name, _norm_rope_cache_kernel, signature, constants, num_warps=WARPS))
-    return cases

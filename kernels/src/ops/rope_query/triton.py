@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from ...device.fp8_rope import rope_partner, rope_terms
-from ...runtime.aot import AotCase, Target
 from ...runtime.launch import aligned_rows, require_aligned, require_power_of_two
+from ...runtime.target import Target
 
 HEADS = 16
 WARPS = 1
@@ -61,6 +61,10 @@ def _rope_query_kernel(
     tl.store(out_ptrs, q.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def supports(target: Target) -> bool:
+    return True
+
+
 def rope_query(
     q_pe_thr: torch.Tensor,
     positions_t: torch.Tensor,
@@ -93,17 +97,3 @@ def rope_query(
         num_warps=WARPS,
     )
     return out
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """bfloat16 queries with 64 elements of rope."""
-    signature = {
-        "q_ptr": "*bf16:16",
-        "positions_ptr": "*i64:16",
-        "rope_ptr": "*fp32:16",
-        "out_ptr": "*bf16:16",
-        **dict.fromkeys(RUNTIME[:-1], "i64"),
-        "num_heads": "i32",
-    }
-    constants = {"ROPE": 64, "HEADS": HEADS}
-    return [AotCase("bf16", _rope_query_kernel, signature, constants, num_warps=WARPS)]

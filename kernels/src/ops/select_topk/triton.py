@@ -9,16 +9,15 @@ order of execution can change it.
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ...runtime.aot import AotCase, Target, target_of_device
 from ...runtime.launch import dependent_launch_on
+from ...runtime.target import Target, chip_of
 
 LOWEST = tl.constexpr(0x007FFFFF)
 """Order key of -inf; 0 is kept for elements outside a row."""
@@ -28,6 +27,8 @@ HIGHEST = tl.constexpr(0xFF800000)
 PROGRAMS_PER_SM = 4
 MAX_SPLITS = 32
 TILE = 4096
+INTERPRETED_SMS = 2
+"""Under Triton's interpreter."""
 
 
 @triton.jit
@@ -679,9 +680,8 @@ def _options(
     return options, {"SHARED": cuda, "PDL": dependent}
 
 
-@functools.cache
-def _num_sms(device: torch.device) -> int:
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+def supports(target: Target) -> bool:
+    return True
 
 
 def select_topk(
@@ -731,7 +731,8 @@ def launch(
     if num_rows == 0:
         return
     device = logits_ts.device
-    num_sms = _num_sms(device)
+    chip = chip_of(device)
+    num_sms = INTERPRETED_SMS if chip is None else chip.processors
     if config is None:
         config = choose(num_rows, width, topk, num_sms)
     table_stride, table_width = (
@@ -740,9 +741,8 @@ def launch(
     row_stride = logits_ts.stride(0)
     vector = 4 if _vector_loads(logits_ts) else 1
     output = (out.stride(0), table_stride, table_width, rows_per_sequence)
-    target = None if device.type == "cpu" else target_of_device(_index(device))
     shape = {"BLOCK": config.block, "VECTOR": vector}
-    options, chip = _options(target, config.num_warps, config.max_registers)
+    options, constexprs = _options(None if chip is None else chip.target, config.num_warps, config.max_registers)
     if config.splits == 1:
         programs = min(num_rows, PROGRAMS_PER_SM * num_sms)
         lists = torch.empty((programs if config.long else 1, config.block), dtype=torch.int64, device=device)
@@ -750,7 +750,7 @@ def launch(
             logits_ts, start_t, end_t, block_table_bp, seq_t, lists, out,
             first_row, num_rows, width, row_stride, topk, *output,
             LONG=config.long, PAGE_SIZE=page_size or 0, TILE=config.tile, SAMPLE=config.sample, WARPS=config.num_warps,
-            **options, **chip, **shape,
+            **options, **constexprs, **shape,
         )  # fmt: skip
         return
     lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
@@ -758,75 +758,11 @@ def launch(
     collect_kernel[(num_rows * config.splits,)](
         logits_ts, start_t, end_t, lists, listed, width, row_stride, topk,
         SPLITS=config.splits, TILE=config.tile, SAMPLE=config.sample, WARPS=config.num_warps,
-        **options, **chip, **shape,
+        **options, **constexprs, **shape,
     )  # fmt: skip
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
         SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=2 * TILE, WARPS=config.num_warps,
-        **options, **chip, **shape,
+        **options, **constexprs, **shape,
     )  # fmt: skip
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-def aot_cases(target: Target) -> list[AotCase]:
-    """Decode (slots resolved) and prefill (positions) at the sizes of DeepSeek-V3.2."""
-    pointers = {"logits_ptr": "*fp32:16", "end_ptr": "*i32:16", "list_ptr": "*i64:16"}
-    output = {"out_ptr": "*i32:16", **dict.fromkeys(["first_row", *COMMON, *OUTPUT], "i32")}
-    cases = []
-    for name, rows, width, topk, resolve in AOT_SHAPES:
-        config = choose(rows, width, topk, 132)
-        options, chip = _options(target, config.num_warps, config.max_registers)
-        for vector in (4, 1) if name in AOT_UNALIGNED else (4,):
-            suffix = "" if vector == 4 else "-unaligned"
-            common: dict[str, Any] = {"BLOCK": config.block, "VECTOR": vector, **chip}
-            signature = pointers | ({} if resolve else {"start_ptr": "*i32:16"})
-            if resolve:
-                common["start_ptr"] = None
-            table: dict[str, Any] = {"PAGE_SIZE": 64 if resolve else 0, "seq_ptr": None, "WARPS": config.num_warps}
-            if not resolve:
-                table["table_ptr"] = None
-            select = signature | output | ({"table_ptr": "*i32:16"} if resolve else {})
-            reading = {"TILE": config.tile, "SAMPLE": config.sample}
-            if config.splits == 1:
-                select["num_rows"] = "i32"
-                constexprs = {"LONG": config.long, **common, **table, **reading}
-                cases.append(_aot_case(name + suffix, select_rows_kernel, select, constexprs, options))
-                continue
-            lists = {"listed_ptr": "*i32:16"}
-            constexprs = {"SPLITS": config.splits, "WARPS": config.num_warps, **common, **reading}
-            collect = signature | lists | dict.fromkeys(COMMON, "i32")
-            cases.append(_aot_case(f"{name}-collect{suffix}", collect_kernel, collect, constexprs, options))
-            select |= lists | {"joined_ptr": "*i64:16"}
-            constexprs = {"SPLITS": config.splits, "TILE": 2 * TILE, **common, **table}
-            cases.append(_aot_case(f"{name}-select{suffix}", select_lists_kernel, select, constexprs, options))
-    return cases
-
-
-def _aot_case(
-    name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], options: dict[str, int]
-) -> AotCase:
-    rest = {option: value for option, value in options.items() if option != "num_warps"}
-    return AotCase(name, kernel, signature, constexprs, num_warps=options["num_warps"], options=rest)
-
-
-AOT_SHAPES = (
-    ("short", 128, 8192, 2048, True),
-    ("split2", 64, 32768, 2048, True),
-    ("split4", 32, 32768, 2048, True),
-    ("split8", 16, 32768, 2048, True),
-    ("split8-long", 16, 131072, 2048, True),
-    ("split16", 1, 32768, 2048, True),
-    ("split32", 1, 131072, 2048, True),
-    ("whole32k", 4096, 32768, 2048, False),
-    ("whole128k", 4096, 131072, 2048, False),
-    ("million", 256, 1 << 20, 2048, False),
-    ("topk4096", 256, 131072, 4096, False),
-)
-"""Name, rows, width, topk, whether slots are resolved."""
-
-AOT_UNALIGNED = ("short", "whole32k")
-"""Of these also for rows that do not begin at multiples of 16 bytes, as a caller's slice may."""

@@ -10,14 +10,11 @@ dense_mla runs the same kernel with the block table in place of a list of slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
 
 from dsv32_plugin.cache_layout import (
     LATENT_BYTES_FP8,
@@ -26,22 +23,11 @@ from dsv32_plugin.cache_layout import (
     LATENT_SCALES_OFFSET,
     LATENT_TILES,
     LATENT_WIDTH,
-    PAGE_SIZE,
     ROPE_DIM,
 )
-from dsv32_plugin.settings import batch_invariant
 
-from ...runtime.aot import TARGETS, AotCase, Target, target_of_device
-from ...runtime.launch import dependent_launch_on
-
-BATCH_INVARIANT = batch_invariant()
-"""Split every row at the same keys whatever else is in the batch."""
-
-INVARIANT_CHUNK = 512
-"""Keys a chunk in the batch-invariant mode."""
-
-WORKSPACE_BYTES = 256 << 20
-"""Most that the results of the chunks may take; more tokens are attended in several launches."""
+from ...runtime.target import Target
+from .common import LOG2E, chip, choose_chunk, in_chunks, results, scan_width
 
 RANK = tl.constexpr(LATENT_RANK)
 ROPE = tl.constexpr(ROPE_DIM)
@@ -51,15 +37,10 @@ FP8_SCALES = tl.constexpr(LATENT_SCALES_OFFSET)
 FP8_ROPE = tl.constexpr(LATENT_ROPE_OFFSET)
 SCALE_BYTES = tl.constexpr(4)
 LN2 = tl.constexpr(0.6931471805599453)
-LOG2E = 1.4426950408889634
 
 # The bits of an e4m3fn code, moved under a bfloat16's exponent, are the value times 2^-120. Half of the way back is put
 # on the query and half on the tile's scale, so that neither product comes near float32's subnormal numbers.
 LIFT = tl.constexpr(2.0**60)
-
-
-SPILL_BYTES = {64: 80}
-"""Bytes a thread that were looked at and accepted, by heads a program; 16 where not named."""
 
 
 class Config(NamedTuple):
@@ -246,37 +227,8 @@ def _attend_kernel(
     tl.store(lse_ptr + (t * heads + offs_h) * SPLITS + split, lse, mask=mask_h)
 
 
-@triton.jit(do_not_specialize=["heads"])
-def _combine_kernel(
-    part_ptr,
-    part_lse_ptr,
-    out_ptr,
-    lse_ptr,
-    stride_out_t,
-    stride_out_h,
-    heads,
-    SPLITS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """Add the chunks of one head of one token, in ascending order of the keys."""
-    row = tl.program_id(0).to(tl.int64)
-    offs_s = tl.arange(0, BLOCK_S)
-    offs_d = tl.arange(0, RANK)
-    if DEPENDENT:
-        gdc_wait()
-    # parts [BLOCK_S, RANK]
-    lse_s = tl.load(part_lse_ptr + row * SPLITS + offs_s, mask=offs_s < SPLITS, other=float("-inf"))
-    part_ptrs = part_ptr + (row * SPLITS + offs_s[:, None]) * RANK + offs_d[None, :]
-    parts = tl.load(part_ptrs, mask=(lse_s != float("-inf"))[:, None], other=0.0)
-    highest = tl.max(lse_s, 0)
-    shift = tl.where(highest == float("-inf"), 0.0, highest)
-    weight_s = tl.exp(lse_s - shift)
-    total = tl.sum(weight_s, 0)
-    result = tl.sum(parts * weight_s[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    out_row = out_ptr + row // heads * stride_out_t + row % heads * stride_out_h
-    tl.store(out_row + offs_d, result.to(out_ptr.dtype.element_ty))
-    tl.store(lse_ptr + row, tl.where(total == 0.0, float("-inf"), shift + tl.log(total)))
+def supports(target: Target) -> bool:
+    return True
 
 
 def sparse_mla(
@@ -360,103 +312,8 @@ def attend(
     return out, lse
 
 
-def results(
-    q_latent_thc: torch.Tensor, q_rope_thr: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors for the results, after a check of the widths that the kernels are written for."""
-    tokens, heads, rank = q_latent_thc.shape
-    rope_dim = q_rope_thr.shape[2]
-    if (rank, rope_dim) != (LATENT_RANK, ROPE_DIM):
-        raise ValueError(
-            f"q_latent_thc, q_rope_thr: the GPU kernels take widths {LATENT_RANK} and {ROPE_DIM}, got {rank} and "
-            f"{rope_dim}; set DSV32_KERNELS=reference for other models"
-        )
-    if out is None:
-        out = torch.empty((tokens, heads, rank), dtype=q_latent_thc.dtype, device=q_latent_thc.device)
-    if lse is None:
-        lse = torch.empty((tokens, heads), dtype=torch.float32, device=q_latent_thc.device)
-    return out, lse
-
-
-def in_chunks(
-    launch: Callable[[slice, torch.Tensor, torch.Tensor, int], None], out: torch.Tensor, lse: torch.Tensor, splits: int
-) -> None:
-    """Launch for the tokens of `out`, straight into it or, split, into a bounded workspace that is then combined."""
-    tokens, heads, rank = out.shape
-    if tokens == 0:
-        return
-    if not lse.is_contiguous():
-        packed = torch.empty((tokens, heads), dtype=torch.float32, device=lse.device)
-        in_chunks(launch, out, packed, splits)
-        lse.copy_(packed)
-        return
-    if splits <= 1:
-        launch(slice(0, tokens), out, lse, 1)
-        return
-    step = max(1, min(tokens, WORKSPACE_BYTES // (heads * splits * rank * 4)))
-    part = torch.empty((step, heads, splits, rank), dtype=torch.float32, device=out.device)
-    part_lse = torch.empty((step, heads, splits), dtype=torch.float32, device=out.device)
-    for first in range(0, tokens, step):
-        rows = slice(first, min(first + step, tokens))
-        launch(rows, part, part_lse, splits)
-        _combine(part, part_lse, out[rows], lse[rows])
-
-
-def _combine(part: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
-    """Add the chunks' results [.., H, splits, 512], each normalised, by their log-sum-exp into out [T, H, 512]."""
-    tokens, heads, _ = out.shape
-    splits = part.shape[2]
-    block_s = triton.next_power_of_2(splits)
-    options, constexprs = _combine_options(chip(out.device)[0], splits)
-    _combine_kernel[(tokens * heads,)](
-        part,
-        part_lse,
-        out,
-        lse,
-        *out.stride()[:2],
-        heads,
-        SPLITS=splits,
-        BLOCK_S=block_s,
-        **constexprs,
-        **options,
-    )
-
-
-@cache
-def chip(device: torch.device) -> tuple[Target, int]:
-    """Target and number of multiprocessors; under the interpreter, whose tensors are on the CPU, any."""
-    if device.type == "cpu":
-        return TARGETS["gfx942"], 1
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return target_of_device(index), torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def _lifted(target: Target, fp8: bool, dtype: Any) -> bool:
     return fp8 and dtype == tl.bfloat16 and target.is_cuda
-
-
-def _combine_options(target: Target, splits: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(options of a launch, constexprs that follow from the chip)."""
-    dependent = dependent_launch_on(target)
-    options: dict[str, Any] = {"num_warps": 4 if splits <= 8 else 8}
-    if dependent:
-        options["launch_pdl"] = True
-    return options, {"DEPENDENT": dependent}
-
-
-def scan_width(chunk: int, num_keys: int) -> int:
-    """Slots that a program looks at to find the last one present."""
-    return triton.next_power_of_2(max(16, min(chunk, num_keys)))
-
-
-def choose_chunk(programs: int, num_keys: int, slots: int) -> int:
-    """Keys a chunk, a power of two, from shapes alone: the fewest chunks that fill the chip's program `slots`."""
-    if BATCH_INVARIANT:
-        return INVARIANT_CHUNK
-    chunk = max(64, triton.next_power_of_2(num_keys))
-    while chunk > 64 and 2 * programs * triton.cdiv(num_keys, chunk) <= slots:
-        chunk //= 2
-    return chunk
 
 
 def choose_config(target: Target, heads: int, fp8: bool, wide: bool) -> Config:
@@ -475,88 +332,3 @@ def choose_config(target: Target, heads: int, fp8: bool, wide: bool) -> Config:
     if heads <= 32 or fp8 or target.name != "sm90":
         return Config(block_h=32, block_n=32, tiles=tiles, num_warps=8, num_stages=stages)
     return Config(block_h=64, block_n=64, tiles=tiles, num_warps=8, num_stages=stages)
-
-
-def aot_cases(target: Target, *, paged: bool = False) -> list[AotCase]:
-    """Every configuration that can be chosen on `target`, at the sizes of DeepSeek-V3.2."""
-    cases: dict[tuple[Any, ...], AotCase] = {}
-    for heads in (16, 32, 64, 128):
-        for cache_type in ("fp8", "bf16", "fp32"):
-            fp8 = cache_type == "fp8"
-            dtype = tl.float32 if cache_type == "fp32" else tl.bfloat16
-            config = choose_config(target, heads, fp8, cache_type == "fp32")
-            head_blocks = triton.cdiv(heads, config.block_h)
-            for splits, chunk in ((1, 2048), (4, 512), (32, 64)):
-                key = (config, cache_type, head_blocks, splits)
-                if key not in cases:
-                    cases[key] = _aot_case(target, config, cache_type, heads, splits, chunk, paged, dtype)
-    found = list(cases.values())
-    return found if paged else found + [_aot_combine(target, splits) for splits in (2, 4, 8, 16, 32)]
-
-
-def _aot_case(
-    target: Target, config: Config, cache_type: str, heads: int, splits: int, chunk: int, paged: bool, dtype: Any
-) -> AotCase:
-    fp8 = cache_type == "fp8"
-    element = "fp32" if cache_type == "fp32" else "bf16"
-    signature = {
-        "q_latent_ptr": f"*{element}:16",
-        "q_rope_ptr": f"*{element}:16",
-        "cache_ptr": "*u8:16" if fp8 else f"*{element}:16",
-        "index_ptr": "*i32:16",
-        "out_ptr": f"*{element}:16" if splits == 1 else "*fp32:16",
-        "lse_ptr": "*fp32:16",
-        **{name: "i32:16" for name in _attend_kernel.arg_names if name.startswith("stride_")},
-        "num_slots": "i32",
-        "num_keys": "i32",
-        "chunk": "i32",
-        "heads": "i32",
-        "table_pages": "i32",
-        "scale": "fp32",
-    }
-    constexprs = {
-        "SPLITS": splits,
-        "HEAD_BLOCKS": triton.cdiv(heads, config.block_h),
-        "BLOCK_H": config.block_h,
-        "BLOCK_N": config.block_n,
-        "TILES": config.tiles,
-        "SCAN": 0 if paged else chunk,
-        "FP8": fp8,
-        "PAGED": paged,
-        "PAGE": PAGE_SIZE,
-        "LIFTED": _lifted(target, fp8, dtype),
-        "DTYPE": dtype,
-        "STAGES": config.num_stages,
-    }
-    optional = {"seq_ptr": "*i32:16", "visible_ptr": "*i32:16"}
-    if paged:
-        signature |= optional
-    else:
-        constexprs |= dict.fromkeys(optional)
-    name = f"{'dense' if paged else 'sparse'}-{cache_type}-{heads}heads-{splits}splits"
-    return AotCase(
-        name,
-        _attend_kernel,
-        signature,
-        constexprs,
-        config.num_warps,
-        config.num_stages,
-        spill_bytes=SPILL_BYTES.get(config.block_h, 16),
-        spill_reason="a few addresses, reloaded once a step; the accumulator fills half of the registers",
-    )
-
-
-def _aot_combine(target: Target, splits: int) -> AotCase:
-    signature = {
-        "part_ptr": "*fp32:16",
-        "part_lse_ptr": "*fp32:16",
-        "out_ptr": "*bf16:16",
-        "lse_ptr": "*fp32:16",
-        "stride_out_t": "i32:16",
-        "stride_out_h": "i32:16",
-        "heads": "i32",
-    }
-    options, constexprs = _combine_options(target, splits)
-    num_warps = options.pop("num_warps")
-    constexprs |= {"SPLITS": splits, "BLOCK_S": splits}
-    return AotCase(f"combine-{splits}splits", _combine_kernel, signature, constexprs, num_warps, options=options)

@@ -19,7 +19,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from dsv32_plugin.cache_layout import LATENT_RANK, ROPE_DIM
 
-from ...device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
+from ....device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
 
 HEADS = gl.constexpr(16)
 RANK = gl.constexpr(LATENT_RANK)

@@ -25,7 +25,7 @@ from dsv32_plugin.cache_layout import (
     ROPE_DIM,
 )
 
-from ...device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
+from ....device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
 
 HEADS = gl.constexpr(64)
 RANK = gl.constexpr(LATENT_RANK)

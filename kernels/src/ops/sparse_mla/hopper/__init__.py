@@ -10,10 +10,8 @@ from typing import Any
 import torch
 import triton
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
-
-from ...runtime.aot import AotCase, Target
-from . import triton as portable
+from ....runtime.target import Target
+from .. import common
 from .few_heads_bf16 import few_heads_bf16_kernel
 from .few_heads_fp8 import HEADS as FEW_HEADS
 from .few_heads_fp8 import few_heads_fp8_kernel
@@ -31,6 +29,10 @@ LEAST_CHUNK = 128
 
 MANY_CHUNK = 256
 """Keys below which a program of many heads spends more on its queries and its result than it saves."""
+
+
+def supports(target: Target) -> bool:
+    return target.name == "sm90"
 
 
 def sparse_mla(
@@ -60,18 +62,15 @@ def attend(
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the portable function of this name."""
+    """As the portable function of this name; NotImplemented for what the kernels do not take."""
     fp8 = latent_cache.dtype is torch.uint8
     known = q_latent_thc.dtype is torch.bfloat16 and (fp8 or latent_cache.dtype is torch.bfloat16)
     if not known or not _aligned(latent_cache):
-        return portable.attend(
-            q_latent_thc, q_rope_thr, latent_cache, index, scale, num_keys=num_keys, seq_t=seq_t, visible_t=visible_t,
-            out=out, lse=lse,
-        )  # fmt: skip
-    out, lse = portable.results(q_latent_thc, q_rope_thr, out, lse)
+        return NotImplemented
+    out, lse = common.results(q_latent_thc, q_rope_thr, out, lse)
     tokens, heads, _ = q_latent_thc.shape
     page_size, paged = latent_cache.shape[1], seq_t is not None
-    _, processors = portable.chip(q_latent_thc.device)
+    _, processors = common.chip(q_latent_thc.device)
     head_blocks = _head_blocks(heads)
     chunk = _choose_chunk(tokens * head_blocks, num_keys, processors, heads)
     splits = triton.cdiv(num_keys, chunk)
@@ -98,7 +97,7 @@ def attend(
             heads,
             index.shape[1],
             0,
-            scale * portable.LOG2E,
+            scale * common.LOG2E,
             SPLITS=splits,
             SCAN=0 if paged else _scan(chunk, num_keys),
             PAGE=page_size,
@@ -109,7 +108,7 @@ def attend(
         )
 
     # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
-    portable.in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
+    common.in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
     return out, lse
 
 
@@ -123,9 +122,9 @@ def _choose_chunk(programs: int, num_keys: int, processors: int, heads: int) -> 
     Fewer than MANY_CHUNK keys pay only while half of the multiprocessors have nothing to do. 128 heads, B=4: 64
     programs of 256 keys 26.0 us (fp8), 21.1 (bf16), 128 programs of 128 keys 28.5, 26.5.
     """
-    chunk = portable.choose_chunk(programs, num_keys, processors)
+    chunk = common.choose_chunk(programs, num_keys, processors)
     if heads > FEW_HEADS.value and chunk < MANY_CHUNK:
-        chunk = portable.choose_chunk(programs, num_keys, processors // 2)
+        chunk = common.choose_chunk(programs, num_keys, processors // 2)
     return max(chunk, LEAST_CHUNK)
 
 
@@ -137,62 +136,9 @@ def _choose(heads: int, fp8: bool) -> tuple[Any, dict[str, Any]]:
 
 
 def _scan(chunk: int, num_keys: int) -> int:
-    return max(256, portable.scan_width(chunk, num_keys))
+    return max(256, common.scan_width(chunk, num_keys))
 
 
 def _aligned(latent_cache: torch.Tensor) -> bool:
     """Whether rows begin at multiples of 16 bytes, as asynchronous copies need, and pages of 16 elements."""
     return latent_cache.data_ptr() % 16 == 0 and latent_cache.stride(0) % 16 == 0
-
-
-def aot_cases(target: Target, *, paged: bool = False) -> list[AotCase]:
-    """Every configuration that can be chosen on sm90, at the sizes of DeepSeek-V3.2."""
-    if target.name != "sm90":
-        return []
-    found = []
-    for splits, chunk in ((1, 2048), (2, 1024), (4, 512), (8, 256), (16, 128)):
-        for heads in (16, 64, 128):
-            for fp8 in (True, False):
-                found.append(_aot_case(fp8, heads, splits, chunk, paged))
-    return found
-
-
-def _aot_case(fp8: bool, heads: int, splits: int, chunk: int, paged: bool) -> AotCase:
-    kernel, constexprs = _choose(heads, fp8)
-    options = {"launch_pdl": True}
-    if "maxnreg" in constexprs:
-        options["maxnreg"] = constexprs.pop("maxnreg")
-    constexprs |= {"SPLITS": splits, "SCAN": 0 if paged else _scan(chunk, 2048), "PAGE": PAGE_SIZE, "PAGED": paged}
-    signature = {
-        "q_latent_ptr": "*bf16:16",
-        "q_rope_ptr": "*bf16:16",
-        "cache_ptr": "*u8:16" if fp8 else "*bf16:16",
-        "index_ptr": "*i32:16",
-        "out_ptr": "*bf16:16" if splits == 1 else "*fp32:16",
-        "lse_ptr": "*fp32:16",
-        **{name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")},
-        "num_slots": "i32",
-        "num_keys": "i32",
-        "chunk": "i32",
-        "heads": "i32",
-        "table_pages": "i32",
-        "zero": "i32",
-        "scale": "fp32",
-    }
-    optional = {"seq_ptr": "*i32:16", "visible_ptr": "*i32:16"}
-    if paged:
-        signature |= optional
-    else:
-        constexprs |= dict.fromkeys(optional)
-    spills = fp8 and heads <= FEW_HEADS.value
-    kind, cache = "few-heads" if heads <= FEW_HEADS.value else "many-heads", "fp8" if fp8 else "bf16"
-    return AotCase(
-        f"{kind}-{cache}-{heads}heads-{splits}splits",
-        kernel,
-        signature,
-        constexprs,
-        NUM_WARPS,
-        options=options,
-        spill_bytes=16 if spills else 0,
-        spill_reason="a few addresses of the warps that fetch, once a step of 64 keys" if spills else "",
-    )
