@@ -15,23 +15,31 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
-from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import LATENT_RANK, ROPE_DIM
-
-from ....device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
+from ....device.sm90 import (
+    KEYS,
+    RANK,
+    ROPE,
+    UNIT,
+    barriers,
+    count_steps,
+    load_query,
+    load_slots,
+    log_sum_exp,
+    prologue,
+    raise_max,
+    reciprocal,
+    units_of,
+)
 
 HEADS = gl.constexpr(16)
-RANK = gl.constexpr(LATENT_RANK)
-ROPE = gl.constexpr(ROPE_DIM)
 TILE = gl.constexpr(128)
-TILES = gl.constexpr(LATENT_RANK // 128)
+TILES = gl.constexpr(RANK.value // 128)
 RING = gl.constexpr(5)
 """Tiles of latents in shared memory; the rope keys have a buffer of their own."""
 FETCH_WARPS = gl.constexpr(4)
 """Eight: T=4096 1420 us, four 1394."""
 FETCH_REGISTERS = gl.constexpr(56)
-LN2 = gl.constexpr(0.6931471805599453)
 
 ACC = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 16, 16]))
 Q_BLOCKED = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
@@ -42,20 +50,13 @@ P_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitw
 
 
 @gluon.jit
-def _softmax(scores, visible, highest, total):
-    """One step of the softmax over rows: (weights, highest, total, what the results so far are multiplied with)."""
+def _softmax(scores, visible, running_max, running_sum):
+    """One step of the softmax over rows: (weights, new maximum and sum, factor of the results so far)."""
     scores = gl.where(visible[:, None], scores, float("-inf"))
-    higher = gl.maximum(highest, gl.max(scores, 0))
-    shift = gl.where(higher == float("-inf"), 0.0, higher)
+    new_max, shift = raise_max(running_max, gl.max(scores, 0))
     p = gl.exp2(scores - shift[None, :])
-    decay = gl.exp2(highest - shift)
-    return p, higher, total * decay[None, :] + p, decay
-
-
-@gluon.jit
-def _units(step, keys, stride_page, PAGE: gl.constexpr, PAGED: gl.constexpr):
-    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, ROWS))
-    return row_units(slot, stride_page, RANK + ROPE, PAGE)
+    decay = gl.exp2(running_max - shift)
+    return p, new_max, running_sum * decay[None, :] + p, decay
 
 
 @gluon.jit
@@ -92,10 +93,10 @@ def _copy_step(step, tile, turn, units, cache_ptr, buffers):
 @gluon.jit
 def _fetch(cache_ptr, keys, stride_page, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr, PAGED: gl.constexpr):
     """The warps that copy rows; the slots of a step are loaded a step ahead."""
-    tile, turn = _copy_step(0, 0, 0, _units(0, keys, stride_page, PAGE, PAGED), cache_ptr, buffers)
-    units = _units(1, keys, stride_page, PAGE, PAGED)
+    tile, turn = _copy_step(0, 0, 0, units_of(0, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS), cache_ptr, buffers)
+    units = units_of(1, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS)
     for step in range(1, count_steps(keys, SCAN, PAGED)):
-        following = _units(step + 1, keys, stride_page, PAGE, PAGED)
+        following = units_of(step + 1, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS)
         tile, turn = _copy_step(step, tile, turn, units, cache_ptr, buffers)
         units = following
 
@@ -124,21 +125,16 @@ def _attend(
 ):
     """The warps that compute."""
     k_shared, rope_shared, full, empty = buffers
-    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_BLOCKED))
-    offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, Q_BLOCKED))
-    q_rows = q_latent_ptr + offs_h.to(gl.int64) * stride_q_latent_h
-    q_shared.store(gl.load(q_rows[:, None] + offs_d[None, :], mask=(offs_h < heads)[:, None], other=0.0))
-    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, Q_BLOCKED))
-    q_rows = q_rope_ptr + offs_h.to(gl.int64) * stride_q_rope_h
-    q_rope_shared.store(gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0))
+    q_shared.store(load_query(q_latent_ptr, stride_q_latent_h, 0, heads, HEADS, RANK, Q_BLOCKED))
+    q_rope_shared.store(load_query(q_rope_ptr, stride_q_rope_h, 0, heads, HEADS, ROPE, Q_BLOCKED))
     hopper.fence_async_shared()
     gl.thread_barrier()
 
     accs = ()
     for _ in gl.static_range(TILES):
         accs += (gl.zeros([TILE, HEADS], gl.float32, layout=ACC),)
-    total = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
-    highest = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
+    running_sum = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+    running_max = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
     KEY_ROWS: gl.constexpr = gl.SliceLayout(1, ACC)
     base = zero
     tile = 0
@@ -161,7 +157,7 @@ def _attend(
             tiles += (tile,)
             tile, turn = _advance(tile, turn)
         scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
-        p, highest, total, decay = _softmax(scores * scale, present, highest, total)
+        p, running_max, running_sum, decay = _softmax(scores * scale, present, running_max, running_sum)
         p_shared.index(0).store(p.to(gl.bfloat16))
         hopper.fence_async_shared()
         gl.thread_barrier()
@@ -176,8 +172,8 @@ def _attend(
             gl.thread_barrier()
             mbarrier.arrive(empty.index(tiles[j]), count=1)
 
-    total_h = gl.sum(total, 0)
-    norm = 1.0 / gl.where(total_h == 0.0, 1.0, total_h)
+    sum_h = gl.sum(running_sum, 0)
+    norm = reciprocal(sum_h)
     offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
     offs_d = gl.arange(0, TILE, layout=gl.SliceLayout(1, ACC))
     out_rows = out_ptr + offs_h.to(gl.int64) * stride_out_h
@@ -185,7 +181,7 @@ def _attend(
         result = (accs[j] * norm[None, :]).to(out_ptr.dtype.element_ty)
         mask = (offs_h < heads)[None, :] & (offs_d >= 0)[:, None]
         gl.store(out_rows[None, :] + (j * TILE + offs_d)[:, None], result, mask=mask)
-    lse = gl.where(total_h == 0.0, float("-inf"), (highest + gl.log2(total_h)) * LN2)
+    lse = log_sum_exp(running_max, sum_h)
     gl.store(lse_ptr + offs_h * SPLITS, lse, mask=offs_h < heads)
 
 
@@ -219,23 +215,8 @@ def few_heads_bf16_kernel(
     PAGE: gl.constexpr,
     PAGED: gl.constexpr,
 ):
-    pid = gl.program_id(0)
-    split = pid % SPLITS
-    t = (pid // SPLITS).to(gl.int64)
-    gdc_wait()
-    keys = keys_of(
-        t,
-        split,
-        index_ptr,
-        seq_ptr,
-        visible_ptr,
-        stride_index,
-        num_slots,
-        num_keys,
-        chunk,
-        table_pages,
-        PAGE,
-        PAGED,
+    t, split, _, keys = prologue(
+        index_ptr, seq_ptr, visible_ptr, stride_index, num_slots, num_keys, chunk, table_pages, SPLITS, 1, PAGE, PAGED
     )
 
     k_shared = gl.allocate_shared_memory(gl.bfloat16, [RING, KEYS, TILE], WGMMA_SHARED)
@@ -243,11 +224,7 @@ def few_heads_bf16_kernel(
     q_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, RANK], WGMMA_SHARED)
     q_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], WGMMA_SHARED)
     p_shared = gl.allocate_shared_memory(gl.bfloat16, [1, KEYS, HEADS], P_SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [RING + 1, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [RING + 1, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(RING + 1):
-        mbarrier.init(full.index(i), count=32 * FETCH_WARPS)
-        mbarrier.init(empty.index(i), count=1)
+    full, empty = barriers(RING + 1, 32 * FETCH_WARPS, 1)
     hopper.fence_async_shared()
     gl.thread_barrier()
     buffers = (k_shared, rope_shared, full, empty)

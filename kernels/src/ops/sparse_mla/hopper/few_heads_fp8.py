@@ -19,30 +19,29 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
-from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import (
-    LATENT_BYTES_FP8,
-    LATENT_RANK,
-    LATENT_ROPE_OFFSET,
-    LATENT_SCALES_OFFSET,
-    LATENT_TILE,
-    LATENT_TILES,
-    ROPE_DIM,
+from ....device.sm90 import (
+    FP8_BYTES,
+    FP8_ROPE,
+    FP8_SCALES,
+    KEYS,
+    RANK,
+    ROPE,
+    TILE,
+    TILES,
+    UNIT,
+    barriers,
+    count_steps,
+    load_slots,
+    log_sum_exp,
+    prologue,
+    raise_max,
+    reciprocal,
+    units_of,
 )
 
-from ....device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
-
 HEADS = gl.constexpr(16)
-RANK = gl.constexpr(LATENT_RANK)
-ROPE = gl.constexpr(ROPE_DIM)
-TILE = gl.constexpr(LATENT_TILE)
-TILES = gl.constexpr(LATENT_TILES)
-PAIRS = gl.constexpr(LATENT_TILE // 2)
-FP8_BYTES = gl.constexpr(LATENT_BYTES_FP8)
-FP8_SCALES = gl.constexpr(LATENT_SCALES_OFFSET)
-FP8_ROPE = gl.constexpr(LATENT_ROPE_OFFSET)
-LN2 = gl.constexpr(0.6931471805599453)
+PAIRS = gl.constexpr(TILE.value // 2)
 TOP = gl.constexpr(2.0**15)
 """Near the largest float16: what queries and weights are brought below."""
 FETCH_WARPS = gl.constexpr(4)
@@ -138,10 +137,8 @@ def _copy(step, cache_ptr, keys, stride_page, buffers, PAGE: gl.constexpr, PAGED
     """Start copying the rows of one step, 656 bytes each, into its buffer."""
     codes_shared, scales_shared, rope_shared, full, empty = buffers
     buffer = step % 2
-    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, ROWS))
-    units = row_units(slot, stride_page, FP8_BYTES, PAGE)
-    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, SCALE_ROWS))
-    scale_units = row_units(slot, stride_page, FP8_BYTES, PAGE)
+    units = units_of(step, keys, stride_page, FP8_BYTES, PAGE, PAGED, ROWS)
+    scale_units = units_of(step, keys, stride_page, FP8_BYTES, PAGE, PAGED, SCALE_ROWS)
     rows = cache_ptr + units * UNIT
     present = (units >= 0)[:, None]
     mbarrier.wait(empty.index(buffer), (step // 2 + 1) % 2)
@@ -219,7 +216,7 @@ def _attend(
     q_shared,
     q_rope_shared,
     p_shared,
-    highest_shared,
+    max_shared,
     largest_shared,
     buffers,
     SPLITS: gl.constexpr,
@@ -248,13 +245,13 @@ def _attend(
     hopper.fence_async_shared()
     gl.thread_barrier()
 
-    # acc [64 pairs of latents, 16 heads], once for the even and once for the odd latents of a tile; highest [16];
+    # acc [64 pairs of latents, 16 heads], once for the even and once for the odd latents of a tile; running_max [16];
     # the sum of the weights stays spread over the keys of a step
     accs = ()
     for _ in gl.static_range(2 * TILES):
         accs += (gl.zeros([PAIRS, HEADS], gl.float32, layout=ACC),)
-    total = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
-    highest = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
+    running_sum = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+    running_max = gl.full([HEADS], float("-inf"), gl.float32, layout=gl.SliceLayout(0, ACC))
     bound0 = 2.0**-100
     bound1 = 2.0**-100
     bound2 = 2.0**-100
@@ -295,17 +292,16 @@ def _attend(
         for j in gl.static_range(TILES):
             scores += parts[j] * gl.convert_layout(scales[j], KEY_ROWS, assert_trivial=True)[:, None]
         scores = gl.where(present[:, None], scores * scale_h[None, :], float("-inf"))
-        highest_shared.store(gl.max(scores.reshape(4, 16, HEADS), 1))
+        max_shared.store(gl.max(scores.reshape(4, 16, HEADS), 1))
         gl.thread_barrier()
-        higher = gl.convert_layout(
-            gl.max(highest_shared.load(FOUR_WARPS_HEADS), 0), gl.SliceLayout(0, ACC), assert_trivial=True
+        new_max = gl.convert_layout(
+            gl.max(max_shared.load(FOUR_WARPS_HEADS), 0), gl.SliceLayout(0, ACC), assert_trivial=True
         )
-        higher = gl.maximum(highest, higher)
-        shift = gl.where(higher == float("-inf"), 0.0, higher)
+        new_max, shift = raise_max(running_max, new_max)
         p = gl.exp2(scores - shift[None, :])
-        decay = gl.exp2(highest - shift)
-        highest = higher
-        total = total * decay[None, :] + p
+        decay = gl.exp2(running_max - shift)
+        running_max = new_max
+        running_sum = running_sum * decay[None, :] + p
         largest = gl.max(largest_shared.load(FOUR_WARPS_TILES), 0)
         higher0 = gl.maximum(bound0, _power_of_two(_item(largest, 0, ITEMS)))
         higher1 = gl.maximum(bound1, _power_of_two(_item(largest, 1, ITEMS)))
@@ -352,8 +348,8 @@ def _attend(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
 
-    total_h = gl.sum(total, 0)
-    norm = 1.0 / gl.where(total_h == 0.0, 1.0, total_h)
+    sum_h = gl.sum(running_sum, 0)
+    norm = reciprocal(sum_h)
     bounds = (bound0, bound1, bound2, bound3)
     offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
     offs_p = gl.arange(0, PAIRS, layout=gl.SliceLayout(1, ACC))
@@ -364,7 +360,7 @@ def _attend(
         both = gl.join(accs[2 * j] * tile_norm, accs[2 * j + 1] * tile_norm).to(out_ptr.dtype.element_ty)
         even_ptr = out_rows[None, :] + (j * TILE + 2 * offs_p)[:, None]
         gl.store(gl.join(even_ptr, even_ptr + 1), both, mask=gl.join(mask_h, mask_h))
-    lse = gl.where(total_h == 0.0, float("-inf"), (highest + gl.log2(total_h)) * LN2)
+    lse = log_sum_exp(running_max, sum_h)
     gl.store(lse_ptr + offs_h * SPLITS, lse, mask=offs_h < heads)
 
 
@@ -398,23 +394,8 @@ def few_heads_fp8_kernel(
     PAGE: gl.constexpr,
     PAGED: gl.constexpr,
 ):
-    pid = gl.program_id(0)
-    split = pid % SPLITS
-    t = (pid // SPLITS).to(gl.int64)
-    gdc_wait()
-    keys = keys_of(
-        t,
-        split,
-        index_ptr,
-        seq_ptr,
-        visible_ptr,
-        stride_index,
-        num_slots,
-        num_keys,
-        chunk,
-        table_pages,
-        PAGE,
-        PAGED,
+    t, split, _, keys = prologue(
+        index_ptr, seq_ptr, visible_ptr, stride_index, num_slots, num_keys, chunk, table_pages, SPLITS, 1, PAGE, PAGED
     )
     codes_shared = gl.allocate_shared_memory(gl.int16, [2, KEYS, RANK // 2], CODES_SHARED)
     rope_shared = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, ROPE], WGMMA_SHARED)
@@ -422,13 +403,9 @@ def few_heads_fp8_kernel(
     q_shared = gl.allocate_shared_memory(gl.float16, [2, HEADS, RANK // 2], WGMMA_SHARED)
     q_rope_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, ROPE], WGMMA_SHARED)
     p_shared = gl.allocate_shared_memory(gl.float16, [TILES, KEYS, HEADS], P_SHARED)
-    highest_shared = gl.allocate_shared_memory(gl.float32, [4, HEADS], SCALES_SHARED)
+    max_shared = gl.allocate_shared_memory(gl.float32, [4, HEADS], SCALES_SHARED)
     largest_shared = gl.allocate_shared_memory(gl.float32, [4, TILES], SCALES_SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(full.index(i), count=32 * FETCH_WARPS)
-        mbarrier.init(empty.index(i), count=1)
+    full, empty = barriers(2, 32 * FETCH_WARPS, 1)
     hopper.fence_async_shared()
     gl.thread_barrier()
     buffers = (codes_shared, scales_shared, rope_shared, full, empty)
@@ -451,7 +428,7 @@ def few_heads_fp8_kernel(
                     q_shared,
                     q_rope_shared,
                     p_shared,
-                    highest_shared,
+                    max_shared,
                     largest_shared,
                     buffers,
                     SPLITS,

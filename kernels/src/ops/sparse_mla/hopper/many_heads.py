@@ -13,30 +13,30 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
-from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import (
-    LATENT_BYTES_FP8,
-    LATENT_RANK,
-    LATENT_ROPE_OFFSET,
-    LATENT_SCALES_OFFSET,
-    LATENT_TILE,
-    LATENT_TILES,
-    ROPE_DIM,
+from ....device.sm90 import (
+    FP8_BYTES,
+    FP8_ROPE,
+    FP8_SCALES,
+    KEYS,
+    RANK,
+    ROPE,
+    TILE,
+    TILES,
+    UNIT,
+    barriers,
+    count_steps,
+    load_query,
+    load_slots,
+    log_sum_exp,
+    prologue,
+    raise_max,
+    reciprocal,
+    units_of,
 )
 
-from ....device.sm90 import KEYS, UNIT, count_steps, keys_of, load_slots, row_units
-
 HEADS = gl.constexpr(64)
-RANK = gl.constexpr(LATENT_RANK)
-HALF = gl.constexpr(LATENT_RANK // 2)
-ROPE = gl.constexpr(ROPE_DIM)
-TILE = gl.constexpr(LATENT_TILE)
-TILES = gl.constexpr(LATENT_TILES)
-FP8_BYTES = gl.constexpr(LATENT_BYTES_FP8)
-FP8_SCALES = gl.constexpr(LATENT_SCALES_OFFSET)
-FP8_ROPE = gl.constexpr(LATENT_ROPE_OFFSET)
-LN2 = gl.constexpr(0.6931471805599453)
+HALF = gl.constexpr(RANK.value // 2)
 RIGHT_REGISTERS = gl.constexpr(160)
 FETCH_WARPS = gl.constexpr(4)
 FETCH_REGISTERS = gl.constexpr(96)
@@ -76,12 +76,6 @@ ROPE_WORDS = gl.constexpr(
 
 
 @gluon.jit
-def _units(step, keys, stride_page, PAGE: gl.constexpr, PAGED: gl.constexpr, WIDTH: gl.constexpr, LAYOUT: gl.constexpr):
-    slot = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(1, LAYOUT))
-    return row_units(slot, stride_page, WIDTH, PAGE)
-
-
-@gluon.jit
 def _copy(step, units, cache_ptr, buffers):
     """Start copying the rows of one step, bfloat16, into its buffer."""
     k_shared, rope_shared, full, empty = buffers
@@ -99,10 +93,10 @@ def _copy(step, units, cache_ptr, buffers):
 @gluon.jit
 def _fetch(cache_ptr, keys, stride_page, buffers, SCAN: gl.constexpr, PAGE: gl.constexpr, PAGED: gl.constexpr):
     """The warps that copy rows of bfloat16; the slots of a step are loaded a step ahead."""
-    _copy(0, _units(0, keys, stride_page, PAGE, PAGED, RANK + ROPE, ROWS), cache_ptr, buffers)
-    units = _units(1, keys, stride_page, PAGE, PAGED, RANK + ROPE, ROWS)
+    _copy(0, units_of(0, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS), cache_ptr, buffers)
+    units = units_of(1, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS)
     for step in range(1, count_steps(keys, SCAN, PAGED)):
-        following = _units(step + 1, keys, stride_page, PAGE, PAGED, RANK + ROPE, ROWS)
+        following = units_of(step + 1, keys, stride_page, RANK + ROPE, PAGE, PAGED, ROWS)
         _copy(step, units, cache_ptr, buffers)
         units = following
 
@@ -172,13 +166,13 @@ def _fetch_fp8(cache_ptr, keys, stride_page, buffers, SCAN: gl.constexpr, PAGE: 
     """The warps that load rows of codes and store them widened; a tile is loaded a step before it is stored."""
     k_shared, rope_shared, full, empty = buffers
     offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, ROPE_WORDS))
-    units = _units(0, keys, stride_page, PAGE, PAGED, FP8_BYTES, WORDS)
+    units = units_of(0, keys, stride_page, FP8_BYTES, PAGE, PAGED, WORDS)
     tiles = ()
     for j in gl.static_range(TILES):
         tiles += (_load_tile(cache_ptr, units, j),)
     for step in range(count_steps(keys, SCAN, PAGED)):
         buffer = step % 2
-        following = _units(step + 1, keys, stride_page, PAGE, PAGED, FP8_BYTES, WORDS)
+        following = units_of(step + 1, keys, stride_page, FP8_BYTES, PAGE, PAGED, WORDS)
         mbarrier.wait(empty.index(buffer), (step // 2 + 1) % 2)
         units = gl.convert_layout(units, gl.SliceLayout(1, ROPE_WORDS), assert_trivial=True)
         rope_rows = (cache_ptr + units * UNIT + FP8_ROPE).to(gl.pointer_type(gl.bfloat16))
@@ -206,14 +200,13 @@ def _score(q_shared, q_rope_shared, k, k_rope):
 
 
 @gluon.jit
-def _softmax(scores, visible, highest, total):
-    """One step of the softmax: (weights, highest, total, what the results so far are multiplied with)."""
+def _softmax(scores, visible, running_max, running_sum):
+    """One step of the softmax: (weights, new maximum and sum, factor of the results so far)."""
     scores = gl.where(visible[None, :], scores, float("-inf"))
-    higher = gl.maximum(highest, gl.max(scores, 1))
-    shift = gl.where(higher == float("-inf"), 0.0, higher)
+    new_max, shift = raise_max(running_max, gl.max(scores, 1))
     p = gl.exp2(scores - shift[:, None])
-    decay = gl.exp2(highest - shift)
-    return p.to(gl.bfloat16), higher, total * decay + gl.sum(p, 1), decay
+    decay = gl.exp2(running_max - shift)
+    return p.to(gl.bfloat16), new_max, running_sum * decay + gl.sum(p, 1), decay
 
 
 @gluon.jit
@@ -261,18 +254,13 @@ def _attend_left(
 ):
     """The warps of the scores, the softmax and latents 0 to 255."""
     k_shared, rope_shared, full, empty = buffers
-    offs_h = head_block * HEADS + gl.arange(0, HEADS, layout=gl.SliceLayout(1, ROWS))
-    offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, ROWS))
-    q_rows = q_latent_ptr + offs_h.to(gl.int64) * stride_q_latent_h
-    q_shared.index(0).store(gl.load(q_rows[:, None] + offs_d[None, :], mask=(offs_h < heads)[:, None], other=0.0))
-    offs_h = head_block * HEADS + gl.arange(0, HEADS, layout=gl.SliceLayout(1, ROWS))
-    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, ROWS))
-    q_rows = q_rope_ptr + offs_h.to(gl.int64) * stride_q_rope_h
-    q_rope_shared.index(0).store(gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0))
+    first = head_block * HEADS
+    q_shared.index(0).store(load_query(q_latent_ptr, stride_q_latent_h, first, heads, HEADS, RANK, ROWS))
+    q_rope_shared.index(0).store(load_query(q_rope_ptr, stride_q_rope_h, first, heads, HEADS, ROPE, ROWS))
 
     acc = gl.zeros([HEADS, HALF], gl.float32, layout=ACC)
-    total = gl.zeros([HEADS], gl.float32, layout=HEAD_ROWS)
-    highest = gl.full([HEADS], float("-inf"), gl.float32, layout=HEAD_ROWS)
+    running_sum = gl.zeros([HEADS], gl.float32, layout=HEAD_ROWS)
+    running_max = gl.full([HEADS], float("-inf"), gl.float32, layout=HEAD_ROWS)
     steps = count_steps(keys, SCAN, PAGED)
     base = zero
     for step in range(steps):
@@ -288,7 +276,7 @@ def _attend_left(
             q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer)
         )
         scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
-        p, highest, total, decay = _softmax(scores * scale, visible, highest, total)
+        p, running_max, running_sum, decay = _softmax(scores * scale, visible, running_max, running_sum)
         mbarrier.wait(p_empty, (step + 1) % 2)
         _publish(p, decay, p_shared, decay_shared, p_full)
         acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
@@ -297,7 +285,7 @@ def _attend_left(
         acc, weights = hopper.warpgroup_mma_wait(0, deps=(acc, weights))
         gl.thread_barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
-    norm = 1.0 / gl.where(total == 0.0, 1.0, total)
+    norm = reciprocal(running_sum)
     mbarrier.wait(p_empty, (steps - 1) % 2)
     decay_shared.store(norm)
     gl.thread_barrier()
@@ -306,7 +294,7 @@ def _attend_left(
         out_ptr, acc, gl.convert_layout(norm, ACC_ROWS, assert_trivial=True), head_block, heads, stride_out_h, 0
     )
     offs_h = head_block * HEADS + gl.arange(0, HEADS, layout=HEAD_ROWS)
-    lse = gl.where(total == 0.0, float("-inf"), (highest + gl.log2(total)) * LN2)
+    lse = log_sum_exp(running_max, running_sum)
     gl.store(lse_ptr + offs_h * stride_lse_h, lse, mask=offs_h < heads)
 
 
@@ -376,14 +364,7 @@ def many_heads_kernel(
     PAGE: gl.constexpr,
     PAGED: gl.constexpr,
 ):
-    pid = gl.program_id(0)
-    head_block = pid % HEAD_BLOCKS
-    split = (pid // HEAD_BLOCKS) % SPLITS
-    t = (pid // (HEAD_BLOCKS * SPLITS)).to(gl.int64)
-    gdc_wait()
-    keys = keys_of(
-        t,
-        split,
+    t, split, head_block, keys = prologue(
         index_ptr,
         seq_ptr,
         visible_ptr,
@@ -392,6 +373,8 @@ def many_heads_kernel(
         num_keys,
         chunk,
         table_pages,
+        SPLITS,
+        HEAD_BLOCKS,
         PAGE,
         PAGED,
     )
@@ -402,13 +385,9 @@ def many_heads_kernel(
     rope_shared = gl.allocate_shared_memory(gl.bfloat16, [2, KEYS, ROPE], SHARED)
     p_shared = gl.allocate_shared_memory(gl.bfloat16, [HEADS, KEYS], SHARED)
     decay_shared = gl.allocate_shared_memory(gl.float32, [HEADS], VECTOR_SHARED)
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    full, empty = barriers(2, 32 * WIDEN_WARPS + 1 if FP8 else 32 * FETCH_WARPS, 2)
     p_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     p_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(full.index(i), count=32 * WIDEN_WARPS + 1 if FP8 else 32 * FETCH_WARPS)
-        mbarrier.init(empty.index(i), count=2)
     mbarrier.init(p_full, count=1)
     mbarrier.init(p_empty, count=1)
     hopper.fence_async_shared()
