@@ -289,15 +289,15 @@ def ragged_kernel(
     count = gl.minimum(num_tokens - first, TOKENS)
     begin = pid % chunks * chunk
     stop = gl.minimum(begin + chunk, num_keys)
-    lowest = num_keys
-    highest = 0
+    first_key = num_keys
+    last_key = 0
     for token in gl.static_range(TOKENS):
         start = gl.load(start_ptr + first + token, mask=token < count, other=0)
         end = gl.load(end_ptr + first + token, mask=token < count, other=0)
-        lowest = gl.minimum(lowest, gl.where(start < end, start, num_keys))
-        highest = gl.maximum(highest, gl.where(start < end, end, 0))
-    low = gl.maximum(lowest // PAGE * PAGE, begin)
-    high = gl.minimum(highest, stop)
+        first_key = gl.minimum(first_key, gl.where(start < end, start, num_keys))
+        last_key = gl.maximum(last_key, gl.where(start < end, end, 0))
+    low = gl.maximum(first_key // PAGE * PAGE, begin)
+    high = gl.minimum(last_key, stop)
     out_ptr += first.to(gl.int64) * out_stride
 
     if low < high:

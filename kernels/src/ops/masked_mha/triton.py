@@ -61,8 +61,8 @@ def _attend_block(
     mask_m,
     end,
     acc,
-    highest,
-    total,
+    running_max,
+    running_sum,
     stride_k_s,
     stride_v_s,
     scale,
@@ -75,7 +75,8 @@ def _attend_block(
     MASKED: tl.constexpr,
     SELECTED: tl.constexpr,
 ):
-    """Add BLOCK_N keys from s on to (acc, highest, total); without MASKED every token sees all of them."""
+    """Add BLOCK_N keys from s on to (acc, running_max, running_sum); without MASKED every token sees all of them."""
+    # k [BLOCK_D, BLOCK_N], transposed as it is loaded
     offs_s = s + tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
@@ -84,9 +85,11 @@ def _attend_block(
     k = tl.load(k_cols + offs_d[:, None], mask=mask_n[None, :], other=0.0)
     scores = tl.dot(q, k, input_precision="ieee")
     if BLOCK_REST > 0:
+        # A width such as 192 is no power of two: 128, then a block for the rest.
         offs_rest = BLOCK_D + tl.arange(0, BLOCK_REST)
         k_rest = tl.load(k_cols + offs_rest[:, None], mask=mask_n[None, :] & (offs_rest < D)[:, None], other=0.0)
         scores = tl.dot(q_rest, k_rest, scores, input_precision="ieee")
+    # v [BLOCK_N, BLOCK_V]
     v_rows = v_ptr + offs_s[:, None].to(tl.int64) * stride_v_s
     v = tl.load(v_rows + offs_v[None, :], mask=mask_n[:, None] & (offs_v < V)[None, :], other=0.0)
     if MASKED:
@@ -102,13 +105,15 @@ def _attend_block(
         scores = tl.where(spoiled[None, :], float("nan"), scores)
         scores = tl.where(visible, scores, float("-inf"))
 
-    higher = tl.maximum(highest, tl.max(scores, 1) * scale)
-    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    # The online softmax, in powers of two: `scale` has log2(e) in it. A row that has seen no key keeps -inf, and 0 is
+    # subtracted, as -inf minus -inf would be NaN.
+    new_max = tl.maximum(running_max, tl.max(scores, 1) * scale)
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(scores * scale - shift[:, None])
-    decay = tl.exp2(highest - shift)
-    total = total * decay + tl.sum(p, 1)
+    decay = tl.exp2(running_max - shift)
+    running_sum = running_sum * decay + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-    return acc, higher, total
+    return acc, new_max, running_sum
 
 
 @triton.jit(do_not_specialize=["tokens", "keys", "words"])
@@ -169,9 +174,10 @@ def _mha_kernel(
     begin = tl.min(tl.where(visible_m, first, keys), 0)
     end = tl.max(tl.where(visible_m, last, 0), 0)
 
+    # acc [BLOCK_M, BLOCK_V]; running_max and running_sum [BLOCK_M], the latter relative to the former
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    running_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_M,), tl.float32)
     k_ptr += h * stride_k_h
     v_ptr += h * stride_v_h
     # The blocks that every token sees whole, from `inner` to `outer`, need no mask; the others follow.
@@ -185,22 +191,23 @@ def _mha_kernel(
         whole = tl.min(tl.where(mask_m, tl.where(visible_m, last, 0), keys), 0) - inner
         outer = inner + tl.maximum(whole, 0) // BLOCK_N * BLOCK_N
         for s in tl.range(inner, outer, BLOCK_N, num_stages=STAGES):
-            acc, highest, total = _attend_block(
-                q, q_rest, k_ptr, v_ptr, mask_rows, s, first, last, mask_m, end, acc, highest, total, stride_k_s,
-                stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N, False, SELECTED,
+            acc, running_max, running_sum = _attend_block(
+                q, q_rest, k_ptr, v_ptr, mask_rows, s, first, last, mask_m, end, acc, running_max, running_sum,
+                stride_k_s, stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N, False, SELECTED,
             )  # fmt: skip
     skipped = outer - inner
     for s in tl.range(begin, end - skipped, BLOCK_N, num_stages=STAGES):
-        acc, highest, total = _attend_block(
+        acc, running_max, running_sum = _attend_block(
             q, q_rest, k_ptr, v_ptr, mask_rows, tl.where(s < inner, s, s + skipped), first, last, mask_m, end, acc,
-            highest, total, stride_k_s, stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N, True, SELECTED,
+            running_max, running_sum, stride_k_s, stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N,
+            True, SELECTED,
         )  # fmt: skip
 
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    result = acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None]
     out_rows = out_ptr + rows[:, None] * stride_out_t + h * stride_out_h
     mask_out = mask_m[:, None] & (offs_v < V)[None, :]
     tl.store(out_rows + offs_v[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_out)
-    lse = tl.where(total == 0.0, float("-inf"), (highest + tl.log2(total)) * LN2)
+    lse = tl.where(running_sum == 0.0, float("-inf"), (running_max + tl.log2(running_sum)) * LN2)
     tl.store(lse_ptr + rows * stride_lse_t + h, lse, mask=mask_m)
 
 

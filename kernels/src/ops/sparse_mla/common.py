@@ -51,18 +51,18 @@ def _combine_kernel(
     offs_d = tl.arange(0, RANK)
     if DEPENDENT:
         gdc_wait()
-    # parts [BLOCK_S, RANK]
+    # lse_s, weight_s [BLOCK_S]; parts [BLOCK_S, RANK], each normalised by its own sum
     lse_s = tl.load(part_lse_ptr + row * SPLITS + offs_s, mask=offs_s < SPLITS, other=float("-inf"))
     part_ptrs = part_ptr + (row * SPLITS + offs_s[:, None]) * RANK + offs_d[None, :]
     parts = tl.load(part_ptrs, mask=(lse_s != float("-inf"))[:, None], other=0.0)
-    highest = tl.max(lse_s, 0)
-    shift = tl.where(highest == float("-inf"), 0.0, highest)
+    lse_max = tl.max(lse_s, 0)
+    shift = tl.where(lse_max == float("-inf"), 0.0, lse_max)
     weight_s = tl.exp(lse_s - shift)
-    total = tl.sum(weight_s, 0)
-    result = tl.sum(parts * weight_s[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    weight_sum = tl.sum(weight_s, 0)
+    result = tl.sum(parts * weight_s[:, None], 0) / tl.where(weight_sum == 0.0, 1.0, weight_sum)
     out_row = out_ptr + row // heads * stride_out_t + row % heads * stride_out_h
     tl.store(out_row + offs_d, result.to(out_ptr.dtype.element_ty))
-    tl.store(lse_ptr + row, tl.where(total == 0.0, float("-inf"), shift + tl.log(total)))
+    tl.store(lse_ptr + row, tl.where(weight_sum == 0.0, float("-inf"), shift + tl.log(weight_sum)))
 
 
 def results(

@@ -85,6 +85,51 @@ def _widen(raw, DTYPE: tl.constexpr, LIFTED: tl.constexpr):
     return value
 
 
+@triton.jit
+def _keys_of(
+    t,
+    split,
+    index_ptr,
+    seq_ptr,
+    visible_ptr,
+    stride_index,
+    num_slots,
+    num_keys,
+    chunk,
+    SCAN: tl.constexpr,
+    PAGED: tl.constexpr,
+):
+    """(the token's row of the index, begin, end): the keys of one chunk, without absent ones at its end."""
+    begin = split * chunk
+    end = tl.minimum(begin + chunk, num_keys)
+    if PAGED:
+        index_ptr += tl.load(seq_ptr + t).to(tl.int64) * stride_index
+        end = tl.minimum(end, tl.load(visible_ptr + t).to(tl.int32))
+    else:
+        # Absent slots at the end of the chunk are no work: most lists end with them.
+        index_ptr += t * stride_index
+        offs_scan = begin + tl.arange(0, SCAN)
+        scan = tl.load(index_ptr + offs_scan, mask=offs_scan < end, other=-1)
+        end = tl.max(tl.where((scan >= 0) & (scan < num_slots), offs_scan + 1, begin), 0)
+    return index_ptr, begin, end
+
+
+@triton.jit
+def _locate(index_ptr, offs_k, mask_k, num_slots, table_pages, PAGE: tl.constexpr, PAGED: tl.constexpr):
+    """(page, offset in it, whether it is there) of keys: by the block table, or by a list of slots."""
+    if PAGED:
+        page_index = offs_k // PAGE
+        page = tl.load(index_ptr + page_index, mask=mask_k & (page_index < table_pages), other=-1)
+        present = (page >= 0) & (page < num_slots // PAGE)
+        offset = offs_k % PAGE
+    else:
+        slot = tl.load(index_ptr + offs_k, mask=mask_k, other=-1)
+        present = (slot >= 0) & (slot < num_slots)
+        page = slot // PAGE
+        offset = slot % PAGE
+    return page, offset, present
+
+
 @triton.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads", "table_pages"])
 def _attend_kernel(
     q_latent_ptr,
@@ -134,19 +179,12 @@ def _attend_kernel(
     offs_d = tl.arange(0, TILE)
     offs_r = tl.arange(0, ROPE)
 
-    begin = split * chunk
-    end = tl.minimum(begin + chunk, num_keys)
-    if PAGED:
-        index_ptr += tl.load(seq_ptr + t).to(tl.int64) * stride_index
-        end = tl.minimum(end, tl.load(visible_ptr + t).to(tl.int32))
-    else:
-        # Absent slots at the end of the chunk are no work: most lists end with them.
-        index_ptr += t * stride_index
-        offs_scan = begin + tl.arange(0, SCAN)
-        scan = tl.load(index_ptr + offs_scan, mask=offs_scan < end, other=-1)
-        end = tl.max(tl.where((scan >= 0) & (scan < num_slots), offs_scan + 1, begin), 0)
+    index_ptr, begin, end = _keys_of(
+        t, split, index_ptr, seq_ptr, visible_ptr, stride_index, num_slots, num_keys, chunk, SCAN, PAGED
+    )
 
-    # q [BLOCK_H, TILE] and acc [BLOCK_H, TILE], once for each tile
+    # q, acc [BLOCK_H, TILE], once for each tile; q_rope [BLOCK_H, ROPE]; running_max, running_sum [BLOCK_H]. An fp8 row
+    # has a scale for each tile, so its products are scaled one by one.
     qs = ()
     accs = ()
     q_rows = q_latent_ptr + t * stride_q_latent_t + offs_h[:, None].to(tl.int64) * stride_q_latent_h
@@ -157,26 +195,17 @@ def _attend_kernel(
     q_rope_rows = q_rope_ptr + t * stride_q_rope_t + offs_h[:, None].to(tl.int64) * stride_q_rope_h
     q_rope = tl.load(q_rope_rows + offs_r[None, :], mask=mask_h[:, None], other=0.0).to(DTYPE)
 
-    highest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_H,), tl.float32)
+    running_max = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_H,), tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         offs_k = start + offs_n
         mask_k = offs_k < end
-        if PAGED:
-            page_index = offs_k // PAGE
-            page = tl.load(index_ptr + page_index, mask=mask_k & (page_index < table_pages), other=-1)
-            present = (page >= 0) & (page < num_slots // PAGE)
-            offset = offs_k % PAGE
-        else:
-            slot = tl.load(index_ptr + offs_k, mask=mask_k, other=-1)
-            present = (slot >= 0) & (slot < num_slots)
-            page = slot // PAGE
-            offset = slot % PAGE
+        page, offset, present = _locate(index_ptr, offs_k, mask_k, num_slots, table_pages, PAGE, PAGED)
         page = tl.where(present, page, 0).to(tl.int64)
         offset = tl.where(present, offset, 0)
         mask_row = present[:, None]
 
-        # k [BLOCK_N, TILE], once for each tile
+        # k [BLOCK_N, TILE], once for each tile, serves both products; k_rope [BLOCK_N, ROPE]; absent rows are 0
         ks = ()
         k_scales = ()
         if FP8:
@@ -195,6 +224,7 @@ def _attend_kernel(
                 ks += (k.to(DTYPE),)
         k_rope = tl.load(k_rope_ptr[:, None] + offs_r[None, :], mask=mask_row, other=0.0).to(DTYPE)
 
+        # scores [BLOCK_H, BLOCK_N]
         scores = tl.dot(q_rope, tl.trans(k_rope), input_precision="ieee")
         for j in tl.static_range(TILES):
             if FP8:
@@ -203,27 +233,30 @@ def _attend_kernel(
                 scores = tl.dot(qs[j], tl.trans(ks[j]), scores, input_precision="ieee")
         scores = tl.where(present[None, :], scores * scale, float("-inf"))
 
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        # The online softmax, in powers of two: `scale` has log2(e) in it. A head that has seen no key keeps -inf, and 0
+        # is subtracted, as -inf minus -inf would be NaN.
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
         p = tl.exp2(scores - shift[:, None])
-        decay = tl.exp2(highest - shift)
-        highest = higher
-        total = total * decay + tl.sum(p, 1)
+        decay = tl.exp2(running_max - shift)
+        running_max = new_max
+        running_sum = running_sum * decay + tl.sum(p, 1)
         updated = ()
         for j in tl.static_range(TILES):
             if FP8:
+                # The scale of a row's tile goes to the weight, so that the codes are multiplied as they are.
                 weights = (p * k_scales[j][None, :]).to(DTYPE)
             else:
                 weights = p.to(DTYPE)
             updated += (tl.dot(weights, ks[j], accs[j] * decay[:, None], input_precision="ieee"),)
         accs = updated
 
-    norm = Q_LIFT / tl.where(total == 0.0, 1.0, total)
+    norm = Q_LIFT / tl.where(running_sum == 0.0, 1.0, running_sum)
     out_rows = out_ptr + t * stride_out_t + offs_h[:, None].to(tl.int64) * stride_out_h + split * RANK
     for j in tl.static_range(TILES):
         result = (accs[j] * norm[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_rows + (j * TILE + offs_d[None, :]), result, mask=mask_h[:, None])
-    lse = tl.where(total == 0.0, float("-inf"), (highest + tl.log2(total)) * LN2)
+    lse = tl.where(running_sum == 0.0, float("-inf"), (running_max + tl.log2(running_sum)) * LN2)
     tl.store(lse_ptr + (t * heads + offs_h) * SPLITS + split, lse, mask=mask_h)
 
 
