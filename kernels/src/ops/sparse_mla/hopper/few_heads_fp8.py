@@ -201,6 +201,45 @@ def _values(even, odd, weights, acc_even, acc_odd):
 
 
 @gluon.jit
+def _store_query(q_latent_ptr, q_rope_ptr, stride_q_latent_h, stride_q_rope_h, heads, scale, q_shared, q_rope_shared):
+    """A token's query into shared memory, each head near the top of float16; returns the scale of its scores."""
+    # float16 then holds every bfloat16 down to 2^-29 of its head's largest.
+    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_BLOCKED))
+    offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, Q_BLOCKED))
+    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, Q_BLOCKED))
+    q_rows = q_latent_ptr + offs_h.to(gl.int64) * stride_q_latent_h
+    q = gl.load(q_rows[:, None] + offs_d[None, :], mask=(offs_h < heads)[:, None], other=0.0).to(gl.float32)
+    q_rows = q_rope_ptr + offs_h.to(gl.int64) * stride_q_rope_h
+    q_rope = gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0).to(gl.float32)
+    size = _power_of_two(gl.maximum(gl.max(gl.abs(q), 1), gl.max(gl.abs(q_rope), 1)))
+    q = (q * (TOP / size)[:, None]).to(gl.float16)
+    # Of every four latents one product takes the first two, another the last two.
+    q_even, q_odd = gl.split(q.reshape(HEADS, RANK // 4, 2, 2).permute(0, 1, 3, 2).reshape(HEADS, RANK // 2, 2))
+    q_shared.index(0).store(q_even)
+    q_shared.index(1).store(q_odd)
+    q_rope_shared.store((q_rope * (TOP / size)[:, None]).to(gl.bfloat16))
+    return gl.convert_layout(size * (scale / TOP), gl.SliceLayout(0, ACC))
+
+
+@gluon.jit
+def _store_result(out_ptr, lse_ptr, accs, running_max, running_sum, bounds, heads, stride_out_h, SPLITS: gl.constexpr):
+    """The result and its log-sum-exp; even and odd latents, which two accumulators hold, side by side."""
+    sum_h = gl.sum(running_sum, 0)
+    norm = reciprocal(sum_h)
+    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
+    offs_p = gl.arange(0, PAIRS, layout=gl.SliceLayout(1, ACC))
+    out_rows = out_ptr + offs_h.to(gl.int64) * stride_out_h
+    mask_h = (offs_h < heads)[None, :] & (offs_p >= 0)[:, None]
+    for j in gl.static_range(TILES):
+        tile_norm = (norm * (bounds[j] / TOP))[None, :]
+        both = gl.join(accs[2 * j] * tile_norm, accs[2 * j + 1] * tile_norm).to(out_ptr.dtype.element_ty)
+        even_ptr = out_rows[None, :] + (j * TILE + 2 * offs_p)[:, None]
+        gl.store(gl.join(even_ptr, even_ptr + 1), both, mask=gl.join(mask_h, mask_h))
+    lse = log_sum_exp(running_max, sum_h)
+    gl.store(lse_ptr + offs_h * SPLITS, lse, mask=offs_h < heads)
+
+
+@gluon.jit
 def _attend(
     q_latent_ptr,
     q_rope_ptr,
@@ -226,22 +265,9 @@ def _attend(
 ):
     """The warps that compute."""
     codes_shared, scales_shared, rope_shared, full, empty = buffers
-    # float16 then holds every bfloat16 down to 2^-29 of its head's largest.
-    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(1, Q_BLOCKED))
-    offs_d = gl.arange(0, RANK, layout=gl.SliceLayout(0, Q_BLOCKED))
-    offs_r = gl.arange(0, ROPE, layout=gl.SliceLayout(0, Q_BLOCKED))
-    q_rows = q_latent_ptr + offs_h.to(gl.int64) * stride_q_latent_h
-    q = gl.load(q_rows[:, None] + offs_d[None, :], mask=(offs_h < heads)[:, None], other=0.0).to(gl.float32)
-    q_rows = q_rope_ptr + offs_h.to(gl.int64) * stride_q_rope_h
-    q_rope = gl.load(q_rows[:, None] + offs_r[None, :], mask=(offs_h < heads)[:, None], other=0.0).to(gl.float32)
-    size = _power_of_two(gl.maximum(gl.max(gl.abs(q), 1), gl.max(gl.abs(q_rope), 1)))
-    q = (q * (TOP / size)[:, None]).to(gl.float16)
-    # Of every four latents one product takes the first two, another the last two.
-    q_even, q_odd = gl.split(q.reshape(HEADS, RANK // 4, 2, 2).permute(0, 1, 3, 2).reshape(HEADS, RANK // 2, 2))
-    q_shared.index(0).store(q_even)
-    q_shared.index(1).store(q_odd)
-    q_rope_shared.store((q_rope * (TOP / size)[:, None]).to(gl.bfloat16))
-    scale_h = gl.convert_layout(size * (scale / TOP), gl.SliceLayout(0, ACC))
+    scale_h = _store_query(
+        q_latent_ptr, q_rope_ptr, stride_q_latent_h, stride_q_rope_h, heads, scale, q_shared, q_rope_shared
+    )
     hopper.fence_async_shared()
     gl.thread_barrier()
 
@@ -348,20 +374,9 @@ def _attend(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
 
-    sum_h = gl.sum(running_sum, 0)
-    norm = reciprocal(sum_h)
-    bounds = (bound0, bound1, bound2, bound3)
-    offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
-    offs_p = gl.arange(0, PAIRS, layout=gl.SliceLayout(1, ACC))
-    out_rows = out_ptr + offs_h.to(gl.int64) * stride_out_h
-    mask_h = (offs_h < heads)[None, :] & (offs_p >= 0)[:, None]
-    for j in gl.static_range(TILES):
-        tile_norm = (norm * (bounds[j] / TOP))[None, :]
-        both = gl.join(accs[2 * j] * tile_norm, accs[2 * j + 1] * tile_norm).to(out_ptr.dtype.element_ty)
-        even_ptr = out_rows[None, :] + (j * TILE + 2 * offs_p)[:, None]
-        gl.store(gl.join(even_ptr, even_ptr + 1), both, mask=gl.join(mask_h, mask_h))
-    lse = log_sum_exp(running_max, sum_h)
-    gl.store(lse_ptr + offs_h * SPLITS, lse, mask=offs_h < heads)
+    _store_result(
+        out_ptr, lse_ptr, accs, running_max, running_sum, (bound0, bound1, bound2, bound3), heads, stride_out_h, SPLITS
+    )
 
 
 @gluon.jit(do_not_specialize=["num_slots", "num_keys", "chunk", "heads", "table_pages", "zero"])
