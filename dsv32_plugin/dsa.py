@@ -9,7 +9,7 @@ import torch
 
 from dsv32_plugin import kernels, settings
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, PrefillChunk
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv32_plugin import cache_layout, dsa
+from dsv32_plugin import dsa
 from dsv32_plugin.attention import DsaAttention, LayerCaches
 from dsv32_plugin.batch import MAX_GATHERED_KEYS, DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.kernels.runtime.ahead import Launches
 
 Layers = Sequence[tuple[DsaAttention, LayerCaches]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
+from dsv32_plugin.kernels import cache_layout as layout
 
 PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
 

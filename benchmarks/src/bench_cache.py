@@ -12,7 +12,7 @@ from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.cache_layout import (
+from dsv32_plugin.kernels.cache_layout import (
     INDEX_BYTES,
     LATENT_BYTES_FP8,
     LATENT_ROPE_OFFSET,

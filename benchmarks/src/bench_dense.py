@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE, Launch
 from dsv32_plugin.benchmarks.harness import Case, Work
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.runtime.dispatch import force
 
 PAGE, NOPE, VALUE = layout.PAGE_SIZE, 128, 128

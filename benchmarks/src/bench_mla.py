@@ -11,11 +11,11 @@ from unittest import mock
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work, main
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as reference
 from dsv32_plugin.kernels.runtime.dispatch import force, function_for
 

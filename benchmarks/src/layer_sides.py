@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import dsa, kernels
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJECTIONS, SCORES, SELECTION, UP
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.ops.select_topk.reference import positions_to_slots
 from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as attend_exactly
 from dsv32_plugin.kernels.runtime.dispatch import force

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, MODELS, float32, guard
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 from dsv32_plugin.sglang_adapter.grammars import warn_of_backend

@@ -9,8 +9,8 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool, MLATokenToKVPool
 
-from dsv32_plugin import cache_layout
 from dsv32_plugin.attention import LayerCaches, quantises_index_keys
+from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.sglang_adapter import BACKEND_NAME, arguments, compat
 
 

@@ -18,7 +18,7 @@ from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
 from dsv32_plugin import dsa, settings
 from dsv32_plugin.batch import DsaBatch, mixed_batch, uniform_decodes
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

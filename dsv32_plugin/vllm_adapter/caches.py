@@ -14,8 +14,8 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
-from dsv32_plugin import cache_layout
 from dsv32_plugin.batch import DsaBatch
+from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
 
 FP8_LATENTS = "fp8_ds_mla"

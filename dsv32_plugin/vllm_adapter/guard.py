@@ -7,8 +7,8 @@ from vllm.config import AttentionConfig, ModelConfig, VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.config import ConfigError, DsaConfig
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.vllm_adapter import BACKEND_PATH
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
 from dsv32_plugin.vllm_adapter.caches import check_cache_dtype

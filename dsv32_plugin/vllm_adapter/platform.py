@@ -7,7 +7,7 @@ from vllm.platforms import vllm_version_matches_substr
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.vllm_adapter import cpu_ops
 
 if TYPE_CHECKING:

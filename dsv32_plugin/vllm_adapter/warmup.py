@@ -14,7 +14,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from dsv32_plugin import warmup
 from dsv32_plugin.attention import LayerCaches
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.vllm_adapter.attention import DsaAttention
 from dsv32_plugin.vllm_adapter.caches import PagedCache
 

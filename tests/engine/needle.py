@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv32_plugin import tiny
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.tiny import VOCAB_SIZE, TinySpec
 
 CLASSES = 16

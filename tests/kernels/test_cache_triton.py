@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.ops.gather_cache import reference as gather_reference
 from dsv32_plugin.kernels.ops.gather_cache import triton as gather_triton
 from dsv32_plugin.kernels.ops.index_query import reference as query_reference

@@ -178,7 +178,7 @@ def test_imports_are_light():
     code = """
 import sys
 heavy = lambda: {"torch", "triton", "vllm", "sglang", "transformers"} & set(sys.modules)
-import dsv32_plugin, dsv32_plugin.kernels, dsv32_plugin.cache_layout
+import dsv32_plugin, dsv32_plugin.kernels, dsv32_plugin.kernels.cache_layout
 assert not heavy(), heavy()
 from dsv32_plugin.kernels import *
 import torch

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.ops.dense_mla import triton as dense_triton
 from dsv32_plugin.kernels.ops.sparse_mla import triton as sparse_triton
 from dsv32_plugin.kernels.runtime.dispatch import implementation_for, named

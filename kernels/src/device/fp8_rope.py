@@ -7,7 +7,7 @@ interpreter: nearest even everywhere.
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import AMAX_FLOOR
+from ..cache_layout import AMAX_FLOOR
 
 FLOOR = tl.constexpr(AMAX_FLOOR)
 

@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import (
+from ..cache_layout import (
     LATENT_BYTES_FP8,
     LATENT_RANK,
     LATENT_ROPE_OFFSET,

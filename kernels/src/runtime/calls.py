@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_BYTES_FP8, LATENT_WIDTH, PAGE_SIZE
-
+from ..cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_BYTES_FP8, LATENT_WIDTH, PAGE_SIZE
 from .ahead import Launch
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dsv32_plugin.cache_layout import LATENT_BYTES_FP8, LATENT_RANK, PAGE_SIZE_MULTIPLE, ROPE_DIM, SCALE_BYTES
+from ..cache_layout import LATENT_BYTES_FP8, LATENT_RANK, PAGE_SIZE_MULTIPLE, ROPE_DIM, SCALE_BYTES
 
 FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 FP8 = (torch.float8_e4m3fn, torch.uint8)

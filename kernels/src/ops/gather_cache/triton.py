@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import (
+from ...cache_layout import (
     LATENT_BYTES_FP8,
     LATENT_ROPE_OFFSET,
     LATENT_SCALES_OFFSET,
@@ -15,7 +15,6 @@ from dsv32_plugin.cache_layout import (
     ROPE_DIM,
     SCALE_BYTES,
 )
-
 from ...device.fp8_rope import float32_from_e4m3
 from ...runtime.launch import require_aligned_pages
 from ...runtime.target import Target

@@ -39,8 +39,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import INDEX_BYTES, SCALE_BYTES
-
+from ...cache_layout import INDEX_BYTES, SCALE_BYTES
 from ...runtime.target import Target, chip_of
 from .common import LEAST_TILES, RAGGED_CHUNK, RAGGED_SCALARS
 from .common import PAGED_SCALARS as COMMON_SCALARS

@@ -12,8 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import SCALE_BYTES
-
+from ...cache_layout import SCALE_BYTES
 from ...runtime.target import TARGETS, Target, chip_of
 from .common import LEAST_TILES, PAGED_SCALARS, RAGGED_CHUNK, RAGGED_SCALARS
 

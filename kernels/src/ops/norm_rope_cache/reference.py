@@ -3,8 +3,7 @@
 import torch
 from torch.nn.functional import layer_norm
 
-from dsv32_plugin.cache_layout import LATENT_TILE
-
+from ...cache_layout import LATENT_TILE
 from ...formulas import deliver, index_pages, page_and_offset, quantize, rope
 from ...formulas import rotate as rotated
 

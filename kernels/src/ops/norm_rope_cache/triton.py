@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import LATENT_ROPE_OFFSET, LATENT_SCALES_OFFSET, LATENT_TILE
-
+from ...cache_layout import LATENT_ROPE_OFFSET, LATENT_SCALES_OFFSET, LATENT_TILE
 from ...device.fp8_rope import e4m3_code, hadamard_rotate, power_of_two_scale, rope_partner, rope_terms
 from ...runtime.launch import (
     aligned_rows,

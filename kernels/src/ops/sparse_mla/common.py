@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.cache_layout import LATENT_RANK, ROPE_DIM
 from dsv32_plugin.settings import batch_invariant
 
+from ...cache_layout import LATENT_RANK, ROPE_DIM
 from ...runtime.launch import dependent_launch_on
 from ...runtime.target import TARGETS, Chip, Target, chip_of
 

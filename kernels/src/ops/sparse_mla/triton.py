@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dsv32_plugin.cache_layout import (
+from ...cache_layout import (
     LATENT_BYTES_FP8,
     LATENT_RANK,
     LATENT_ROPE_OFFSET,
@@ -25,7 +25,6 @@ from dsv32_plugin.cache_layout import (
     LATENT_WIDTH,
     ROPE_DIM,
 )
-
 from ...runtime.target import Target
 from .common import LOG2E, chip, choose_chunk, in_chunks, results, scan_width
 
