@@ -51,6 +51,7 @@ def _load_queries(
 @triton.jit
 def _score(k, q, weight, KEYS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, PRECISION: tl.constexpr):
     """[KEYS, TOKENS]: sum over heads of weight * relu(q . k)."""
+    # dots [KEYS, TOKENS * HEADS]
     dots = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     terms = tl.maximum(dots, 0.0) * weight[None, :]
     return tl.sum(tl.reshape(terms, (KEYS, TOKENS, HEADS)), axis=2)

@@ -130,6 +130,8 @@ def _attend(
     hopper.fence_async_shared()
     gl.thread_barrier()
 
+    # accs [TILE, HEADS], transposed, once for each tile; running_max [HEADS]; running_sum [KEYS, HEADS], whose sum over
+    # the keys of a step is put off to the end: one reduction instead of one a step
     accs = ()
     for _ in gl.static_range(TILES):
         accs += (gl.zeros([TILE, HEADS], gl.float32, layout=ACC),)
@@ -144,6 +146,7 @@ def _attend(
         # constants of the loop they would fill a hundred and spill.
         base = base * zero
         present = load_slots(keys, step, PAGE, PAGED, KEY_ROWS) >= 0
+        # scores [KEYS, HEADS] = k_rope q_rope^T + the sum over tiles of k q^T
         nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
         mbarrier.wait(full.index(RING), step % 2)
         hopper.fence_async_shared()
@@ -162,6 +165,7 @@ def _attend(
         hopper.fence_async_shared()
         gl.thread_barrier()
         mbarrier.arrive(empty.index(RING), count=1)
+        # All four products are under way before the first is waited for; a tile's place is free as soon as its is done.
         updated = ()
         for j in gl.static_range(TILES):
             k = k_shared.index(tiles[j]).permute((1, 0))

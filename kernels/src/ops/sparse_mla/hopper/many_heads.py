@@ -258,6 +258,7 @@ def _attend_left(
     q_shared.index(0).store(load_query(q_latent_ptr, stride_q_latent_h, first, heads, HEADS, RANK, ROWS))
     q_rope_shared.index(0).store(load_query(q_rope_ptr, stride_q_rope_h, first, heads, HEADS, ROPE, ROWS))
 
+    # acc [HEADS, HALF]; running_max, running_sum [HEADS]
     acc = gl.zeros([HEADS, HALF], gl.float32, layout=ACC)
     running_sum = gl.zeros([HEADS], gl.float32, layout=HEAD_ROWS)
     running_max = gl.full([HEADS], float("-inf"), gl.float32, layout=HEAD_ROWS)
@@ -277,6 +278,7 @@ def _attend_left(
         )
         scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
         p, running_max, running_sum, decay = _softmax(scores * scale, visible, running_max, running_sum)
+        # The other half's warps take the weights [HEADS, KEYS] and the decay from shared memory.
         mbarrier.wait(p_empty, (step + 1) % 2)
         _publish(p, decay, p_shared, decay_shared, p_full)
         acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
@@ -286,6 +288,7 @@ def _attend_left(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
     norm = reciprocal(running_sum)
+    # At the end the place of the decay holds what the result is multiplied with.
     mbarrier.wait(p_empty, (steps - 1) % 2)
     decay_shared.store(norm)
     gl.thread_barrier()
