@@ -8,6 +8,7 @@ DSV32_AOT_OPERATIONS=select_topk narrow it.
 import ast
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,15 @@ def test_recording_leaves_nothing_behind():
     assert (driver._active, knobs.runtime.jit_cache_hook) == before
     with pytest.raises(AssertionError, match="pretend"):
         chip_of(torch.device("meta"))
+
+
+def test_threads_record_what_one_alone_does():
+    """Two chips recorded at once took each other's launches: lists were short, and names were others' calls'."""
+    alone = {name: len(aot._variants.__wrapped__(target)) for name, target in aot.TARGETS.items()}
+    aot._variants.cache_clear()
+    with ThreadPoolExecutor(len(aot.TARGETS)) as pool:
+        together = dict(zip(aot.TARGETS, pool.map(aot.variants, aot.TARGETS.values()), strict=True))
+    assert {name: len(found) for name, found in together.items()} == alone
 
 
 def test_a_second_chip_does_not_change_the_first():

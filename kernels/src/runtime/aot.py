@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,10 @@ def driver_of(target: Target) -> Iterator[None]:
         driver._active = before
 
 
+_RECORDING = threading.Lock()
+"""The chip in use and Triton's hook are the process's, and targets are compiled by a thread each."""
+
+
 @functools.cache
 def _variants(target: Target) -> tuple[Variant, ...]:
     found: dict[Any, Variant] = {}
@@ -140,7 +145,9 @@ def _spills(spill: Spill, launch: Launch) -> bool:
 def variants(target: Target, operations: Iterable[str] = OPERATIONS) -> list[Variant]:
     """Every variant that is launched on `target`, under the first operation and implementation that launches it."""
     wanted = set(operations)
-    return [variant for variant in _variants(target) if variant.operation in wanted]
+    with _RECORDING:
+        found = _variants(target)
+    return [variant for variant in found if variant.operation in wanted]
 
 
 def compile_variant(variant: Variant, target: Target) -> Record:
