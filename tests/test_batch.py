@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.core import dsa, plan
 from dsv32_plugin.core.dsa import Dense, Expanded, Sparse, Staged
@@ -13,6 +12,7 @@ from dsv32_plugin.core.layers import Ranks
 from dsv32_plugin.core.plan import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
+from dsv32_plugin.kernels import cache_layout as layout
 
 PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
 

@@ -70,9 +70,9 @@ def test_what_is_imported_is_declared(folder: str) -> None:
 
 def ast_files(folder: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for init in [ROOT / folder, *(path for path in (ROOT / folder).iterdir() if folder == "kernels/src")]:
-        if init.is_dir():
-            found |= {f"{init.name}/{name}": modules for name, modules in imported(init).items()}
+    for path in [ROOT / folder, *((ROOT / folder).rglob("*") if folder == "kernels/src" else ())]:
+        if path.is_dir():
+            found |= {f"{path.relative_to(ROOT)}/{name}": modules for name, modules in imported(path).items()}
     return found
 
 

@@ -55,7 +55,7 @@ def test_true_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch, value: s
 
 def test_the_kernels_read_the_same_value() -> None:
     pytest.importorskip("triton")
-    code = "from dsv32_plugin.kernels.sparse_mla import triton; print(triton.BATCH_INVARIANT)"
+    code = "from dsv32_plugin.kernels.ops.sparse_mla import common; print(common.BATCH_INVARIANT)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "DSV32_BATCH_INVARIANT": "true"},

@@ -18,9 +18,9 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import settings
 from dsv32_plugin.core.policy import Policy
+from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.sglang_adapter import arguments, caches, engine_config, upstream, warmup
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.backend import DraftSteps, DsaBackend

@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 from dsv32_plugin.core.step import Step, mixed_batch
 from dsv32_plugin.core.warmup import MadeUp
-from dsv32_plugin.kernels.index_topk import api, triton
-from dsv32_plugin.kernels.select_topk import triton as select_topk
+from dsv32_plugin.kernels.ops.index_topk import api, common
+from dsv32_plugin.kernels.ops.select_topk import triton as select_topk
 
 NUM_SMS = 132
 TOPK, MOST = 64, 2048
@@ -23,24 +23,21 @@ META = torch.device("meta")
 def selections(batch: Step) -> set[select_topk.Config]:
     """How the prefills of a batch are selected."""
     found = set()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            select_topk, "launch", lambda logits_ts, *_: found.add(select_topk.choose(*logits_ts.shape, TOPK, NUM_SMS))
+    for chunk in batch.prefill_chunks if batch.max_visible > TOPK else ():
+        tokens = chunk.tokens.stop - chunk.tokens.start
+        one_t = torch.empty(tokens, device=META)
+        common.index_topk_ragged(
+            lambda *_, **__: None,
+            lambda logits_ts, *_: found.add(select_topk.choose(*logits_ts.shape, TOPK, NUM_SMS)),
+            torch.empty(tokens, 1, 1, device=META),
+            one_t,
+            torch.empty(chunk.total_keys, 1, device=META),
+            None,
+            one_t,
+            one_t,
+            TOPK,
+            workspace_bytes=api.WORKSPACE_BYTES,
         )
-        for chunk in batch.prefill_chunks if batch.max_visible > TOPK else ():
-            tokens = chunk.tokens.stop - chunk.tokens.start
-            one_t = torch.empty(tokens, device=META)
-            triton.index_topk_ragged(
-                torch.empty(tokens, 1, 1, device=META),
-                one_t,
-                torch.empty(chunk.total_keys, 1, device=META),
-                None,
-                one_t,
-                one_t,
-                TOPK,
-                workspace_bytes=api.WORKSPACE_BYTES,
-                launch_logits=lambda *_, **__: None,
-            )
     return found
 
 
@@ -82,9 +79,9 @@ def test_no_step_selects_in_a_way_of_its_own(
 @given(st.integers(0, 20000), st.integers(1, 5000))
 def test_parts_of_a_step_are_alike(tokens: int, rows: int) -> None:
     """None is so short that it would be selected as a small step is."""
-    parts = triton.parts_of(tokens, rows)
+    parts = common.parts_of(tokens, rows)
     assert [token for part in parts for token in range(part.start, part.stop)] == list(range(tokens))
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes, default=0) <= rows
-    assert not sizes or max(sizes) - min(sizes) < 2 * triton.ROWS
-    assert all(part.start % triton.ROWS == 0 for part in parts) or rows < triton.ROWS
+    assert not sizes or max(sizes) - min(sizes) < 2 * common.ROWS
+    assert all(part.start % common.ROWS == 0 for part in parts) or rows < common.ROWS

@@ -12,14 +12,14 @@ from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.cache_layout import (
+from dsv32_plugin.kernels.cache_layout import (
     INDEX_BYTES,
     LATENT_BYTES_FP8,
     LATENT_ROPE_OFFSET,
     LATENT_SCALES_OFFSET,
     LATENT_TILE,
 )
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 Q_WIDTH, RANK, ROPE, INDEX, HEADS, TOPK, PAGE = 1536, 512, 64, 128, 64, 2048, 64
 POSITIONS = 1 << 17

@@ -16,14 +16,14 @@ from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.cache_layout import (
+from dsv32_plugin.kernels.cache_layout import (
     INDEX_BYTES,
     LATENT_BYTES_FP8,
     LATENT_ROPE_OFFSET,
     LATENT_SCALES_OFFSET,
     index_scales_offset,
 )
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 SCALE = 0.135
 FP8_ACCUMULATION = 2.0**-13

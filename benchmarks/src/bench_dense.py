@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE, Launch
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.kernels.dispatch import force
+from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 PAGE, NOPE, VALUE = layout.PAGE_SIZE, 128, 128
 SCALE = (NOPE + layout.ROPE_DIM) ** -0.5

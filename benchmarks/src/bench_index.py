@@ -11,7 +11,7 @@ from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import harness, peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
-from dsv32_plugin.cache_layout import INDEX_BYTES, index_scales_offset
+from dsv32_plugin.kernels.cache_layout import INDEX_BYTES, index_scales_offset
 
 HEADS, INDEX, TOPK, PAGE = 64, 128, 2048, 64
 PAIR_FLOPS = 2 * HEADS * INDEX

@@ -11,13 +11,13 @@ from unittest import mock
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work, main
-from dsv32_plugin.kernels.dispatch import force, function_for
-from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
+from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as reference
+from dsv32_plugin.kernels.runtime.dispatch import force, function_for
 
 KEYS = 2048
 PREFILL_TOKENS = 4096
@@ -151,17 +151,17 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
 
 def invariant(tokens: int, length: int, heads: int, kind: str) -> Work:
     """A decode split at the same keys whatever else is in the batch, beside the default split: what that costs."""
-    from dsv32_plugin.kernels.sparse_mla import triton as portable
+    from dsv32_plugin.kernels.ops.sparse_mla import common
 
     work = sparse(tokens, length, heads, kind, decode=True)
     default, proof = work.ours, work.check
 
     def ours() -> None:
-        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+        with mock.patch.object(common, "BATCH_INVARIANT", True):
             default()
 
     def check() -> None:
-        with mock.patch.object(portable, "BATCH_INVARIANT", True):
+        with mock.patch.object(common, "BATCH_INVARIANT", True):
             proof()
 
     return dataclasses.replace(

@@ -130,11 +130,12 @@ def _precompile(arguments: argparse.Namespace) -> None:
     """Fill Triton's cache with all processors, so that the run spends its time measuring."""
     import torch
 
-    from dsv32_plugin.kernels import aot
+    from dsv32_plugin.kernels.runtime import aot
+    from dsv32_plugin.kernels.runtime.target import target_of_device
 
     if torch.cuda.is_available() and not arguments.no_precompile:
         with stderr.status("compiling the kernels"):
-            aot.precompile(aot.target_of_device(0))
+            aot.precompile(target_of_device(0))
 
 
 def _kernels(arguments: argparse.Namespace) -> int:

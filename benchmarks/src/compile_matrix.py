@@ -19,7 +19,7 @@ RECORD = Path(__file__).resolve().parents[1] / "results" / "compile_matrix.json"
 def compile_everything(targets: list[str], operations: list[str]) -> dict:
     import triton
 
-    from dsv32_plugin.kernels import aot
+    from dsv32_plugin.kernels.runtime import aot
 
     records = aot.compile_all([aot.TARGETS[name] for name in targets], operations or aot.OPERATIONS)
     rows = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
@@ -68,7 +68,7 @@ def main() -> int:
     if args.markdown:
         print(markdown(json.loads(RECORD.read_text())))
         return 0
-    from dsv32_plugin.kernels.aot import TARGETS
+    from dsv32_plugin.kernels.runtime.aot import TARGETS
 
     record = compile_everything(args.target or list(TARGETS), args.operation)
     RECORD.parent.mkdir(parents=True, exist_ok=True)

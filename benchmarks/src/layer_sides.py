@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
@@ -22,9 +21,10 @@ from dsv32_plugin.core import step as core_step
 from dsv32_plugin.core.plan import Planner, gathered_keys
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import mixed_batch, uniform_decodes
-from dsv32_plugin.kernels.dispatch import force
-from dsv32_plugin.kernels.select_topk.reference import positions_to_slots
-from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as attend_exactly
+from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.ops.select_topk.reference import positions_to_slots
+from dsv32_plugin.kernels.ops.sparse_mla.reference import sparse_mla as attend_exactly
+from dsv32_plugin.kernels.runtime.dispatch import force
 
 Q_RANK, NOPE, VALUE, INDEX_HEADS, TOPK = 1536, 128, 128, 64, 2048
 RANK, ROPE, INDEX_DIM, PAGE = layout.LATENT_RANK, layout.ROPE_DIM, layout.INDEX_DIM, layout.PAGE_SIZE

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
+from dsv32_plugin.kernels.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 
 RECORD = Path(__file__).resolve().parents[1] / "results" / "recall.json"
 KEYS, QUERIES, HEADS, TOPK, SEEDS = 16384, 8, 64, 2048, 3

@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Ranks
 from dsv32_plugin.core.step import PrefillChunk, Step, aligned
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 MAX_GATHERED_KEYS = 1 << 18
 """Index keys that one prefill chunk gathers at most, unless one sequence is longer: 256 Ki keys are 33 MiB in fp8."""

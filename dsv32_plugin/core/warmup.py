@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv32_plugin import cache_layout
 from dsv32_plugin.core.attention import DsaAttention, Indexer, Projections
 from dsv32_plugin.core.plan import gathered_keys
 from dsv32_plugin.core.step import MAX_GATHERED_KEYS, LayerCaches, Step, mixed_batch, uniform_decodes
-from dsv32_plugin.kernels.ahead import Launches
+from dsv32_plugin.kernels import cache_layout
+from dsv32_plugin.kernels.runtime.ahead import Launches
 
 Samples = Sequence[tuple[DsaAttention, LayerCaches]]
 """A layer of each kind, with caches into which nothing is written."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from dsv32_plugin import cache_layout
 from dsv32_plugin.core.attention import quantises_index_keys
 from dsv32_plugin.core.step import LayerCaches
+from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.sglang_adapter import arguments, upstream
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 from dsv32_plugin.sglang_adapter.upstream import DSATokenToKVPool, MLATokenToKVPool

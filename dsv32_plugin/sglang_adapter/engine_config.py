@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import float32, guard
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 from dsv32_plugin.sglang_adapter.grammars import warn_of_backend

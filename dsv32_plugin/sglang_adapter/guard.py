@@ -11,9 +11,9 @@ import torch
 from transformers import PretrainedConfig
 
 from dsv32_plugin import settings
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.engines import SGLANG
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.sglang_adapter import arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS

@@ -17,7 +17,7 @@ from dsv32_plugin.core.decoder import DecoderLayer, Mlp
 from dsv32_plugin.core.plan import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
-from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.sglang_adapter import arguments, guard, weights
 from dsv32_plugin.sglang_adapter.caches import announce_index_keys
 from dsv32_plugin.sglang_adapter.layers import SglangLayers

@@ -9,7 +9,7 @@ import torch
 
 from dsv32_plugin.core import warmup
 from dsv32_plugin.core.attention import DsaAttention
-from dsv32_plugin.kernels import ahead
+from dsv32_plugin.kernels.runtime import ahead
 from dsv32_plugin.sglang_adapter.arguments import in_effect, model_config
 from dsv32_plugin.sglang_adapter.caches import DsaTokenToKVPool
 from dsv32_plugin.sglang_adapter.upstream import get_parallel

@@ -78,7 +78,7 @@ def _devices() -> Iterator[Finding]:
     try:
         import torch
 
-        from dsv32_plugin.kernels import dispatch
+        from dsv32_plugin.kernels.runtime import dispatch
     except ImportError as error:
         yield Finding("devices", "torch", f"cannot be imported: {error}", "wrong", "it comes with vLLM and SGLang")
         return

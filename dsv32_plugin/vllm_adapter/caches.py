@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsv32_plugin import cache_layout
+from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.vllm_adapter.backend import IndexKeyBackend
 from dsv32_plugin.vllm_adapter.upstream import (
     AttentionBackend,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from dsv32_plugin.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
 from dsv32_plugin.vllm_adapter.caches import check_cache_dtype
 from dsv32_plugin.vllm_adapter.names import BACKEND_PATH

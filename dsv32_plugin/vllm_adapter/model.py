@@ -17,7 +17,7 @@ from dsv32_plugin.core.plan import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.weights import PACKED_MODULES
-from dsv32_plugin.kernels import dispatch
+from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.vllm_adapter import guard, hooks, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.cpu import operators
 from dsv32_plugin.vllm_adapter.layers import VllmLayers

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
 from dsv32_plugin.core.attention import quantises_index_keys
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.step import LayerCaches, Step
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.vllm_adapter.caches import PagedCache, index_key_cache, latent_cache
 from dsv32_plugin.vllm_adapter.upstream import (
     VllmConfig,

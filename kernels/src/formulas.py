@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from ..cache_layout import (
+from .cache_layout import (
     AMAX_FLOOR,
     LATENT_RANK,
     LATENT_ROPE_OFFSET,

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.tools import tiny
 from dsv32_plugin.tools.tiny import VOCAB_SIZE, TinySpec
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 
 @dataclass

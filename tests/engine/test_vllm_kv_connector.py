@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 import torch
 from offline import offline_engine
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 pytestmark = pytest.mark.engine
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dsv32_plugin import cache_layout as layout
+from dsv32_plugin.kernels import cache_layout as layout
 
 Inputs = dict[str, Any]
 Device = str | torch.device

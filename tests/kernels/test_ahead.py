@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from triton import knobs
 
-from dsv32_plugin.kernels import ahead
+from dsv32_plugin.kernels.runtime import ahead
 
 PROBE = """
 import os
@@ -21,19 +21,16 @@ from pathlib import Path
 import torch
 from triton.runtime import driver
 import cases
-from launches import Device
-from dsv32_plugin.kernels import aot, launch
-from dsv32_plugin.kernels.ahead import Launches
-from dsv32_plugin.kernels.index_query.triton import _index_query_kernel as kernel, index_query
-from dsv32_plugin.kernels.sparse_mla import hopper
+from dsv32_plugin.kernels.runtime import aot
+from dsv32_plugin.kernels.runtime.ahead import Launches
+from dsv32_plugin.kernels.ops.index_query.triton import _index_query_kernel as kernel, index_query
+from dsv32_plugin.kernels.ops.sparse_mla import hopper
 
-class Hopper(Device):
+class Hopper(aot.Driver):
     def launcher_cls(self, source, metadata):
         Path(os.environ["LAUNCHERS"], metadata.name).touch()
 
-target = aot.TARGETS["sm90"]
-driver.set_active(Hopper(target))
-launch.native_e4m3 = lambda device: True
+driver.set_active(Hopper(aot.TARGETS["sm90"]))
 query = cases.index_query_inputs(3, dtype=torch.bfloat16, quantize=True, rotate=True)
 
 launches = Launches()
@@ -48,7 +45,7 @@ assert os.listdir(os.environ["LAUNCHERS"]) == [kernel.__name__], "and has compil
 launches.load()
 assert len(os.listdir(os.environ["TRITON_CACHE_DIR"])) == loaded, "this one has found it there"
 assert len(launches) == 0
-compiled, *_ = kernel.device_caches[0]
+compiled, *_ = kernel.device_caches["sm90"]
 assert len(compiled) == 1, compiled
 (key,) = compiled
 with launches.record():
@@ -68,7 +65,7 @@ assert len(wanted) == 2
 launches.compile(jobs=2).wait()
 launches.load()
 for kernel, key in wanted:
-    assert key in kernel.device_caches[0][0], "Gluon's kernels, too"
+    assert key in kernel.device_caches["sm90"][0], "Gluon's kernels, too"
 """
 
 
@@ -89,6 +86,6 @@ def test_a_kernel_that_was_not_ready_is_named(
 ) -> None:
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", None)
     ahead.report_late(logging.getLogger("server"))
-    for module in (ahead.PACKAGE + ".index_query.triton", "sglang.srt.layers.moe"):
+    for module in (ahead.PACKAGE + ".ops.index_query.triton", "sglang.srt.layers.moe"):
         knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module=module, name=f"{module}.kernel"), key="")
-    assert caplog.messages == [f"dsv32: kernel {ahead.PACKAGE}.index_query.triton.kernel was not ready"]
+    assert caplog.messages == [f"dsv32: kernel {ahead.PACKAGE}.ops.index_query.triton.kernel was not ready"]

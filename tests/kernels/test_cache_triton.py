@@ -12,14 +12,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import cache_layout as layout
-from dsv32_plugin.kernels.gather_cache import reference as gather_reference
-from dsv32_plugin.kernels.gather_cache import triton as gather_triton
-from dsv32_plugin.kernels.index_query import reference as query_reference
-from dsv32_plugin.kernels.index_query import triton as query_triton
-from dsv32_plugin.kernels.norm_rope_cache import reference as norm_reference
-from dsv32_plugin.kernels.norm_rope_cache import triton as norm_triton
-from dsv32_plugin.kernels.rope_query import triton as rope_triton
+from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.ops.gather_cache import reference as gather_reference
+from dsv32_plugin.kernels.ops.gather_cache import triton as gather_triton
+from dsv32_plugin.kernels.ops.index_query import reference as query_reference
+from dsv32_plugin.kernels.ops.index_query import triton as query_triton
+from dsv32_plugin.kernels.ops.norm_rope_cache import reference as norm_reference
+from dsv32_plugin.kernels.ops.norm_rope_cache import triton as norm_triton
+from dsv32_plugin.kernels.ops.rope_query import triton as rope_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()

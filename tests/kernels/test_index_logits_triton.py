@@ -3,7 +3,6 @@
 On a GPU, and at tiny sizes under Triton's interpreter.
 """
 
-import importlib
 import os
 import subprocess
 import sys
@@ -16,9 +15,9 @@ import oracles
 
 pytest.importorskip("triton")
 
-from dsv32_plugin.kernels.dispatch import implementation_for
-from dsv32_plugin.kernels.index_logits import reference
-from dsv32_plugin.kernels.index_logits.triton import Config
+from dsv32_plugin.kernels.ops.index_logits import reference
+from dsv32_plugin.kernels.ops.index_logits.triton import Config
+from dsv32_plugin.kernels.runtime.dispatch import implementation_for, implementation_module, named
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -49,18 +48,18 @@ class Operations:
 
     def __init__(self, name):
         self.name = name
-        self.logits = importlib.import_module(f"dsv32_plugin.kernels.index_logits.{name}")
-        topk = importlib.import_module(f"dsv32_plugin.kernels.index_topk.{name}")
-        self.topk, self.topk_paged = topk.index_topk_ragged, topk.index_topk_paged
+        self.logits_paged, self.logits_ragged = named("index_logits_paged", name), named("index_logits_ragged", name)
+        self.module = implementation_module("index_logits", name)
+        self.topk, self.topk_paged = named("index_topk_ragged", name), named("index_topk_paged", name)
 
     def paged(self, inputs, **config):
         sequences, tokens = inputs["visible_bn"].shape
         out = torch.full((sequences, tokens, inputs["max_visible"]), float("nan"), device=inputs["q_bnid"].device)
-        return self.logits.index_logits_paged(**inputs, out=out, **config)
+        return self.logits_paged(**inputs, out=out, **config)
 
     def ragged(self, inputs):
         out = torch.full((len(inputs["q_tid"]), len(inputs["k_sd"])), float("nan"), device=inputs["q_tid"].device)
-        return self.logits.index_logits_ragged(**inputs, out=out)
+        return self.logits_ragged(**inputs, out=out)
 
 
 @pytest.fixture(params=["triton", "hopper"] if ON_HOPPER else ["triton"])
@@ -139,7 +138,7 @@ def test_what_is_selected_whole_is_not_scored(kernels, tokens):
     expected = kernels.paged(inputs)
     del inputs["max_visible"]
     out = torch.full_like(expected, float("nan"))
-    kernels.logits.launch_paged(**inputs, out=out, fill=False, selected=16)
+    kernels.module.launch_paged(**inputs, out=out, fill=False, selected=16)
     for seq, visible in enumerate(inputs["visible_bn"].max(1).values.tolist()):
         if visible > 16:
             assert torch.equal(out[seq, :, :visible], expected[seq, :, :visible])

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from dsv32_plugin.kernels.masked_mha import triton as mha_triton
+from dsv32_plugin.kernels.ops.masked_mha import triton as mha_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()

@@ -14,8 +14,8 @@ import cases
 
 pytest.importorskip("triton")
 
-from dsv32_plugin.kernels.select_topk import reference
-from dsv32_plugin.kernels.select_topk.triton import Config, choose, launch, select_topk
+from dsv32_plugin.kernels.ops.select_topk import reference
+from dsv32_plugin.kernels.ops.select_topk.triton import Config, choose, launch, select_topk
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()

@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from dsv32_plugin import cache_layout as layout
-from dsv32_plugin.kernels.dense_mla import triton as dense_triton
-from dsv32_plugin.kernels.dispatch import implementation_for
-from dsv32_plugin.kernels.sparse_mla import triton as sparse_triton
+from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.ops.dense_mla import triton as dense_triton
+from dsv32_plugin.kernels.ops.sparse_mla import common
+from dsv32_plugin.kernels.ops.sparse_mla import triton as sparse_triton
+from dsv32_plugin.kernels.runtime.dispatch import implementation_for, named
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -23,11 +24,8 @@ CACHES = ["fp8", "float"]
 IMPLEMENTATIONS = {"triton": sparse_triton.sparse_mla}
 DENSE = {"triton": dense_triton.dense_mla}
 if HAS_GPU and implementation_for("sparse_mla", "cuda").name == "hopper":
-    from dsv32_plugin.kernels.dense_mla import hopper as dense_hopper
-    from dsv32_plugin.kernels.sparse_mla import hopper
-
-    IMPLEMENTATIONS["hopper"] = hopper.sparse_mla
-    DENSE["hopper"] = dense_hopper.dense_mla
+    IMPLEMENTATIONS["hopper"] = named("sparse_mla", "hopper")
+    DENSE["hopper"] = named("dense_mla", "hopper")
 
 gpu = pytest.mark.gpu
 every_implementation = pytest.mark.parametrize("sparse_mla", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
@@ -315,7 +313,7 @@ def test_captured_graph_follows_new_lengths(sparse_mla, kind, heads):
 def test_runs_agree_bit_for_bit_and_rows_do_not_in_the_invariant_mode_depend_on_the_batch(
     sparse_mla, kind, heads, monkeypatch
 ):
-    monkeypatch.setattr(sparse_triton, "BATCH_INVARIANT", True)
+    monkeypatch.setattr(common, "BATCH_INVARIANT", True)
     cache, _ = make_cache(kind, 4096)
     q_latent, q_rope = make_query(600, heads, torch.bfloat16)
     slots = slots_like_selection(600, 2048, 4096, ([2048, 700, 1] * 200)[:600])
@@ -385,7 +383,7 @@ def test_dense_in_a_captured_graph_follows_new_lengths(dense_mla, kind, heads):
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("heads", [16, 128])
 def test_dense_rows_do_not_in_the_invariant_mode_depend_on_the_batch(dense_mla, kind, heads, monkeypatch):
-    monkeypatch.setattr(sparse_triton, "BATCH_INVARIANT", True)
+    monkeypatch.setattr(common, "BATCH_INVARIANT", True)
     cache, _ = make_cache(kind, 8192)
     table = torch.randperm(128, dtype=torch.int32, device=DEVICE).view(4, 32)
     seq = torch.arange(200, dtype=torch.int32, device=DEVICE) % 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import upstream
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 from dsv32_plugin.sglang_adapter.upstream import PlatformEnum, SRTPlatform

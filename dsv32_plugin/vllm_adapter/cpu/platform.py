@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.vllm_adapter.cpu import operators
 from dsv32_plugin.vllm_adapter.upstream import AttentionBackendEnum, CpuPlatform, vllm_version_matches_substr
 

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from client import random_prompt
 from offline import offline_engine
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu]
 

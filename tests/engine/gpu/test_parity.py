@@ -21,7 +21,7 @@ from offline import OfflineEngine, offline_engine
 from oracle import assert_same_tokens, hf_greedy
 from rounding import MARGIN, Rounding
 
-from dsv32_plugin.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.gpu]

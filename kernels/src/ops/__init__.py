@@ -1,0 +1,1 @@
+"""One folder for each operation: `api.py` checks and dispatches, `reference.py` defines, the others are for GPUs."""

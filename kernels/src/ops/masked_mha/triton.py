@@ -1,0 +1,315 @@
+"""masked_mha on every GPU that Triton compiles for: flash attention in which each token has its own range of keys.
+
+A selection becomes one bit a key first: a block of queries then tests a word where it would search 2048 positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ...runtime.target import Target, chip_of
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = 1.4426950408889634
+WORD = tl.constexpr(32)
+"""Keys a word of the bit mask."""
+WORD_SHIFT = tl.constexpr(5)
+
+SELECT_BLOCK = 256
+"""Selected positions a program of the mask kernel sets."""
+
+MASK_BYTES = 64 << 20
+"""Most that the bit mask may take; more tokens are attended in several launches."""
+
+
+class Config(NamedTuple):
+    """Queries and keys a step of one program."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit(do_not_specialize=["topk", "words", "keys"])
+def _mask_kernel(selected_ptr, start_ptr, mask_ptr, stride_selected, topk, words, keys, BLOCK: tl.constexpr):
+    """Set the bit of every selected position of one token."""
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(topk, BLOCK)
+    t = (pid // blocks).to(tl.int64)
+    offs = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(selected_ptr + t * stride_selected + offs, mask=offs < topk, other=-1)
+    exists = (position >= 0) & (position < keys - tl.load(start_ptr + t))
+    position = tl.where(exists, position, 0)
+    tl.atomic_or(mask_ptr + t * words + position // WORD, 1 << (position % WORD), mask=exists)
+
+
+@triton.jit
+def _attend_block(
+    q,
+    q_rest,
+    k_ptr,
+    v_ptr,
+    mask_rows,
+    s,
+    first,
+    last,
+    mask_m,
+    end,
+    acc,
+    running_max,
+    running_sum,
+    stride_k_s,
+    stride_v_s,
+    scale,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    SELECTED: tl.constexpr,
+):
+    """Add BLOCK_N keys from s on to (acc, running_max, running_sum); without MASKED every token sees all of them."""
+    # k [BLOCK_D, BLOCK_N], transposed as it is loaded
+    offs_s = s + tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    mask_n = (offs_s < end) | (not MASKED)
+    k_cols = k_ptr + offs_s[None, :].to(tl.int64) * stride_k_s
+    k = tl.load(k_cols + offs_d[:, None], mask=mask_n[None, :], other=0.0)
+    scores = tl.dot(q, k, input_precision="ieee")
+    if BLOCK_REST > 0:
+        # A width such as 192 is no power of two: 128, then a block for the rest.
+        offs_rest = BLOCK_D + tl.arange(0, BLOCK_REST)
+        k_rest = tl.load(k_cols + offs_rest[:, None], mask=mask_n[None, :] & (offs_rest < D)[:, None], other=0.0)
+        scores = tl.dot(q_rest, k_rest, scores, input_precision="ieee")
+    # v [BLOCK_N, BLOCK_V]
+    v_rows = v_ptr + offs_s[:, None].to(tl.int64) * stride_v_s
+    v = tl.load(v_rows + offs_v[None, :], mask=mask_n[:, None] & (offs_v < V)[None, :], other=0.0)
+    if MASKED:
+        visible = (offs_s[None, :] >= first[:, None]) & (offs_s[None, :] < last[:, None]) & mask_m[:, None]
+        if SELECTED:
+            position = offs_s[None, :] - first[:, None]
+            word = tl.load(mask_rows[:, None] + (position >> WORD_SHIFT), mask=visible, other=0)
+            visible = visible & (((word >> (position & (WORD - 1))) & 1) != 0)
+        # A value that is not finite must reach the tokens that see it and no other; 0 * NaN would reach all.
+        finite = tl.abs(v.to(tl.float32)) < float("inf")
+        spoiled = tl.min(finite.to(tl.int32), 1) == 0
+        v = tl.where(finite, v, 0.0)
+        scores = tl.where(spoiled[None, :], float("nan"), scores)
+        scores = tl.where(visible, scores, float("-inf"))
+
+    # The online softmax, in powers of two: `scale` has log2(e) in it. A row that has seen no key keeps -inf, and 0 is
+    # subtracted, as -inf minus -inf would be NaN.
+    new_max = tl.maximum(running_max, tl.max(scores, 1) * scale)
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    p = tl.exp2(scores * scale - shift[:, None])
+    decay = tl.exp2(running_max - shift)
+    running_sum = running_sum * decay + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    return acc, new_max, running_sum
+
+
+@triton.jit(do_not_specialize=["tokens", "keys", "words"])
+def _mha_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    start_ptr,
+    end_ptr,
+    mask_ptr,
+    out_ptr,
+    lse_ptr,
+    stride_q_t,
+    stride_q_h,
+    stride_k_s,
+    stride_k_h,
+    stride_v_s,
+    stride_v_h,
+    stride_out_t,
+    stride_out_h,
+    stride_lse_t,
+    tokens,
+    keys,
+    words,
+    scale,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SELECTED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    h = pid % HEADS
+    # The last tokens see most: their programs begin first.
+    offs_m = (tl.num_programs(0) // HEADS - 1 - pid // HEADS) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < tokens
+    rows = offs_m.to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+
+    # q [BLOCK_M, D], in a part whose width is a power of two and the rest
+    q_rows = q_ptr + rows[:, None] * stride_q_t + h * stride_q_h
+    q = tl.load(q_rows + offs_d[None, :], mask=mask_m[:, None], other=0.0)
+    q_rest = q
+    if BLOCK_REST > 0:
+        offs_rest = BLOCK_D + tl.arange(0, BLOCK_REST)
+        q_rest = tl.load(q_rows + offs_rest[None, :], mask=mask_m[:, None] & (offs_rest < D)[None, :], other=0.0)
+
+    first = tl.load(start_ptr + offs_m, mask=mask_m, other=0)
+    last = tl.minimum(tl.load(end_ptr + offs_m, mask=mask_m, other=0), keys)
+    first = tl.maximum(first, 0)
+    visible_m = mask_m & (first < last)
+    begin = tl.min(tl.where(visible_m, first, keys), 0)
+    end = tl.max(tl.where(visible_m, last, 0), 0)
+
+    # acc [BLOCK_M, BLOCK_V]; running_max and running_sum [BLOCK_M], the latter relative to the former
+    acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    running_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_M,), tl.float32)
+    k_ptr += h * stride_k_h
+    v_ptr += h * stride_v_h
+    # The blocks that every token sees whole, from `inner` to `outer`, need no mask; the others follow.
+    inner = begin
+    outer = begin
+    mask_rows = rows
+    if SELECTED:
+        mask_rows = mask_ptr + rows * words
+    else:
+        inner += tl.cdiv(tl.maximum(tl.max(tl.where(mask_m, first, 0), 0) - begin, 0), BLOCK_N) * BLOCK_N
+        whole = tl.min(tl.where(mask_m, tl.where(visible_m, last, 0), keys), 0) - inner
+        outer = inner + tl.maximum(whole, 0) // BLOCK_N * BLOCK_N
+        for s in tl.range(inner, outer, BLOCK_N, num_stages=STAGES):
+            acc, running_max, running_sum = _attend_block(
+                q, q_rest, k_ptr, v_ptr, mask_rows, s, first, last, mask_m, end, acc, running_max, running_sum,
+                stride_k_s, stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N, False, SELECTED,
+            )  # fmt: skip
+    skipped = outer - inner
+    for s in tl.range(begin, end - skipped, BLOCK_N, num_stages=STAGES):
+        acc, running_max, running_sum = _attend_block(
+            q, q_rest, k_ptr, v_ptr, mask_rows, tl.where(s < inner, s, s + skipped), first, last, mask_m, end, acc,
+            running_max, running_sum, stride_k_s, stride_v_s, scale, D, V, BLOCK_D, BLOCK_REST, BLOCK_V, BLOCK_N,
+            True, SELECTED,
+        )  # fmt: skip
+
+    result = acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None]
+    out_rows = out_ptr + rows[:, None] * stride_out_t + h * stride_out_h
+    mask_out = mask_m[:, None] & (offs_v < V)[None, :]
+    tl.store(out_rows + offs_v[None, :], result.to(out_ptr.dtype.element_ty), mask=mask_out)
+    lse = tl.where(running_sum == 0.0, float("-inf"), (running_max + tl.log2(running_sum)) * LN2)
+    tl.store(lse_ptr + rows * stride_lse_t + h, lse, mask=mask_m)
+
+
+def supports(target: Target) -> bool:
+    return True
+
+
+def masked_mha(
+    q_thd: torch.Tensor,
+    k_shd: torch.Tensor,
+    v_shv: torch.Tensor,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    scale: float,
+    *,
+    selected_tk: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, heads, dim = q_thd.shape
+    keys, _, value_dim = v_shv.shape
+    if out is None:
+        out = torch.empty((tokens, heads, value_dim), dtype=q_thd.dtype, device=q_thd.device)
+    if lse is None:
+        lse = torch.empty((tokens, heads), dtype=torch.float32, device=q_thd.device)
+    if tokens == 0:
+        return out, lse
+    config = choose_config(_target(q_thd.device), q_thd.dtype is torch.float32, selected_tk is not None)
+    words = triton.cdiv(keys, WORD.value)
+    step = tokens if selected_tk is None else max(1, min(tokens, MASK_BYTES // max(4, 4 * words)))
+    for begin in range(0, tokens, step):
+        rows = slice(begin, min(begin + step, tokens))
+        count = rows.stop - begin
+        mask = None
+        if selected_tk is not None:
+            mask = torch.zeros((count, max(1, words)), dtype=torch.int32, device=q_thd.device)
+            topk = selected_tk.shape[1]
+            if topk and keys:
+                _mask_kernel[(count * triton.cdiv(topk, SELECT_BLOCK),)](
+                    selected_tk[rows], start_t[rows], mask, selected_tk.stride(0), topk, words, keys, BLOCK=SELECT_BLOCK
+                )
+        _mha_kernel[(triton.cdiv(count, config.block_m) * heads,)](
+            q_thd[rows],
+            k_shd,
+            v_shv,
+            start_t[rows],
+            end_t[rows],
+            mask,
+            out[rows],
+            lse[rows],
+            *q_thd.stride()[:2],
+            *k_shd.stride()[:2],
+            *v_shv.stride()[:2],
+            *out.stride()[:2],
+            lse.stride(0),
+            count,
+            keys,
+            words,
+            scale * LOG2E,
+            HEADS=heads,
+            **_widths(dim, value_dim),
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            SELECTED=selected_tk is not None,
+            STAGES=config.num_stages,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    return out, lse
+
+
+def _target(device: torch.device) -> Target | None:
+    """None under the interpreter, whose tensors are on the CPU."""
+    chip = chip_of(device)
+    return None if chip is None else chip.target
+
+
+def _widths(dim: int, value_dim: int) -> dict[str, int]:
+    main = 1 << (dim.bit_length() - 1)
+    if main < 16:
+        raise ValueError(f"q_thd: last dim must be at least 16, got {dim}; set DSV32_KERNELS=reference")
+    rest = dim - main
+    return {
+        "D": dim,
+        "V": value_dim,
+        "BLOCK_D": main,
+        "BLOCK_REST": max(16, triton.next_power_of_2(rest)) if rest else 0,
+        "BLOCK_V": max(16, triton.next_power_of_2(value_dim)),
+    }
+
+
+def choose_config(target: Target | None, wide: bool, selected: bool) -> Config:
+    """The configuration for a chip; `wide` computes in float32, and `selected` needs registers for the bit test."""
+    if wide or target is None:
+        return Config(block_m=16, block_n=16, num_warps=8, num_stages=1)
+    if not target.is_cuda:
+        return Config(block_m=64, block_n=32, num_warps=4, num_stages=1)
+    if target.name == "sm90" and selected:
+        return Config(block_m=128, block_n=32, num_warps=8, num_stages=2)
+    if target.name == "sm90":
+        # T = 2048, 16 heads, us: 67; two stages 79, 128 keys a step 72, 64 queries in 4 warps 73.
+        return Config(block_m=128, block_n=64, num_warps=8, num_stages=3)
+    if target.name == "sm100":
+        return Config(block_m=64, block_n=64, num_warps=8, num_stages=2)
+    return Config(block_m=32 if selected else 64, block_n=32, num_warps=8, num_stages=2)

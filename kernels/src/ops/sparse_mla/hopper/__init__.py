@@ -1,0 +1,144 @@
+"""sparse_mla on NVIDIA sm90: up to 16 heads by cache, more in blocks of 64. dense_mla runs the same kernels.
+
+What it takes beside vLLM's kernels is in docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from ....runtime.target import Target
+from .. import common
+from .few_heads_bf16 import few_heads_bf16_kernel
+from .few_heads_fp8 import HEADS as FEW_HEADS
+from .few_heads_fp8 import few_heads_fp8_kernel
+from .many_heads import HEADS as MANY_HEADS
+from .many_heads import many_heads_kernel
+
+NUM_WARPS = 4
+"""Of the program; the kernels start more by themselves."""
+
+FEW_REGISTERS = 128
+"""Of each of 256 threads for up to 16 heads, so that a multiprocessor holds two programs; the warps share them out."""
+
+LEAST_CHUNK = 128
+"""Keys that are at least worth a program. 128 heads, fp8, B=1: 17.9 us, 64 keys 18.6, 256 keys 21.8."""
+
+MANY_CHUNK = 256
+"""Keys below which a program of many heads spends more on its queries and its result than it saves."""
+
+
+def supports(target: Target) -> bool:
+    return target.name == "sm90"
+
+
+def sparse_mla(
+    q_latent_thc: torch.Tensor,
+    q_rope_thr: torch.Tensor,
+    latent_cache: torch.Tensor,
+    slots_tk: torch.Tensor,
+    scale: float,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_keys = slots_tk.shape[1]
+    return attend(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, num_keys=num_keys, out=out, lse=lse)
+
+
+def attend(
+    q_latent_thc: torch.Tensor,
+    q_rope_thr: torch.Tensor,
+    latent_cache: torch.Tensor,
+    index: torch.Tensor,
+    scale: float,
+    *,
+    num_keys: int,
+    seq_t: torch.Tensor | None = None,
+    visible_t: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the portable function of this name; NotImplemented for what the kernels do not take."""
+    fp8 = latent_cache.dtype is torch.uint8
+    known = q_latent_thc.dtype is torch.bfloat16 and (fp8 or latent_cache.dtype is torch.bfloat16)
+    if not known or not _aligned(latent_cache):
+        return NotImplemented
+    out, lse = common.results(q_latent_thc, q_rope_thr, out, lse)
+    tokens, heads, _ = q_latent_thc.shape
+    page_size, paged = latent_cache.shape[1], seq_t is not None
+    _, processors = common.chip(q_latent_thc.device)
+    head_blocks = _head_blocks(heads)
+    chunk = _choose_chunk(tokens * head_blocks, num_keys, processors, heads)
+    splits = triton.cdiv(num_keys, chunk)
+    kernel, options = _choose(heads, fp8)
+
+    def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
+        kernel[((rows.stop - rows.start) * splits * head_blocks,)](
+            q_latent_thc[rows],
+            q_rope_thr[rows],
+            latent_cache,
+            index if paged else index[rows],
+            None if seq_t is None else seq_t[rows],
+            None if visible_t is None else visible_t[rows],
+            part,
+            part_lse,
+            *q_latent_thc.stride()[:2],
+            *q_rope_thr.stride()[:2],
+            latent_cache.stride(0),
+            index.stride(0),
+            *part.stride()[:2],
+            latent_cache.shape[0] * page_size,
+            num_keys,
+            chunk,
+            heads,
+            index.shape[1],
+            0,
+            scale * common.LOG2E,
+            SPLITS=splits,
+            SCAN=0 if paged else _scan(chunk, num_keys),
+            PAGE=page_size,
+            PAGED=paged,
+            num_warps=NUM_WARPS,
+            launch_pdl=True,
+            **options,
+        )
+
+    # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
+    common.in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
+    return out, lse
+
+
+def _head_blocks(heads: int) -> int:
+    return 1 if heads <= FEW_HEADS.value else triton.cdiv(heads, MANY_HEADS.value)
+
+
+def _choose_chunk(programs: int, num_keys: int, processors: int, heads: int) -> int:
+    """One program a multiprocessor; 16 heads, fp8, B=64: 47.1 us, with two 50.5; B=16: 21.1, 24.6.
+
+    Fewer than MANY_CHUNK keys pay only while half of the multiprocessors have nothing to do. 128 heads, B=4: 64
+    programs of 256 keys 26.0 us (fp8), 21.1 (bf16), 128 programs of 128 keys 28.5, 26.5.
+    """
+    chunk = common.choose_chunk(programs, num_keys, processors)
+    if heads > FEW_HEADS.value and chunk < MANY_CHUNK:
+        chunk = common.choose_chunk(programs, num_keys, processors // 2)
+    return max(chunk, LEAST_CHUNK)
+
+
+def _choose(heads: int, fp8: bool) -> tuple[Any, dict[str, Any]]:
+    """(kernel, the arguments of its launch that not all kernels have)."""
+    if heads > FEW_HEADS.value:
+        return many_heads_kernel, {"HEAD_BLOCKS": _head_blocks(heads), "FP8": fp8}
+    return few_heads_fp8_kernel if fp8 else few_heads_bf16_kernel, {"maxnreg": FEW_REGISTERS}
+
+
+def _scan(chunk: int, num_keys: int) -> int:
+    return max(256, common.scan_width(chunk, num_keys))
+
+
+def _aligned(latent_cache: torch.Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, as asynchronous copies need, and pages of 16 elements."""
+    return latent_cache.data_ptr() % 16 == 0 and latent_cache.stride(0) % 16 == 0
