@@ -51,13 +51,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of the results: an operation at one shape. `must`, `aim`: the speed over the best peer asked for."""
+    """One line of the results: an operation at one shape."""
 
     operation: str
     shape: dict[str, int | str]
     setup: Callable[[], Work]
     must: float | None = None
     aim: float | None = None
+    """The speed over the best peer that was asked for: neither recorded nor shown."""
 
     @property
     def name(self) -> str:
@@ -142,7 +143,7 @@ class Visits:
 
     def row(self, case: Case) -> dict[str, Any]:
         """One result row. An error stands in the row instead of a speed."""
-        row: dict[str, Any] = {"operation": case.operation, "shape": case.shape, "must": case.must, "aim": case.aim}
+        row: dict[str, Any] = {"operation": case.operation, "shape": case.shape}
         row |= {**self.facts, "missing": self.missing}
         if self.error:
             return row | {"error": self.error}
@@ -207,13 +208,13 @@ def line(row: dict[str, Any]) -> str:
     return f"{name}: " + ", ".join(parts + missing) + f" us (floor {row['floor_us']})"
 
 
-HEADINGS = ("operation", "shape", "ours µs", "spread", "warm µs", "best peer", "peer µs", "faster", "must", "floor µs")
+HEADINGS = ("operation", "shape", "ours µs", "spread", "warm µs", "best peer", "peer µs", "faster", "floor µs")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     name = [row["operation"], shape_text(row["shape"])]
     if "error" in row:
-        return [*name, "wrong", *[""] * 7]
+        return [*name, "wrong", *[""] * 6]
     ours = row["times"]["ours"]
     peer = row.get("best_peer", "")
     return [
@@ -224,7 +225,6 @@ def cells(row: dict[str, Any]) -> list[str]:
         peer or "; ".join(row["missing"]),
         f"{row['times'][peer]['median_us']:.1f}" if peer else "missing" if row["missing"] else "",
         f"{row['speedup']:.2f}" if peer else "",
-        str(row["must"] or ""),
         f"{row['floor_us']:.1f} {row['floor_by']}",
     ]
 
@@ -239,7 +239,7 @@ def table(record: dict[str, Any]) -> Table:
     for row in record["rows"]:
         slower = row.get("speedup", 1.0) < 1.0
         style = "red" if "error" in row else "" if "speedup" not in row else "yellow" if slower else "green"
-        operation, shape, *rest, _must, floor = cells(row)
+        operation, shape, *rest, floor = cells(row)
         found.add_row(f"{operation}\n{shape}", *rest, floor.partition(" ")[0], style=style)
     return found
 

@@ -22,7 +22,6 @@ from dsv32_plugin.benchmarks import (
     harness,
     layer_view,
     plots,
-    recall,
     records,
     serve_record,
 )
@@ -101,7 +100,7 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
 
     return {
         "compile matrix": single("compile_matrix.json", compile_matrix.markdown),
-        "recall": single("recall.json", recall.markdown),
+        "recall": single("recall.json", recall_table),
         "engine speed": lambda: (
             "\n\n".join(map(engine_view.markdown, load(results, "engine").values())) or NOT_MEASURED
         ),
@@ -185,6 +184,18 @@ def kernels_summary(found: list[Record]) -> str:
 
 def missing(reasons: dict[str, str], where: str = "") -> str:
     return "".join(f"\n\nMissing{where and f' on {where}'}: {peer} ({reason})." for peer, reason in reasons.items())
+
+
+def recall_table(record: Record) -> str:
+    """What `tests/kernels/recall.py` has measured: a line for the data, a column for how the keys are kept."""
+    variants = ("fp8", "fp8 rotated", "bf16")
+    shown = [
+        [f"{100 * row[v]['mean']:.2f} % (least {100 * row[v]['least']:.2f})" for v in variants]
+        for row in record["rows"]
+    ]
+    return markdown(
+        ["data", *variants], [[row["data"], *cells] for row, cells in zip(record["rows"], shown, strict=True)]
+    )
 
 
 def layer_tables(found: list[Record]) -> str:

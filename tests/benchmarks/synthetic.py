@@ -44,7 +44,7 @@ def layer(us: float = 1000.0, gpu: str = ABOUT["gpu"], commit: str = ABOUT["comm
 
 def kernels(us: float = 10.0, spread: float = 0.01) -> dict[str, Any]:
     row = {
-        "operation": "select_topk", "shape": {"B": 1, "L": 8192}, "must": 1.0, "aim": None, "bytes": 1, "flops": 0,
+        "operation": "select_topk", "shape": {"B": 1, "L": 8192}, "bytes": 1, "flops": 0,
         "notes": "", "missing": {"torch": "not here"}, "times": {"ours": timing(us, spread), "peer": timing(12.0)},
         "warm": {"ours": timing(us / 2, spread)}, "floor_us": 1.0, "floor_by": "bytes", "best_peer": "peer",
         "speedup": 12.0 / us,

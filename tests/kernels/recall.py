@@ -3,15 +3,12 @@
 Truth is the float64 score of the same inputs. The keys go through `norm_rope_cache` and `gather_index_keys`, the
 queries through `index_query`, the scores through `index_logits_ragged` and `select_topk`: what a server runs.
 
-    python -m dsv32_plugin.benchmarks.recall            # measure, write benchmarks/results/recall.json, print the table
-    python -m dsv32_plugin.benchmarks.recall --markdown  # the table of the documentation from the record on disk
+    python tests/kernels/recall.py            # writes benchmarks/results/recall.json, which `dsv32 bench report` shows
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import torch
 from dsv32_plugin import kernels
 from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 
-RECORD = Path(__file__).resolve().parents[1] / "results" / "recall.json"
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "recall.json"
 KEYS, QUERIES, HEADS, TOPK, SEEDS = 16384, 8, 64, 2048, 3
 
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -120,24 +117,5 @@ def measure() -> dict:
     return {"keys": KEYS, "heads": HEADS, "topk": TOPK, "torch": torch.__version__, "rows": rows}
 
 
-def markdown(record: dict) -> str:
-    variants = ("fp8", "fp8 rotated", "bf16")
-    lines = ["| data | " + " | ".join(variants) + " |", "|" + " --- |" * 4]
-    for row in record["rows"]:
-        cells = [f"{100 * row[v]['mean']:.2f} % (least {100 * row[v]['least']:.2f})" for v in variants]
-        lines.append(f"| {row['data']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true")
-    if not parser.parse_args().markdown:
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(measure(), indent=1) + "\n")
-    print(markdown(json.loads(RECORD.read_text())))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    RECORD.write_text(json.dumps(measure(), indent=1) + "\n")

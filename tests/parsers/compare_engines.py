@@ -1,6 +1,6 @@
 """Our output parser beside those of vLLM and SGLang: the same cases, the same long argument.
 
-    python -m dsv32_plugin.benchmarks.parsers [--vllm-python PATH] [--sglang-python PATH]
+    python tests/parsers/compare_engines.py [--vllm-python PATH] [--sglang-python PATH]
 
 Each parser runs in a process of its own, in this interpreter or in the one given for it; one that can't be imported is
 named as missing. Writes `benchmarks/results/parsers.json` and the table in `docs/parsing.md`.
@@ -26,11 +26,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from parser_cases import CASES, EOS, TOOLS, Case, block, invoke, text, tool
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "parsers"))
-
-from parser_cases import CASES, EOS, TOOLS, Case, block, invoke, text, tool  # noqa: E402
-
 LIMIT_SECONDS = 90
 CHUNK = 4
 CODE = 'def f(x):\n    return x < 3 and "<div>" in y  # </p>\n'
