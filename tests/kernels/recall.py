@@ -8,13 +8,14 @@ queries through `index_query`, the scores through `index_logits_ragged` and `sel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks.records import Record, Row
 from dsv32_plugin.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "recall.json"
@@ -97,9 +98,9 @@ def selected(data: Data, table: torch.Tensor, *, rotate: bool, fp8: bool) -> tor
     return kernels.select_topk(logits, start, start + KEYS, TOPK)
 
 
-def measure() -> dict:
+def measure() -> Record:
     table = rope_table()
-    rows = []
+    rows: list[Row] = []
     for name, make in DATA.items():
         found: dict[str, list[float]] = {"fp8": [], "fp8 rotated": [], "bf16": []}
         for seed in range(SEEDS):
@@ -111,11 +112,12 @@ def measure() -> dict:
             for variant, rotate, fp8 in (("fp8", False, True), ("fp8 rotated", True, True), ("bf16", False, False)):
                 chosen = selected(rounded, table, rotate=rotate, fp8=fp8).long()
                 found[variant] += member.gather(1, chosen).float().mean(1).tolist()
-        rows.append(
-            {"data": name, **{v: {"mean": sum(r) / len(r), "least": min(r), "rows": len(r)} for v, r in found.items()}}
-        )
-    return {"keys": KEYS, "heads": HEADS, "topk": TOPK, "torch": torch.__version__, "rows": rows}
+        for variant, shares in found.items():
+            recall = {"mean": sum(shares) / len(shares), "low": min(shares)}
+            row: Row = {"case": {"data": name}, "side": variant, "figures": {"recall": recall}}
+            rows.append(row | {"queries": len(shares)})
+    return {"kind": "recall", "keys": KEYS, "heads": HEADS, "topk": TOPK, "torch": torch.__version__, "rows": rows}
 
 
 if __name__ == "__main__":
-    RECORD.write_text(json.dumps(measure(), indent=1) + "\n")
+    records.write(measure(), RECORD)
