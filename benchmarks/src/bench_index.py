@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.cache_layout import INDEX_BYTES, index_scales_offset
@@ -249,7 +248,3 @@ def tiny_cases() -> list[Case]:
         Case("index_logits_paged", {"B": 1, "N": 2, "L": 4096}, functools.partial(paged, 1, 4096, 2)),
         Case("index_logits_ragged", {"T": 4, "L": 4096}, functools.partial(ragged, 4, 4096)),
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(harness.main(cases, "index"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -15,7 +14,7 @@ from dsv32_plugin import cache_layout as layout
 from dsv32_plugin import kernels
 from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
-from dsv32_plugin.benchmarks.harness import Case, Work, main
+from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.kernels.dispatch import force, function_for
 from dsv32_plugin.kernels.sparse_mla.reference import sparse_mla as reference
 
@@ -196,7 +195,3 @@ def cases() -> list[Case]:
 def tiny_cases() -> list[Case]:
     found = [case("sparse decode", 2, 4096, 4, kind) for kind in ("fp8", "bf16")]
     return [*found, Case("batch-invariant decode", {"B": 2}, functools.partial(invariant, 2, 4096, 4, "fp8"))]
-
-
-if __name__ == "__main__":
-    sys.exit(main(cases, "mla"))
