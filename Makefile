@@ -23,13 +23,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-sglang test-sglang-next test-clients lint clean
+.PHONY: help demo check test test-fast test-vllm test-sglang test-sglang-next test-clients lint wheel clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
+	@echo "make check   lint, types and the fast tests, before a commit: three minutes"
 	@echo "make test    lint, types and tests, those with the real engines included"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
 	@echo "make lint    ruff and mypy"
+	@echo "make wheel   build the wheel, into dist/"
 	@echo "make clean   remove what these made, the environments included"
 	@echo "make test-clients       real clients in front of a server of vLLM, or ENGINE=sglang; needs npm"
 	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"
@@ -41,6 +43,16 @@ else
 demo: $(READY)
 	$(BIN)/dsv32 demo --engine $(ENGINE)
 endif
+
+# Lint and tests at once: mypy and pytest take a core each. What imports an engine, compiles or interprets kernels, or runs
+# models is left to `make test`.
+SLOW := tests/engine tests/kernels/test_aot.py tests/kernels/test_ahead.py tests/kernels/test_*_triton.py \
+	tests/test_vllm_*.py tests/test_tiny.py tests/training/test_asset.py tests/training/test_trainer.py
+check: $(READY)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint test-fast
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -q -m "not engine and not gpu" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
 
 # Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)
@@ -74,6 +86,12 @@ lint: $(READY)
 	@rm -rf build
 	@$(UV) pip install --quiet --no-deps --reinstall-package dsv32-plugin --python $(BIN)/python --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+# setuptools would put what an older build/ still holds into the wheel.
+wheel: | $(UV)
+	@rm -rf build dist
+	$(UV) build --quiet --wheel
+	@ls dist/*.whl
 
 clean:
 	rm -rf .venv .venv-sglang .venv-sglang-next $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

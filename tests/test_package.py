@@ -63,7 +63,7 @@ def test_what_is_imported_is_declared(folder: str) -> None:
     declared = {re.split(r"[^\w-]", name)[0].replace("-", "_") for name in wanted}
     files = ast_files(folder)
     found = {module.split(".")[0] for names in files.values() for module in names} - set(sys.stdlib_module_names)
-    own = {"dsv32_plugin", "vllm", "sglang", "parser_cases"}
+    own = {"dsv32_plugin", "vllm", "sglang"}
     assert found - own <= declared | WITH_ENGINES
     assert any(files.values()), "nothing was looked at"
 

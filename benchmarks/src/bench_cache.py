@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.kernels.cache_layout import (
@@ -161,7 +160,3 @@ def cases(sizes: Sequence[int] = (1, 16, 128, 4096)) -> list[Case]:
 
 def tiny_cases() -> list[Case]:
     return cases((3,))
-
-
-if __name__ == "__main__":
-    sys.exit(harness.main(cases, "cache"))

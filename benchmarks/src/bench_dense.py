@@ -6,13 +6,12 @@ These run while a sequence has no more keys than are selected. The longer contex
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.clock import DEVICE, Launch
 from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.kernels import cache_layout as layout
@@ -130,7 +129,3 @@ def tiny_cases() -> list[Case]:
         Case("dense decode", {"B": 2, "L": 128, "H": 16, "cache": "bf16"}, functools.partial(decode, 2, 128, 16)),
         Case("masked MHA prefill", {"T": 32, "H": 4}, functools.partial(prefill, 32, 4)),
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(harness.main(cases, "dense"))

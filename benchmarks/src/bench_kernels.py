@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
-from dsv32_plugin.benchmarks import harness
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case
 
@@ -17,7 +15,3 @@ def cases() -> list[Case]:
     """The grid; without a GPU a few tiny shapes of each operation."""
     modules = [importlib.import_module(f"dsv32_plugin.benchmarks.{name}") for name in MODULES]
     return [case for module in modules for case in (module.cases() if DEVICE == "cuda" else module.tiny_cases())]
-
-
-if __name__ == "__main__":
-    sys.exit(harness.main(cases, "kernels"))

@@ -5,26 +5,23 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks.layer_record import SIDES
 from dsv32_plugin.console import CommandError, stderr, stdout
 
 
 def add_command(subparsers: Any) -> None:
     """Nothing here imports torch: handlers do that when they run."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "bench", help="measure the kernels, a layer or a server beside their peers", description=__doc__
+        "bench", help="measure the kernels, a layer or a server next to their peers", description=__doc__
     )
     commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
-    _add_kernels(commands)
-    _add_layer(commands)
-    _add_serve(commands)
-    _add_cost(commands)
-    _add_compare(commands)
-    _add_plot(commands)
-    _add_report(commands)
+    for add in (_add_kernels, _add_layer, _add_serve, _add_cost, _add_compare, _add_plot, _add_report):
+        add(commands)
 
 
 def _add_kernels(commands: Any) -> None:
@@ -148,51 +145,83 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _layer(arguments: argparse.Namespace) -> int:
-    from dsv32_plugin.benchmarks import layer, layer_view
+    from dsv32_plugin.benchmarks import harness, layer, views
 
     started = time.monotonic()
     chosen = {name: value for name in ("contexts", "batches", "heads") if (value := getattr(arguments, name))}
     whole = not chosen and arguments.seconds == math.inf
     output = arguments.output or records.default_path("layer", whole=whole)
     _precompile(arguments)
-    return layer_view.run(layer.default_plan(**chosen), output, arguments.seconds, started)
+    plan = layer.default_plan(**chosen)
+    with harness.progress() as bar:
+        task = bar.add_task("", total=len(plan.steps()) * len(SIDES))
+
+        def on_row(row: records.Row) -> None:
+            bar.update(task, advance=1, description=records.line(row))
+            bar.console.print(records.line(row), markup=False, soft_wrap=True)
+
+        record = layer.run(plan, output, seconds=arguments.seconds, started=started, on_row=on_row)
+    return views.show(record)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from dsv32_plugin.benchmarks import serve_view
+    try:
+        from dsv32_plugin.benchmarks import serve, views
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[vllm]'") from error
 
-    return serve_view.run(arguments)
+    names = ("requests", "layers", "experts", "heads", "longest", "checkpoint", "together")
+    chosen: dict[str, Any] = {
+        "backends": _known("--backend", arguments.backend, records.BACKENDS),
+        "workloads": _known("--workload", arguments.workload, serve.WORKLOADS),
+        "rates": arguments.rate,
+        **{name: getattr(arguments, name) for name in names},
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    plan = serve.Plan(engine=arguments.engine, options=arguments.options, **given)
+    output = arguments.output or records.default_path(f"serve-{plan.engine}")
+    with stderr.status("looking at the plugin") as status:
+
+        def on_row(row: records.Row) -> None:
+            stdout.print(records.line(row), markup=False, soft_wrap=True)
+
+        record = serve.run(plan, output, on_state=status.update, on_row=on_row)
+    return views.show(record)
+
+
+def _known(option: str, names: Sequence[str] | None, known: Iterable[str]) -> Sequence[str] | None:
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise CommandError(f"{option}: expected names of {', '.join(known)}, got {', '.join(unknown)}")
+    return names
 
 
 def _cost(arguments: argparse.Namespace) -> int:
-    from dsv32_plugin.benchmarks import cost
+    from dsv32_plugin.benchmarks import cost, views
 
     given = {name: value for name in ("price", "batch", "heads", "layers") if (value := getattr(arguments, name))}
     rest_us = {"prefill": arguments.rest_prefill_us, "decode": arguments.rest_decode_us}
     record = cost.compute(records.read(arguments.layer, "layer"), rest_us=rest_us, **given)
     records.write(record, arguments.output or arguments.layer.with_name("cost.json"))
-    stdout.print(cost.table(record))
-    stdout.print(record["method"], soft_wrap=True)
-    return 0
+    return views.show(record)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from dsv32_plugin.benchmarks import compare
+    from dsv32_plugin.benchmarks import compare, views
 
     before, after = records.read(arguments.before), records.read(arguments.after)
     words = arguments.only.split()
     pairs = [pair for pair in compare.compare(before, after) if all(word in pair.name for word in words)]
-    stdout.print(compare.table(before, after, pairs))
-    stdout.print(compare.summary(pairs), soft_wrap=True)
+    record = compare.record(before, after, pairs)
     if arguments.output:
-        records.write(compare.record(before, after, pairs), arguments.output)
-    return 0
+        records.write(record, arguments.output)
+    return views.show(record)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
     from dsv32_plugin.benchmarks import plots
 
-    found = {path: records.read(path, *plots.RESULT) for path in arguments.records}
+    found = {path: records.read(path, *plots.KINDS) for path in arguments.records}
     written = [picture for path, record in found.items() for picture in plots.draw(record, path)]
     for kind in plots.TOGETHER:
         if mine := {path: record for path, record in found.items() if record["kind"] == kind}:

@@ -48,7 +48,7 @@ class Timing:
         return round(sorted(self.samples)[-1 - len(self.samples) // 10], 2)
 
     def json(self) -> dict[str, float]:
-        return {"median_us": self.median_us, "low_us": self.low_us, "high_us": self.high_us}
+        return {"median": self.median_us, "low": self.low_us, "high": self.high_us}
 
 
 class Clock(Protocol):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
-from rich.table import Table
-
-from dsv32_plugin.benchmarks import serve_record
+from dsv32_plugin.benchmarks.records import Record, name_of
 from dsv32_plugin.console import CommandError
 
 Spread = tuple[float, float, float]
@@ -37,32 +34,21 @@ class Pair:
     def verdict(self) -> str:
         if not self.apart:
             return "same"
-        return "slower" if self.ratio > 1 else "faster"
+        more_is_better = self.name.endswith("_per_s")
+        return "faster" if (self.ratio > 1) == more_is_better else "slower"
 
 
-def times(record: dict[str, Any]) -> dict[str, Spread]:
-    """Every time of a record, by a name that is the same in every record of that kind."""
-    found: dict[str, Spread] = {}
-    for row in record["rows"]:
-        if record["kind"] == "kernels":
-            shape = " ".join(f"{key}={value}" for key, value in row["shape"].items())
-            for cache in ("times", "warm"):
-                for variant, timing in row.get(cache, {}).items():
-                    temperature = "cold" if cache == "times" else "warm"
-                    found[f"{row['operation']} {shape} {variant} ({temperature})"] = spread(timing)
-        elif record["kind"] == "layer" and "total" in row:
-            name = f"{row['mode']} B={row['B']} L={row['L']} H={row['H']} {row['side']}"
-            found[name] = spread(row["total"])
-        elif record["kind"] == "serve":
-            found |= serve_record.times(row)
-    return found
+def times(record: Record) -> dict[str, Spread]:
+    """Every figure of a record that has a spread, by a name that is the same in every record of that kind."""
+    return {
+        f"{name_of(row['case'])} {row['side']} {figure}": (value["median"], value["low"], value["high"])
+        for row in record["rows"]
+        for figure, value in row.get("figures", {}).items()
+        if "low" in value
+    }
 
 
-def spread(timing: dict[str, float]) -> Spread:
-    return timing["median_us"], timing["low_us"], timing["high_us"]
-
-
-def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Pair]:
+def compare(before: Record, after: Record) -> list[Pair]:
     """The times that both have, the most changed first.
 
     Raises:
@@ -77,31 +63,25 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: max(pair.ratio, 1 / pair.ratio), reverse=True)
 
 
-def record(before: dict[str, Any], after: dict[str, Any], pairs: list[Pair]) -> dict[str, Any]:
+def record(before: Record, after: Record, pairs: list[Pair]) -> Record:
     """The comparison as a record: which runs, and every pair."""
     runs = [
         {key: run[key] for key in ("kind", "gpu", "commit", "date", "command") if key in run} for run in (before, after)
     ]
     meaningless = next(({"meaningless": run["meaningless"]} for run in (before, after) if "meaningless" in run), {})
     rows = [
-        {"name": p.name, "before_us": p.before, "after_us": p.after, "ratio": round(p.ratio, 4), "verdict": p.verdict}
-        for p in pairs
-    ]
+        {
+            "case": {"name": pair.name}, "side": "after over before",
+            "figures": {"before": figure(pair.before), "after": figure(pair.after)},
+            "ratio": round(pair.ratio, 4), "verdict": pair.verdict,
+        }
+        for pair in pairs
+    ]  # fmt: skip
     return {"kind": "compare", **meaningless, "runs": runs, "summary": summary(pairs), "rows": rows}
 
 
-def table(before: dict[str, Any], after: dict[str, Any], pairs: list[Pair]) -> Table:
-    title = f"{before['gpu']} {before['commit']} → {after['gpu']} {after['commit']}"
-    found = Table(title=title, title_justify="left", header_style="bold")
-    found.add_column("what")
-    for heading in ("before µs", "after µs", "ratio"):
-        found.add_column(heading, justify="right", no_wrap=True)
-    found.add_column("")
-    styles = {"same": "dim", "slower": "red", "faster": "green"}
-    for pair in pairs:
-        cells = (pair.name, f"{pair.before[0]:.1f}", f"{pair.after[0]:.1f}", f"{pair.ratio:.3f}", pair.verdict)
-        found.add_row(*cells, style=styles[pair.verdict])
-    return found
+def figure(spread: Spread) -> dict[str, float]:
+    return dict(zip(("median", "low", "high"), spread, strict=True))
 
 
 def summary(pairs: list[Pair]) -> str:

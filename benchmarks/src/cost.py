@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from dsv32_plugin.benchmarks.layer_record import SIDES, curves
 from dsv32_plugin.console import CommandError
 
@@ -59,7 +57,8 @@ def compute(
             for context, row in sorted(measured[key][side].items()):
                 us = row["us_per_token"] * layers + rest[key[0]]
                 usd = round(cost_per_million(us, price), 5)
-                rows.append({"mode": key[0], "side": side, "L": context, "us_per_token": us, "usd_per_million": usd})
+                figures = {"usd_per_million": {"median": usd}, "us_per_token": {"median": us}}
+                rows.append({"case": {"mode": key[0], "L": context}, "side": side, "figures": figures})
     return {
         "kind": "cost",
         **{name: layer[name] for name in ("gpu", "commit", "date")},
@@ -84,25 +83,3 @@ def method(price: float, batch: int, heads: int, layers: int, chunk: int, rest: 
         f"{layers} × one measured attention layer (projections in bf16), {heads} heads on one GPU at ${price:g} an "
         f"hour; prefill in chunks of {chunk}, decode with {batch} sequences; {others}"
     )
-
-
-def table(record: dict[str, Any]) -> Table:
-    """The record for the terminal."""
-    contexts = sorted({row["L"] for row in record["rows"]})
-    found = Table(title=f"US$ a million tokens on {record['gpu']}", title_justify="left", header_style="bold")
-    for heading in ("step", "side", *(f"{context >> 10}K" for context in contexts)):
-        found.add_column(heading, no_wrap=True, min_width=5)
-    for cells in cells_of(record, contexts):
-        found.add_row(*cells)
-    return found
-
-
-def cells_of(record: dict[str, Any], contexts: list[int]) -> list[list[str]]:
-    """A line a step and side: the dollars at each context."""
-    usd = {(row["mode"], row["side"], row["L"]): f"{row['usd_per_million']:.3f}" for row in record["rows"]}
-    return [
-        [mode, side, *(usd.get((mode, side, context), "") for context in contexts)]
-        for mode in ("prefill", "decode")
-        for side in SIDES
-        if any((mode, side, context) in usd for context in contexts)
-    ]

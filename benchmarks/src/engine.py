@@ -23,6 +23,7 @@ import platform
 import queue
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,66 +34,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.benchmarks.engine_view import (
-    BATCHES,
-    SIDES,
-    Run,
-    case_name,
-    cases,
-    find,
-    merge,
-    show,
-    summarise,
-    takes,
-)
+from dsv32_plugin.benchmarks import records, serve, views
 from dsv32_plugin.benchmarks.engine_worker import MARK
-from dsv32_plugin.benchmarks.records import CHECKOUT, model_of
+from dsv32_plugin.benchmarks.records import BACKENDS, Record, Row
 
-CONFIG: dict[str, Any] = {
-    "attention_bias": False,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "first_k_dense_replace": 3,
-    "hidden_act": "silu",
-    "hidden_size": 7168,
-    "index_head_dim": 128,
-    "index_n_heads": 64,
-    "index_topk": 2048,
-    "intermediate_size": 18432,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 163840,
-    "moe_intermediate_size": 2048,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 5,
-    "num_nextn_predict_layers": 0,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "torch_dtype": "bfloat16",
-    "v_head_dim": 128,
-    "vocab_size": 129280,
-}
-"""DeepSeek-V3.2's config.json with fewer layers and no quantisation."""
+LAYERS, DENSE_LAYERS = 5, 3
+LENGTHS = (2048, 32768, 131072)
+BATCHES = (1, 16, 64)
+LONGEST_DENSE = 32768
+"""Longer prompts take the dense side longer than all the others' cases together."""
+MOST_DISTINCT = {2048: 64, 32768: 8, 131072: 2}
+"""Distinct prompts of a decode case: filling the cache with more would take longer than all the measurements."""
+PREFILL, DECODE, GRAPH = "prefill", "decode", "graph"
+ROUNDS = {PREFILL: 4, DECODE: 4, GRAPH: 1}
+"""Of each case, in each of which every side takes its turn. The first one warms up."""
+LONG_ROUNDS = 3
+"""Of prefills of more than LONGEST_DENSE tokens."""
 MODEL_LENGTH = 135168
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -115,29 +72,95 @@ OWN_START = re.compile(
 """What the plugin says of its part of a start."""
 
 
-def own_start(line: str) -> dict[str, float] | None:
-    """Seconds that a start takes for the plugin's kernels, if this line of the log says it."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One engine: what is compared is what differs in `side` alone."""
+
+    side: str
+    heads: int
+    cache: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.side}, {self.heads} heads, {self.cache} cache"
+
+    def row(self, workload: str, **case: Any) -> Row:
+        about: dict[str, Any] = {"engine": "vllm", "heads": self.heads, "cache": self.cache, "workload": workload}
+        return {"case": about | case, "side": self.side}
+
+
+def cases(only: str) -> list[dict[str, Any]]:
+    """Those whose names have every word of `only`; short before long, so that a run that is cut off has most rows."""
+    found: list[dict[str, Any]] = []
+    for length in LENGTHS:
+        rounds = LONG_ROUNDS if length > LONGEST_DENSE else ROUNDS[PREFILL]
+        found.append({"kind": PREFILL, "L": length, "seed": 10_000_000 + length, "rounds": rounds})
+        for kind in (DECODE, GRAPH):
+            for batch in BATCHES:
+                distinct = min(batch, MOST_DISTINCT[length])
+                found.append({"kind": kind, "B": batch, "L": length, "distinct": distinct, "rounds": ROUNDS[kind]})
+    return [case for case in found if set(only.split()) <= set(case_name(case).split())]
+
+
+def takes(side: str, case: dict[str, Any]) -> bool:
+    """Whether a case is measured on a side."""
+    return side != "dense" or case["L"] <= LONGEST_DENSE
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return " ".join([case["kind"], *(f"{key}={case[key]}" for key in ("B", "L") if key in case)])
+
+
+def summarise(run: Run, case: dict[str, Any], rounds: list[dict[str, Any]]) -> Row:
+    """One side's row of a case, of what its rounds gave."""
+    shape = {key: case[key] for key in ("B", "L", "distinct") if key in case}
+    row = run.row(case["kind"], **shape) | {key: case[key] for key in ("seed", "rounds") if key in case}
+    if "error" in rounds[-1]:
+        return row | rounds[-1]
+    # The first round warms up, where there are others.
+    counted = rounds[1:] or rounds
+    peak = {"peak_gib": {"median": max(found["peak_gib"] for found in rounds)}}
+    if case["kind"] == PREFILL:
+        prompts, seconds = rounds[0]["prompts"], [found["seconds"] for found in counted]
+        middle, low, high = (round(prompts * case["L"] / of(seconds)) for of in (statistics.median, max, min))
+        speed = {"tokens_per_s": {"median": middle, "low": low, "high": high}}
+        about = {"prompts": prompts, "warm_up_s": rounds[0]["seconds"], "seconds": seconds}
+        return {**row, "figures": speed | peak, **about}
+    steps = sorted(ms for found in counted for ms in found["steps_ms"])
+    step = {"median": statistics.median(steps), "low": steps[len(steps) // 10], "high": steps[-1 - len(steps) // 10]}
+    figures = {"ms_per_step": {name: round(ms, 3) for name, ms in step.items()}, **peak}
+    rounds_ms = [round(statistics.median(found["steps_ms"]), 3) for found in counted]
+    return {**row, "figures": figures, "steps": len(steps), "rounds_ms": rounds_ms}
+
+
+def merge(record: Record, other: Record) -> None:
+    """Add what another record of the same GPU and versions holds; its rows replace those of the same case."""
+    if any(record[key] != other[key] for key in ("gpu", "versions")):
+        names = [f"{found['gpu']}, {found['versions']}" for found in (record, other)]
+        raise SystemExit(f"expected a record of {names[0]}, got one of {names[1]}; give another --output")
+    record["rows"] = records.replaced(record["rows"], other["rows"])
+    runs = {(run["side"], run["heads"], run["cache"]): run for run in (*record["runs"], *other["runs"])}
+    record["runs"] = list(runs.values())
+
+
+def own_start(line: str) -> tuple[int, float] | None:
+    """The plugin's kernels, and the seconds that a start takes for them, if this line of the log says it."""
     found = OWN_START.search(line)
     if found is None:
         return None
     count, *seconds = found.groups()
-    return {"kernels": int(count), "own_s": round(sum(map(float, seconds)), 1)}
+    return int(count), round(sum(map(float, seconds)), 1)
 
 
 def write_config(run: Run, experts: int, out: Path) -> None:
-    config = {**CONFIG, "num_attention_heads": run.heads, "num_key_value_heads": run.heads, "n_routed_experts": experts}
-    if run.side == "dense":
-        config = {key: value for key, value in config.items() if not key.startswith("index_")}
-        config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-    else:
-        config |= {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}
+    config = serve.config(run.side, LAYERS, experts, run.heads, dense_layers=DENSE_LAYERS)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def engine_options(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     # The dense kernels read their own fp8 layout.
-    kv_cache_dtype = "fp8" if run.side == "dense" and run.kv_cache_dtype == "fp8_ds_mla" else run.kv_cache_dtype
+    kv_cache_dtype = "fp8" if run.side == "dense" and run.cache == "fp8_ds_mla" else run.cache
     return {
         "skip_tokenizer_init": True,
         "load_format": "dummy",
@@ -168,15 +191,17 @@ class Worker:
     def __init__(self, run: Run, args: argparse.Namespace) -> None:
         self.run = run
         self.tail: deque[str] = deque(maxlen=15)
-        self.own_start: dict[str, float] | None = None
+        self.own_start: tuple[int, float] | None = None
         self._folder = tempfile.TemporaryDirectory()
         caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
         self.state = "warm" if caches.exists() else "cold"
         write_config(run, args.experts, Path(self._folder.name))
-        self.options = engine_options(run, args)
-        log_path = args.logs / f"{run.side}-{run.heads}-{run.kv_cache_dtype}.log" if args.logs else Path(os.devnull)
+        options = engine_options(run, args)
+        self.about: dict[str, Any] = {"options": options | {"experts": args.experts}, "variables": ENVIRONMENT}
+        self.about |= {**machine(args), "failed": None}
+        log_path = args.logs / f"{run.side}-{run.heads}-{run.cache}.log" if args.logs else Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        task = {"model": self._folder.name, "options": self.options, "started": time.time()}
+        task = {"model": self._folder.name, "options": options, "started": time.time()}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dsv32_plugin.benchmarks.engine_worker", json.dumps(task)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -219,7 +244,7 @@ class Worker:
         self._folder.cleanup()
 
 
-def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], deadline: float) -> None:
+def measure(runs: list[Run], args: argparse.Namespace, record: Record, deadline: float) -> None:
     """Start the sides, then let them take turns; the record is on disk after every result."""
     workers: list[Worker] = []
     try:
@@ -233,7 +258,7 @@ def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], d
             for worker in workers:
                 started(worker, args, record, worker.result())
         for case in cases(args.only):
-            taking = [worker for worker in workers if takes(worker.run.side, case)]
+            taking = [worker for worker in workers if not worker.about["failed"] and takes(worker.run.side, case)]
             found: list[list[dict[str, Any]]] = [[] for _ in taking]
             for number in range(case["rounds"]):
                 for worker, rounds in zip(taking, found, strict=True):
@@ -241,60 +266,43 @@ def measure(runs: list[Run], args: argparse.Namespace, record: dict[str, Any], d
                         rounds.append(worker.ask(case | {"round": number}))
             for worker, rounds in zip(taking, found, strict=True):
                 if rounds:
-                    take(worker, args, record, case, rounds)
+                    if rounds[-1].get("ended"):
+                        worker.about["failed"] = rounds[-1]["log"]
+                    add(worker, args, record, summarise(worker.run, case, rounds))
     finally:
         for worker in workers:
             worker.stop()
 
 
-def started(worker: Worker, args: argparse.Namespace, record: dict[str, Any], found: dict[str, Any] | None) -> None:
-    entry = find(record, worker.run)
-    if entry is None:
-        entry = dataclasses.asdict(worker.run)
-        record["runs"].append(entry)
-    options = worker.options | {"experts": args.experts}
-    entry |= {"options": options, "variables": ENVIRONMENT, "environment": machine(args), "failed": None}
+def started(worker: Worker, args: argparse.Namespace, record: Record, found: dict[str, Any] | None) -> None:
+    """How long the start took: next to others' starts what the plugin says of its own part, unless more is known."""
+    row = worker.run.row("start", state=worker.state)
     if found is None:
-        entry["failed"] = list(worker.tail)
-        print(f"{worker.run.name} did not start\n" + "\n".join(worker.tail), flush=True)
-    else:
-        # Beside the others' starts only what the plugin says of its own part is worth keeping, and no more than a
-        # start by itself has said.
-        startup = entry.setdefault("startup", {})
-        times = {} if args.start_together else found
-        if times or not startup.get(worker.state):
-            startup[worker.state] = times | (worker.own_start or {})
-    print(f"{worker.run.name}: {found}", flush=True)
-    save(record, args.output)
-
-
-def take(
-    worker: Worker, args: argparse.Namespace, record: dict[str, Any], case: dict[str, Any], rounds: list[dict[str, Any]]
-) -> None:
-    entry = find(record, worker.run)
-    assert entry is not None
-    if entry["failed"]:
+        worker.about["failed"] = list(worker.tail)
+        print("\n".join(worker.tail), flush=True)
+        add(worker, args, record, row | {"error": "the engine did not start"})
         return
-    if rounds[-1].get("ended"):
-        entry["failed"] = rounds[-1]["log"]
-    row = case | rounds[-1] if "error" in rounds[-1] else summarise(case, rounds)
-    entry["rows"] = {**entry.get("rows", {}), case_name(case): row}
-    print(f"{worker.run.name}, {case_name(case)}: {row}", flush=True)
-    save(record, args.output)
+    alone = {} if args.start_together else {name: found[name] for name in ("ready_s", "first_token_s")}
+    kernels, own_s = worker.own_start or (0, None)
+    figures = {name: {"median": seconds} for name, seconds in {**alone, "own_s": own_s}.items() if seconds is not None}
+    known = any((other["case"], other["side"]) == (row["case"], row["side"]) for other in record["rows"])
+    if figures and (alone or not known):
+        add(worker, args, record, {**row, "figures": figures, "kernels": kernels})
+
+
+def add(worker: Worker, args: argparse.Namespace, record: Record, row: Row) -> None:
+    merge(record, {**record, "rows": [row], "runs": [dataclasses.asdict(worker.run) | worker.about]})
+    print(records.line(row), flush=True)
+    records.write(record, args.output)
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to repeat this run, and what tells two machines apart."""
-    commit = os.environ.get("DSV32_COMMIT", "")
-    if not commit:
-        git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    chosen = {name: value for name, value in vars(args).items() if name not in ("caches", "logs", "output", "merge")}
     return {
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
-        "commit": commit,
-        "chosen": {
-            name: value for name, value in vars(args).items() if name not in ("caches", "logs", "output", "merge")
-        },
+        "commit": records.commit(),
+        "chosen": chosen,
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
 
@@ -306,35 +314,23 @@ def gpu_and_driver() -> tuple[str, str]:
     return gpu, driver
 
 
-def open_record(path: Path) -> dict[str, Any]:
+def open_record(path: Path) -> Record:
     """The record to add to; one of this GPU and these versions if there is none."""
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    for package in ("vllm", "triton"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
+    versions |= {package: records.version_of(package) for package in ("vllm", "triton")}
     gpu, driver = gpu_and_driver()
-    head = {"kind": "engine", "gpu": gpu, "driver": driver, "versions": versions}
-    if not path.exists():
-        return {**head, "runs": []}
-    record = json.loads(path.read_text())
-    merge(record, {**head, "runs": []})
+    record: Record = {"kind": "engine", "gpu": gpu, "driver": driver, "versions": versions, "runs": [], "rows": []}
+    if path.exists():
+        other, record = record, records.read(path, "engine")
+        merge(record, other)
     return record
-
-
-def save(record: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated: " + ", ".join(SIDES))
+    parser.add_argument("--sides", default=",".join(BACKENDS), help="comma-separated: " + ", ".join(BACKENDS))
     parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
     parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
     parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
@@ -353,18 +349,19 @@ def main() -> int:
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add these records to --output and stop")
     args = parser.parse_args()
     if args.output is None:
-        args.output = CHECKOUT / "benchmarks" / "results" / model_of(gpu_and_driver()[0]).lower() / "engine.json"
+        folder = records.CHECKOUT / "benchmarks" / "results" / records.model_of(gpu_and_driver()[0]).lower()
+        args.output = folder / "engine.json"
     if args.table or args.merge:
         paths = [*([args.output] if args.output.exists() else []), *args.merge]
-        record, *others = [json.loads(path.read_text()) for path in paths]
+        record, *others = [records.read(path, "engine") for path in paths]
         for other in others:
             merge(record, other)
-        save(record, args.output)
-        show(record)
+        records.write(record, args.output)
+        views.show(record)
         return 0
-    unknown = set(args.sides.split(",")) - set(SIDES)
+    unknown = set(args.sides.split(",")) - set(BACKENDS)
     if unknown:
-        parser.error(f"--sides: expected {', '.join(SIDES)}; got {', '.join(sorted(unknown))}")
+        parser.error(f"--sides: expected {', '.join(BACKENDS)}; got {', '.join(sorted(unknown))}")
     # So that the engine is stopped, too, when this is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = open_record(args.output)
@@ -373,10 +370,7 @@ def main() -> int:
         for cache in args.kv_cache_dtype.split(","):
             runs = [Run(side, int(heads), cache) for side in args.sides.split(",")]
             measure(runs, args, record, deadline)
-    show(record)
-    failed = [entry for entry in record["runs"] if entry["failed"]]
-    wrong = [row for entry in record["runs"] for row in entry.get("rows", {}).values() if "error" in row]
-    return int(bool(failed or wrong))
+    return views.show(record)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from dsv32_plugin.benchmarks import peers, records
+from dsv32_plugin.benchmarks import peers, records, views
 from dsv32_plugin.benchmarks.clock import DEVICE, VISITS, Clock, Launch, Timing, ceilings, new_clock
+from dsv32_plugin.benchmarks.records import OURS, Row, name_of
 from dsv32_plugin.console import stderr, stdout
 
 
@@ -51,40 +51,27 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of the results: an operation at one shape. `must`, `aim`: the speed over the best peer asked for."""
+    """One line of the results: an operation at one shape."""
 
     operation: str
     shape: dict[str, int | str]
     setup: Callable[[], Work]
     must: float | None = None
     aim: float | None = None
+    """The speed over the best peer that was asked for: neither recorded nor shown."""
 
     @property
     def name(self) -> str:
-        return f"{self.operation} {shape_text(self.shape)}"
-
-
-def shape_text(shape: dict[str, int | str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in shape.items())
+        return name_of({"operation": self.operation, **self.shape})
 
 
 def floor_us(work: Work, ceiling: dict[str, Any]) -> tuple[float, str]:
     """The time below which no implementation can go here, and what sets it."""
     by_bytes = work.bytes / ceiling["bytes_per_us"]
-    # A device without an fp8 product computes fp8 work in bfloat16; `ceilings_text` says so.
+    # A device without an fp8 product computes fp8 work in bfloat16; the record says so.
     dtype = "bf16" if work.dtype == "fp8" and "fp8_missing" in ceiling else work.dtype
     by_flops = work.flops / ceiling[f"{dtype}_flops_per_us"]
     return (round(by_bytes, 2), "bytes") if by_bytes >= by_flops else (round(by_flops, 2), "arithmetic")
-
-
-def ceilings_text(ceiling: dict[str, Any]) -> str:
-    """What the floors of a record come from."""
-    bf16 = f"{ceiling['bf16_flops_per_us'] / 1e6:.3g} TFLOP/s in bfloat16"
-    if "fp8_missing" in ceiling:
-        fp8 = f"no fp8 product ({ceiling['fp8_missing']}), so that fp8 work has bfloat16's floor"
-    else:
-        fp8 = f"{ceiling['fp8_flops_per_us'] / 1e6:.3g} in fp8"
-    return f"Ceilings of this run: {ceiling['bytes_per_us'] / 1e6:.3g} TB/s copied, {bf16}, {fp8}."
 
 
 @dataclasses.dataclass
@@ -113,7 +100,7 @@ class Visits:
             self.facts |= {"floor_us": floor, "floor_by": floor_by}
             self.missing |= work.missing
             work.check()
-            variants = {"ours": work.ours, **self._fit(work)}
+            variants = {OURS: work.ours, **self._fit(work)}
             cold, warm = clock.time(variants), clock.time(variants, cold=False)
             work.check()
             for found, timings in ((self.cold, cold), (self.warm, warm)):
@@ -140,23 +127,20 @@ class Visits:
                 self.missing[name] = f"{type(error).__name__}: {str(error)[:300]}"
         return found
 
-    def row(self, case: Case) -> dict[str, Any]:
-        """One result row. An error stands in the row instead of a speed."""
-        row: dict[str, Any] = {"operation": case.operation, "shape": case.shape, "must": case.must, "aim": case.aim}
-        row |= {**self.facts, "missing": self.missing}
+    def rows(self, case: Case) -> list[Row]:
+        """Ours, then the peers; an error or a reason stands in the place of a speed."""
+        about = {"case": {"operation": case.operation, **case.shape}}
+        ours = {**about, "side": OURS, **self.facts}
         if self.error:
-            return row | {"error": self.error}
-        # A peer that was wrong in one visit has no speed.
-        cold = {name: timing for name, timing in self.cold.items() if name not in self.missing}
-        row["times"] = {name: timing.json() for name, timing in cold.items()}
-        row["warm"] = {name: self.warm[name].json() for name in cold}
-        row["rounds"] = len(cold["ours"].samples)
-        row["over_floor"] = round(cold["ours"].median_us / row["floor_us"], 2) if row["floor_us"] else None
-        peers = {name: timing.median_us for name, timing in cold.items() if name != "ours"}
-        if peers:
-            row["best_peer"] = min(peers, key=lambda name: peers[name])
-            row["speedup"] = round(peers[row["best_peer"]] / cold["ours"].median_us, 3)
-        return row
+            return [ours | {"error": self.error}]
+        ours["rounds"] = len(self.cold[OURS].samples)
+        found = []
+        for side in self.cold:
+            # A peer that was wrong in one visit has no speed.
+            if side not in self.missing:
+                figures = {"cold_us": self.cold[side].json(), "warm_us": self.warm[side].json()}
+                found.append({**(ours if side == OURS else about | {"side": side}), "figures": figures})
+        return found + [{**about, "side": side, "missing": reason} for side, reason in self.missing.items()]
 
 
 def run(
@@ -179,8 +163,9 @@ def run(
             if time.monotonic() - started < seconds:
                 found[case.name].add(case, clock, record["ceilings"])
                 if visit == VISITS - 1:
-                    bar.console.print(line(found[case.name].row(case)), soft_wrap=True, markup=False)
-            record["rows"] = [found[case.name].row(case) for case in chosen if found[case.name].begun]
+                    for row in found[case.name].rows(case):
+                        bar.console.print(records.line(row), soft_wrap=True, markup=False)
+            record["rows"] = [row for case in chosen if found[case.name].begun for row in found[case.name].rows(case)]
             record["not_run"] = [case.name for case in chosen if not found[case.name].begun]
             record["seconds"] = round(time.monotonic() - started)
             records.write(record, output)
@@ -196,77 +181,6 @@ def progress() -> Progress:
     """A bar on standard error, gone when the work is done."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     return Progress(*columns, console=stderr, transient=True)
-
-
-def line(row: dict[str, Any]) -> str:
-    name = f"{row['operation']} {shape_text(row['shape'])}"
-    if "error" in row:
-        return f"{name}: {row['error']}"
-    parts = [f"{variant} {timing['median_us']}" for variant, timing in row["times"].items()]
-    missing = [f"{peer} missing" for peer in row["missing"]]
-    return f"{name}: " + ", ".join(parts + missing) + f" us (floor {row['floor_us']})"
-
-
-HEADINGS = ("operation", "shape", "ours µs", "spread", "warm µs", "best peer", "peer µs", "faster", "must", "floor µs")
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    name = [row["operation"], shape_text(row["shape"])]
-    if "error" in row:
-        return [*name, "wrong", *[""] * 7]
-    ours = row["times"]["ours"]
-    peer = row.get("best_peer", "")
-    return [
-        *name,
-        f"{ours['median_us']:.1f}",
-        f"{ours['low_us']:.1f}-{ours['high_us']:.1f}",
-        f"{row['warm']['ours']['median_us']:.1f}" if "warm" in row else "",
-        peer or "; ".join(row["missing"]),
-        f"{row['times'][peer]['median_us']:.1f}" if peer else "missing" if row["missing"] else "",
-        f"{row['speedup']:.2f}" if peer else "",
-        str(row["must"] or ""),
-        f"{row['floor_us']:.1f} {row['floor_by']}",
-    ]
-
-
-def table(record: dict[str, Any]) -> Table:
-    """The record for the terminal."""
-    found = Table(title=f"{record['gpu']}, commit {record['commit']}", title_justify="left", header_style="bold")
-    found.add_column("case", min_width=24)
-    for heading in ("ours µs", "spread", "warm µs", "best peer", "peer µs", "faster", "floor µs"):
-        name = heading == "best peer"
-        found.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-    for row in record["rows"]:
-        slower = row.get("speedup", 1.0) < 1.0
-        style = "red" if "error" in row else "" if "speedup" not in row else "yellow" if slower else "green"
-        operation, shape, *rest, _must, floor = cells(row)
-        found.add_row(f"{operation}\n{shape}", *rest, floor.partition(" ")[0], style=style)
-    return found
-
-
-def missing(record: dict[str, Any]) -> dict[str, str]:
-    """Every peer that some case lacked -> the first reason given."""
-    found: dict[str, str] = {}
-    for row in record["rows"]:
-        for peer, reason in row.get("missing", {}).items():
-            found.setdefault(peer, reason)
-    return found
-
-
-def show(record: dict[str, Any]) -> int:
-    """Print the record; the exit status: 1 if some result was wrong."""
-    stdout.print(table(record))
-    stdout.print(f"{ceilings_text(record['ceilings'])} {record['seconds']} s in all.", soft_wrap=True, markup=False)
-    for peer, reason in missing(record).items():
-        stdout.print(f"missing: {peer} ({reason})", style="yellow", markup=False, soft_wrap=True)
-    if record["not_run"]:
-        stdout.print("not run: " + ", ".join(record["not_run"]), style="yellow", soft_wrap=True)
-    if "meaningless" in record:
-        stdout.print(record["meaningless"], style="bold red", soft_wrap=True)
-    wrong = [row for row in record["rows"] if "error" in row]
-    for row in wrong:
-        stdout.print(line(row), style="red", markup=False, soft_wrap=True)
-    return int(bool(wrong))
 
 
 def main(cases: Callable[[], list[Case]], name: str, argv: list[str] | None = None) -> int:
@@ -291,4 +205,4 @@ def handle(
         return 2
     whole = not arguments.only and arguments.seconds == math.inf
     output = arguments.output or records.default_path(name, whole=whole)
-    return show(run(found, output, only=arguments.only, seconds=arguments.seconds, started=started))
+    return views.show(run(found, output, only=arguments.only, seconds=arguments.seconds, started=started))

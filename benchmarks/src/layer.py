@@ -19,7 +19,7 @@ import torch
 
 from dsv32_plugin.benchmarks import peers, records
 from dsv32_plugin.benchmarks.clock import DEVICE, VISITS, Clock, Launch, Timing, ceilings, new_clock
-from dsv32_plugin.benchmarks.layer_record import SIDES, crossovers
+from dsv32_plugin.benchmarks.layer_record import SIDES
 from dsv32_plugin.benchmarks.layer_sides import Inputs, Missing, Side, Step, build
 
 METHOD = (
@@ -72,7 +72,7 @@ def run(
     clock = new_clock()
     record: dict[str, Any] = {
         **records.provenance("layer"), "method": METHOD, "ceilings": ceilings(clock), "chunk": plan.chunk, "rows": [],
-        "not_run": [], "crossovers": [], "seconds": 0,
+        "not_run": [], "seconds": 0,
     }  # fmt: skip
     steps = [LayerVisits(step) for step in plan.steps()]
     for visit, step in itertools.product(range(VISITS), steps):
@@ -82,8 +82,7 @@ def run(
                 for row in step.rows():
                     on_row(row)
         record["rows"] = [row for step in steps if step.begun for row in step.rows()]
-        record["not_run"] = [describe(step.step) for step in steps if not step.begun]
-        record["crossovers"] = crossovers(record["rows"])
+        record["not_run"] = [records.name_of(describe(step.step)) for step in steps if not step.begun]
         record["seconds"] = round(time.monotonic() - started)
         records.write(record, output)
     return record
@@ -137,11 +136,15 @@ class LayerVisits:
         """A row for each side; a side that is absent or wrong has a reason in the place of its times."""
         found = []
         for name, about in self._about.items():
-            row = {**describe(self.step), "side": name, **about}
+            row = {"case": describe(self.step), "side": name, **about}
             if "error" not in about and name in self._total:
                 total = self._total[name]
                 us_per_token = round(total.median_us / self.step.tokens, 4)
-                row |= {"total": total.json(), "rounds": len(total.samples), "us_per_token": us_per_token}
+                row |= {
+                    "figures": {"layer_us": total.json()},
+                    "rounds": len(total.samples),
+                    "us_per_token": us_per_token,
+                }
                 operations = self._operations[name]
                 scale = total.median_us / sum(operations.values())
                 row["operations"] = {operation: round(scale * us, 2) for operation, us in operations.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 SIDES = ("dense", "in-tree", "ours")
@@ -22,30 +23,47 @@ Key = tuple[str, int, int]
 """Mode, sequences, heads: one curve of a plot."""
 
 
-def curves(rows: Sequence[dict[str, Any]]) -> dict[Key, dict[str, dict[int, dict[str, Any]]]]:
+Curves = dict[Key, dict[str, dict[int, dict[str, Any]]]]
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> Curves:
     """(mode, B, H) -> side -> context -> the measured row."""
-    found: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
+    found: Curves = {}
     for row in rows:
-        if "total" in row:
-            sides = found.setdefault((row["mode"], row["B"], row["H"]), {})
-            sides.setdefault(row["side"], {})[row["L"]] = row
+        if "figures" in row:
+            case = row["case"]
+            sides = found.setdefault((case["mode"], case["B"], case["H"]), {})
+            sides.setdefault(row["side"], {})[case["L"]] = row
     return found
 
 
-def crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From which context on each sparse side is faster than dense, interpolated between contexts on log axes.
+def layer_us(row: dict[str, Any]) -> float:
+    us: float = row["figures"]["layer_us"]["median"]
+    return us
 
-    `context` is None where the side is slower at the longest context; `from_start` says that it is faster at the
-    shortest one already.
-    """
-    found = []
-    for (mode, batch, heads), sides in curves(rows).items():
+
+@dataclass(frozen=True)
+class Crossover:
+    """From which context on a side is faster than dense, interpolated between contexts on log axes."""
+
+    context: float | None
+    """None where the side is slower at the longest context."""
+    from_start: bool
+    """It is faster at the shortest context already."""
+    gain_at_longest: float
+    longest: int
+
+
+def crossovers(found: Curves) -> dict[tuple[Key, str], Crossover]:
+    """Of each curve's sparse sides."""
+    crossings = {}
+    for key, sides in found.items():
         dense = sides.get("dense", {})
         for name, measured in sides.items():
             shared = sorted(set(dense) & set(measured))
             if name == "dense" or len(shared) < 2:
                 continue
-            gain = [math.log(dense[n]["total"]["median_us"] / measured[n]["total"]["median_us"]) for n in shared]
+            gain = [math.log(layer_us(dense[n]) / layer_us(measured[n])) for n in shared]
             context: float | None = None
             if gain[-1] > 0:
                 last_loss = max((i for i, value in enumerate(gain) if value <= 0), default=-1)
@@ -54,11 +72,6 @@ def crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     share = -gain[last_loss] / (gain[last_loss + 1] - gain[last_loss])
                     low, high = math.log(shared[last_loss]), math.log(shared[last_loss + 1])
                     context = round(math.exp(low + share * (high - low)))
-            found.append(
-                {
-                    "mode": mode, "B": batch, "H": heads, "side": name, "context": context,
-                    "from_start": gain[0] > 0 and context == shared[0],
-                    "gain_at_longest": round(math.exp(gain[-1]), 3), "longest": shared[-1],
-                }
-            )  # fmt: skip
-    return found
+            from_start = gain[0] > 0 and context == shared[0]
+            crossings[key, name] = Crossover(context, from_start, round(math.exp(gain[-1]), 3), shared[-1])
+    return crossings

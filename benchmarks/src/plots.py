@@ -8,11 +8,11 @@ import itertools
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves
-from dsv32_plugin.benchmarks.records import ENGINES, model_of
-from dsv32_plugin.benchmarks.serve_record import backends
+from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves, layer_us
+from dsv32_plugin.benchmarks.records import ENGINES, Record, median, model_of
+from dsv32_plugin.benchmarks.views import KernelCase, backends, kernel_cases
 from dsv32_plugin.console import CommandError
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 10, "figure.dpi": 150, "savefig.bbox": "tight", "svg.hashsalt": "dsv32",
 }  # fmt: skip
-
-
-Record = dict[str, Any]
 
 
 def draw(record: Record, path: Path) -> list[Path]:
@@ -66,7 +63,7 @@ def _save(make: Callable[[], Figure], picture: Path) -> None:
 
 
 def has_results(record: Record) -> bool:
-    return any(RESULT[record["kind"]] in row for row in record["rows"])
+    return any("figures" in row for row in record["rows"])
 
 
 def paths(record: Record, path: Path) -> list[Path]:
@@ -146,15 +143,13 @@ def layers(found: Sequence[Record]) -> Figure:
     figure, axes = _panels(dict.fromkeys(key for each in panels for key in each), 3.0, 2.6)
     for key, axis in axes.items():
         mine = [each.get(key, {}) for each in panels]
-        values = [
-            row["total"]["median_us"] / 1e3 for sides in mine for points in sides.values() for row in points.values()
-        ]
+        values = [layer_us(row) / 1e3 for sides in mine for points in sides.values() for row in points.values()]
         if not values:
             continue
         for sides, style in zip(mine, LINES, strict=False):
             for side in (name for name in SIDES if name in sides):
                 x, rows = zip(*sorted(sides[side].items()), strict=True)
-                y = [row["total"]["median_us"] / 1e3 for row in rows]
+                y = [layer_us(row) / 1e3 for row in rows]
                 axis.plot(x, y, style, marker="o", ms=2.5, lw=1.4, color=COLOURS[side])
         _time_axis(axis, values)
         _context_axis(axis, sorted({n for sides in mine for points in sides.values() for n in points}))
@@ -195,15 +190,16 @@ def layer_operations(record: Record) -> Figure:
 
 def kernels(found: Sequence[Record]) -> Figure:
     """Ours against the best peer, case by case; the bar's end is the speed over it. A shade for each GPU."""
-    speed = [{_case(row): row for row in record["rows"] if "speedup" in row} for record in found]
+    speed = [{_case(case): case for case in kernel_cases(record) if case.speedup} for record in found]
     names = list(dict.fromkeys(name for rows in speed for name in rows))
     figure, (axis,) = _figure(1, 1, 7.5, 1.2 + (0.06 + 0.1 * len(found)) * len(names))
     height = 0.8 / len(found)
     for i, rows in enumerate(speed):
         for place, name in enumerate(names):
-            if name not in rows:
+            case = rows.get(name)
+            if case is None or case.best is None or case.speedup is None:
                 continue
-            value, peer = rows[name]["speedup"], rows[name]["best_peer"]
+            value, peer = case.speedup, case.best["side"]
             colour = COLOURS["ours"] if value >= 1 else COLOURS["in-tree"]
             at = place + (i - (len(found) - 1) / 2) * height
             axis.barh(at, value - 1, left=1, color=colour, height=height, alpha=1 - 0.45 * i / len(found))
@@ -222,8 +218,8 @@ def kernels(found: Sequence[Record]) -> Figure:
     return figure
 
 
-def _case(row: Record) -> str:
-    return f"{row['operation']}  {' '.join(f'{name}={value}' for name, value in row['shape'].items())}"
+def _case(case: KernelCase) -> str:
+    return f"{case.ours['case']['operation']}  {case.shape}"
 
 
 def cost(found: Sequence[Record]) -> Figure:
@@ -232,10 +228,10 @@ def cost(found: Sequence[Record]) -> Figure:
     for axis, mode in zip(axes, ("prefill", "decode"), strict=True):
         contexts: set[int] = set()
         for record, style in zip(found, LINES, strict=False):
-            mine = [row for row in record["rows"] if row["mode"] == mode]
-            contexts |= {row["L"] for row in mine}
+            mine = [row for row in record["rows"] if row["case"]["mode"] == mode]
+            contexts |= {row["case"]["L"] for row in mine}
             for side in SIDES:
-                points = [(row["L"], row["usd_per_million"]) for row in mine if row["side"] == side]
+                points = [(row["case"]["L"], median(row, "usd_per_million")) for row in mine if row["side"] == side]
                 if points:
                     axis.plot(*zip(*points, strict=True), style, marker="o", ms=3, color=COLOURS[side])
         ticks = sorted(contexts)[-3:]
@@ -251,23 +247,25 @@ def cost(found: Sequence[Record]) -> Figure:
 
 def serve(record: Record) -> Figure:
     """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
-    rows = [row for row in record["rows"] if "ttft_ms" in row]
+    rows = [row for row in record["rows"] if "figures" in row]
+    alone = f"{ENGINES[rows[0]['case']['engine']]} alone"
     colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
-    labels = {"plugin": LABELS["ours"], "in-tree": f"{ENGINES[rows[0]['engine']]} alone", "dense": LABELS["dense"]}
+    labels = {"plugin": LABELS["ours"], "in-tree": alone, "dense": LABELS["dense"]}
     sides = backends(rows)
-    loads_of = collections.Counter(row["layers"] for row in rows)
+    loads_of = collections.Counter(row["case"]["layers"] for row in rows)
     layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))
-    rows = [row for row in rows if row["layers"] == layers]
-    loads, workloads = (list(dict.fromkeys(row[key] for row in rows)) for key in ("load", "workload"))
+    rows = [row for row in rows if row["case"]["layers"] == layers]
+    loads, workloads = (list(dict.fromkeys(row["case"][key] for row in rows)) for key in ("load", "workload"))
     panels = (
-        ("first token, ms (median)", loads[0], lambda row: row["ttft_ms"]["median"]),
-        ("per token, ms (median)", loads[0], lambda row: row["tpot_ms"]["median"]),
-        ("tokens a second, in and out", loads[-1], lambda row: row["input_tokens_per_s"] + row["output_tokens_per_s"]),
+        ("first token, ms (median)", loads[0], "ttft_ms"),
+        ("per token, ms (median)", loads[0], "tpot_ms"),
+        ("tokens a second, in and out", loads[-1], "tokens_per_s"),
     )
     figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.4)
-    for axis, (title, load, value) in zip(axes, panels, strict=True):
+    for axis, (title, load, name) in zip(axes, panels, strict=True):
         for i, backend in enumerate(sides):
-            mine = {row["workload"]: value(row) for row in rows if (row["backend"], row["load"]) == (backend, load)}
+            shown = [row for row in rows if (row["side"], row["case"]["load"]) == (backend, load)]
+            mine = {row["case"]["workload"]: median(row, name) or 0.0 for row in shown}
             places = [workloads.index(name) + (i - (len(sides) - 1) / 2) * 0.25 for name in mine]
             axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=labels[backend])
         axis.set_xticks(range(len(workloads)), workloads)
@@ -278,6 +276,8 @@ def serve(record: Record) -> Figure:
     return figure
 
 
+KINDS = ("kernels", "layer", "cost", "serve", "compare")
+"""What a picture can be asked of; a comparison has none."""
 TOGETHER: dict[str, Callable[[Sequence[Record]], Figure]] = {"kernels": kernels, "layer": layers, "cost": cost}
 """Kind of a record -> how those of several GPUs are drawn together."""
 ALONE: dict[str, tuple[str, Callable[[Record], Figure]]] = {
@@ -285,5 +285,3 @@ ALONE: dict[str, tuple[str, Callable[[Record], Figure]]] = {
     "serve": ("", serve),
 }
 """Kind of a record -> what follows its name in that of its own picture, and how it is drawn."""
-RESULT = {"kernels": "speedup", "layer": "total", "cost": "usd_per_million", "serve": "ttft_ms", "compare": "ratio"}
-"""Kind of a record -> the key of a row that has a result."""

@@ -1,4 +1,13 @@
-"""What a run leaves behind: one JSON file with everything that a reader needs to repeat it."""
+"""What a run leaves behind: one JSON file with everything that a reader needs to repeat it.
+
+Every record has a `kind`, the command that can read it, where it is from (GPU, versions, commit, command, date), and
+rows:
+
+    {"case": {what is measured}, "side": who does it, "figures": {name: {"median", "low", "high"}}, ...}
+
+The name of a figure ends with its unit; low and high, the 10th and 90th percentile, are there where it has a spread.
+What else stands in a row says how it was measured. A row without figures has the reason: "error" or "missing".
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +31,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 MEANINGLESS = "no GPU: the references at tiny sizes. It shows that the harness works; the figures mean nothing."
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 """What they call themselves."""
+OURS = "ours"
+BACKENDS = ("plugin", "in-tree", "dense")
+"""Sides of a server or an engine."""
+NAMES = ("operation", "mode", "engine", "workload", "state", "load", "data", "parser", "name")
+"""What a case says without its key."""
 PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers", "flashinfer-python")
+
+Record = dict[str, Any]
+Row = dict[str, Any]
 
 
 def default_path(kind: str, *, whole: bool = True) -> Path:
@@ -44,7 +62,7 @@ def model_of(gpu: str) -> str:
     return model.group() if model else gpu
 
 
-def provenance(kind: str) -> dict[str, Any]:
+def provenance(kind: str) -> Record:
     """GPU, versions, commit, command and date. `kind` says which command can read the record."""
     import torch
 
@@ -53,35 +71,75 @@ def provenance(kind: str) -> dict[str, Any]:
         "kind": kind,
         "gpu": torch.cuda.get_device_name() if on_gpu else f"none ({platform.machine()} CPU)",
         "cuda": torch.version.cuda or torch.version.hip or "",
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
+        "commit": commit(),
         "command": _command(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         **({} if on_gpu else {"meaningless": MEANINGLESS}),
     }
 
 
-def write(record: dict[str, Any], path: Path) -> None:
+def name_of(case: dict[str, Any]) -> str:
+    """`dense decode B=1 L=2048` of a row's case."""
+    return " ".join(str(value) if key in NAMES else f"{key}={value}" for key, value in case.items())
+
+
+def median(row: Row, figure: str) -> float | None:
+    """None where the row has no such figure."""
+    found: float | None = row.get("figures", {}).get(figure, {}).get("median")
+    return found
+
+
+def line(row: Row) -> str:
+    """A row as it is told while a command runs."""
+    name = f"{name_of(row['case'])} {row['side']}"
+    if "figures" not in row:
+        return f"{name}: {row.get('error') or 'missing, ' + row['missing']}"
+    shown = [
+        f"{figure} {value['median']}" + (f" ({value['low']} to {value['high']})" if "low" in value else "")
+        for figure, value in row["figures"].items()
+    ]
+    if "completed" in row:
+        shown.insert(0, f"{row['completed']} of {row['requests']} answered")
+    shown += [f"{operation} {us}" for operation, us in row.get("operations", {}).items()]
+    return f"{name}: {', '.join(shown)}"
+
+
+def missing(record: Record) -> dict[str, str]:
+    """Every side that some case lacks -> the first reason given."""
+    found: dict[str, str] = {}
+    for row in record["rows"]:
+        if "missing" in row:
+            found.setdefault(row["side"], row["missing"])
+    return found
+
+
+def replaced(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """The rows of both; what was measured again replaces what there was."""
+    return list({(name_of(row["case"]), row["side"]): row for row in (*old, *new)}.values())
+
+
+def write(record: Record, path: Path) -> None:
     """One row a line, so that a difference between two records can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = []
     for key, value in record.items():
-        if key == "rows":
+        if key in ("rows", "runs") and value:
             rows = ",\n".join("  " + json.dumps(row) for row in value)
-            parts.append(f' "rows": [\n{rows}\n ]' if value else ' "rows": []')
+            parts.append(f' "{key}": [\n{rows}\n ]')
         else:
             parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-def read(path: Path, *kinds: str) -> dict[str, Any]:
+def read(path: Path, *kinds: str) -> Record:
     """A record of one of these kinds.
 
     Raises:
         CommandError: the file is missing, is not a record, or is one of another kind.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"{path}: expected a record of dsv32 bench: {error}") from error
     kind = record.get("kind")
@@ -90,7 +148,8 @@ def read(path: Path, *kinds: str) -> dict[str, Any]:
     return record
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """absent where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -98,7 +157,7 @@ def _version(package: str) -> str:
 
 
 @functools.cache
-def _commit() -> str:
+def commit() -> str:
     if named := os.environ.get("DSV32_COMMIT"):
         return named
     if not (CHECKOUT / ".git").exists():

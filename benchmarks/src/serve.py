@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv32_plugin.benchmarks import records, serve_client
+from dsv32_plugin.benchmarks.records import Record, Row
 from dsv32_plugin.benchmarks.serve_client import WORKLOADS
 from dsv32_plugin.console import CommandError
 from dsv32_plugin.tools import demo, doctor, serving, tiny
@@ -93,8 +94,8 @@ class Plan:
 
 def run(
     plan: Plan, output: Path, *, on_state: Callable[[str], None] = lambda text: None,
-    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> dict[str, Any]:  # fmt: skip
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Record:  # fmt: skip
     """Start, load and stop the servers, one after the other or together; the record is on disk after each row.
 
     A record of the same commit, versions, GPU and method that is at `output` is added to, so that servers can be
@@ -107,7 +108,7 @@ def run(
     dummy = DUMMY.format(heads=plan.heads, experts=plan.experts)
     method = METHOD.format(model=f"Checkpoint {plan.checkpoint.name}" if plan.checkpoint else dummy)
     method += TOGETHER if plan.together else ""
-    record: dict[str, Any] = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
+    record: Record = {**records.provenance("serve"), "method": method, "seed": plan.seed, "rows": []}
     if output.exists():
         record = merged(records.read(output, "serve"), record)
     served = list(itertools.product(plan.backends, plan.layers))
@@ -120,19 +121,14 @@ def run(
     return record
 
 
-IDENTITY = ("engine", "backend", "layers", "workload", "load")
-"""What tells one row of a record from another."""
-
-
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def merged(old: Record, new: Record) -> Record:
     """Both records as one where they are of one kind, else the new one."""
     if any(old[key] != new[key] for key in ("gpu", "cuda", "versions", "commit", "method", "seed")):
         return new
-    rows = {tuple(row[key] for key in IDENTITY): row for row in (*old["rows"], *new["rows"])}
     commands = dict.fromkeys((*old["command"].split("; "), *new["command"].split("; ")))
-    record = {**new, "command": "; ".join(commands), "rows": list(rows.values())}
-    extrapolate(record["rows"])
-    return record
+    rows = records.replaced(old["rows"], new["rows"])
+    extrapolate(rows)
+    return {**new, "command": "; ".join(commands), "rows": rows}
 
 
 def check(plan: Plan) -> None:
@@ -157,7 +153,7 @@ def check(plan: Plan) -> None:
             raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
 
 
-def measure(plan: Plan, group: Sequence[tuple[str, int]], on_state: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def measure(plan: Plan, group: Sequence[tuple[str, int]], on_state: Callable[[str], None]) -> Iterator[Row]:
     """The rows of some servers that run at once, as they are measured: each load on one server after the other."""
     with ExitStack() as stack:
         servers = [Subject(plan, backend, layers, stack, on_state) for backend, layers in group]
@@ -176,13 +172,14 @@ class Subject:
     ) -> None:
         self.plan, self.backend, self._on_state = plan, backend, on_state
         self.name = f"{plan.engine} {backend}, {layers} layers"
-        self.about: dict[str, Any] = {"engine": plan.engine, "backend": backend, "layers": layers}
+        self.layers = layers
+        self.about: Row = {}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv32-bench-")))
         model = plan.checkpoint or folder / "model"
         if plan.checkpoint is None:
             write_model(model, plan, backend, layers)
         else:
-            self.about["layers"] = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+            self.layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         switch = {"DSV32_PLUGIN": "1" if backend == "plugin" else "0"}
         self._server = serving.SERVERS[plan.engine](
             model, options(plan, backend), log_path=folder / "server.log", env={**ENVIRONMENT, **switch}
@@ -209,8 +206,8 @@ class Subject:
         except serving.ServerError as error:
             self.about["error"] = str(error)[-2000:]
 
-    def row(self, workload: str, rate: float) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def row(self, workload: str, rate: float) -> Row:
+        found: Row = {}
         if "error" not in self.about:
             state = functools.partial(
                 _say, self._on_state, f"{self.name}: {workload}", self.plan.requests, itertools.count(1)
@@ -221,14 +218,15 @@ class Subject:
             except serving.ServerError as error:
                 found = {}
                 self.about["error"] = str(error)[-2000:]
-        return {**self.about, "workload": workload, "load": load_name(rate), **found}
+        case = {"engine": self.plan.engine, "workload": workload, "load": load_name(rate), "layers": self.layers}
+        return {"case": case, "side": self.backend, **self.about, **found}
 
 
 def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
     on_state(f"{label}, {next(numbers)} of {total}")
 
 
-def load(url: str, plan: Plan, workload: str, rate: float, on_answer: Callable[[], None]) -> dict[str, Any]:
+def load(url: str, plan: Plan, workload: str, rate: float, on_answer: Callable[[], None]) -> Row:
     # Another seed for each rate: prompts that the server has seen would come from its prefix cache.
     seed = f"{plan.seed} {load_name(rate)}"
     sent = serve_client.requests(WORKLOADS[workload], plan.requests, rate, seed, longest=plan.longest)
@@ -246,12 +244,19 @@ def load_name(rate: float) -> str:
 
 def write_model(folder: Path, plan: Plan, backend: str, layers: int) -> None:
     """A checkpoint folder without weights, for engines that are told to make them up."""
-    spec = replace(REAL, num_hidden_layers=layers, n_routed_experts=plan.experts, num_attention_heads=plan.heads)
-    config = spec.config()
+    tiny.write_without_weights(config(backend, layers, plan.experts, plan.heads), folder)
+
+
+def config(backend: str, layers: int, experts: int, heads: int, *, dense_layers: int = 1) -> dict[str, Any]:
+    """The config.json of DeepSeek-V3.2 with fewer layers and experts; for dense MLA without the indexer."""
+    found = replace(
+        REAL, num_hidden_layers=layers, n_routed_experts=experts, num_attention_heads=heads,
+        first_k_dense_replace=dense_layers,
+    ).config()  # fmt: skip
     if backend == "dense":
-        config = {key: value for key, value in config.items() if not key.startswith("index_")}
-        config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-    tiny.write_without_weights(config, folder)
+        found = {key: value for key, value in found.items() if not key.startswith("index_")}
+        found |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    return found
 
 
 def options(plan: Plan, backend: str) -> list[str]:
@@ -279,28 +284,25 @@ def options(plan: Plan, backend: str) -> list[str]:
     return [*common, *dummy, *plan.options]
 
 
-def extrapolate(rows: list[dict[str, Any]], full: int = FULL_LAYERS) -> None:
+def extrapolate(rows: list[Row], full: int = FULL_LAYERS) -> None:
     """Where requests were alone on two depths of a model, add to the deeper row what the whole model would take."""
-    for row in rows:
-        twins = [
-            other
-            for other in rows
-            if other["layers"] < row["layers"]
-            and all(other[key] == row[key] for key in ("engine", "backend", "workload", "load"))
-            and "ttft_ms" in other
-            and row["load"] == load_name(0)
-        ]
-        if not twins or "ttft_ms" not in row:
+    alone = [row for row in rows if "figures" in row and row["case"]["load"] == load_name(0)]
+    for row in alone:
+        same = {**row["case"], "layers": 0}, row["side"]
+        twins = [other for other in alone if ({**other["case"], "layers": 0}, other["side"]) == same]
+        shallow = min(twins, key=lambda twin: int(twin["case"]["layers"]))
+        a, b = shallow["case"]["layers"], row["case"]["layers"]
+        if a == b:
             continue
-        a, b = min(twins, key=lambda twin: twin["layers"]), row
-        steps = (full - b["layers"]) / (b["layers"] - a["layers"])
 
-        def extended(key: str, of_a: str, of_b: str, a: Any = a, b: Any = b, steps: float = steps) -> float:
-            return float(round(b[key][of_b] + steps * (b[key][of_b] - a[key][of_a]), 2))
+        def extended(name: str, of_a: str, of_b: str, row: Row = row, shallow: Row = shallow) -> float:
+            a, b = shallow["case"]["layers"], row["case"]["layers"]
+            before, after = shallow["figures"][name][of_a], row["figures"][name][of_b]
+            return float(round(after + (full - b) / (b - a) * (after - before), 2))
 
         row["extrapolated"] = {
             "layers": full,
-            **{key: extended(key, "median", "median") for key in ("ttft_ms", "tpot_ms")},
-            "tpot_ms_range": [extended("tpot_ms", "p90", "p10"), extended("tpot_ms", "p10", "p90")],
-            "method": EXTRAPOLATION.format(full=full, a=a["layers"], b=b["layers"]),
+            **{name: extended(name, "median", "median") for name in ("ttft_ms", "tpot_ms")},
+            "tpot_ms_range": [extended("tpot_ms", "high", "low"), extended("tpot_ms", "low", "high")],
+            "method": EXTRAPOLATION.format(full=full, a=a, b=b),
         }

@@ -20,7 +20,7 @@ import httpx
 
 ORDINARY_TOKENS = (3, 128000)
 """Ids of the vocabulary that are neither special nor unused."""
-PERCENTILES = {"p10": 0.10, "median": 0.50, "p90": 0.90, "p99": 0.99}
+PERCENTILES = {"low": 0.10, "median": 0.50, "high": 0.90, "p99": 0.99}
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,14 @@ def summary(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     if not good:
         return {**found, "error": found["errors"][0] if found["errors"] else "no request"}
     gaps = [1e3 * (a.last_s - a.first_s) / (a.tokens - 1) for a in good if a.tokens > 1]
-    return {
-        **found,
-        "input_tokens_per_s": round(sum(a.prompt_tokens for a in good) / seconds, 1),
-        "output_tokens_per_s": round(sum(a.tokens for a in good) / seconds, 1),
-        "ttft_ms": percentiles([1e3 * a.first_s for a in good]),
+    read, written = (sum(getattr(answer, name) for answer in good) for name in ("prompt_tokens", "tokens"))
+    rates = {"input_tokens_per_s": read, "output_tokens_per_s": written, "tokens_per_s": read + written}
+    figures = {
+        "ttft_ms": percentiles([1e3 * answer.first_s for answer in good]),
         "tpot_ms": percentiles(gaps or [0.0]),
+        **{name: {"median": round(tokens / seconds, 1)} for name, tokens in rates.items()},
     }
+    return {**found, "figures": figures}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

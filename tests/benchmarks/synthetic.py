@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv32_plugin.benchmarks.layer_record import crossovers
+from dsv32_plugin.benchmarks import records
 
 ABOUT: dict[str, Any] = {
     "gpu": "NVIDIA H100 made up",
@@ -17,18 +17,18 @@ ABOUT: dict[str, Any] = {
 
 
 def timing(median: float, spread: float = 0.01) -> dict[str, float]:
-    return {"median_us": median, "low_us": median * (1 - spread), "high_us": median * (1 + spread)}
+    return {"median": median, "low": median * (1 - spread), "high": median * (1 + spread)}
 
 
-def layer_row(mode: str, batch: int, context: int, side: str, us: float, tokens: int = 1) -> dict[str, Any]:
+def layer_row(mode: str, batch: int, context: int, side: str, us: float, tokens: int = 1) -> records.Row:
     return {
-        "mode": mode, "B": batch, "T": tokens, "L": context, "H": 128, "side": side, "kernels": side,
-        "total": timing(us), "operations": {"projections": us / 4, "attention": us * 3 / 4},
+        "case": {"mode": mode, "B": batch, "T": tokens, "L": context, "H": 128}, "side": side, "kernels": side,
+        "figures": {"layer_us": timing(us)}, "operations": {"projections": us / 4, "attention": us * 3 / 4},
         "us_per_token": us / (batch * tokens),
     }  # fmt: skip
 
 
-def layer(us: float = 1000.0, gpu: str = ABOUT["gpu"], commit: str = ABOUT["commit"]) -> dict[str, Any]:
+def layer(us: float = 1000.0, gpu: str = ABOUT["gpu"], commit: str = ABOUT["commit"]) -> records.Record:
     """Dense takes as many microseconds as the context has tokens, ours the same at each, so that they cross there."""
     rows = []
     for context in (512, 2048, 8192):
@@ -37,29 +37,33 @@ def layer(us: float = 1000.0, gpu: str = ABOUT["gpu"], commit: str = ABOUT["comm
             rows.append(layer_row(mode, batch, context, "ours", us, tokens))
     return {
         "kind": "layer", **ABOUT, "gpu": gpu, "commit": commit, "method": "made up.", "ceilings": {}, "chunk": 512,
-        "rows": rows, "not_run": [],
-        "crossovers": crossovers(rows), "seconds": 7,
+        "rows": rows, "not_run": [], "seconds": 7,
     }  # fmt: skip
 
 
-def kernels(us: float = 10.0, spread: float = 0.01) -> dict[str, Any]:
-    row = {
-        "operation": "select_topk", "shape": {"B": 1, "L": 8192}, "must": 1.0, "aim": None, "bytes": 1, "flops": 0,
-        "notes": "", "missing": {"torch": "not here"}, "times": {"ours": timing(us, spread), "peer": timing(12.0)},
-        "warm": {"ours": timing(us / 2, spread)}, "floor_us": 1.0, "floor_by": "bytes", "best_peer": "peer",
-        "speedup": 12.0 / us,
-    }  # fmt: skip
-    ceilings = {"bytes_per_us": 3e6, "bf16_flops_per_us": 7e8, "fp8_flops_per_us": 1.2e9}
-    return {"kind": "kernels", **ABOUT, "ceilings": ceilings, "rows": [row], "not_run": [], "seconds": 7}
-
-
-def serve() -> dict[str, Any]:
-    points = {"median": 20.0, "p10": 10.0, "p90": 30.0, "p99": 40.0, "mean": 21.0}
+def kernels(us: float = 10.0, spread: float = 0.01) -> records.Record:
+    case = {"operation": "select_topk", "B": 1, "L": 8192}
+    floor = {"bytes": 1, "flops": 0, "notes": "", "floor_us": 1.0, "floor_by": "bytes", "rounds": 15}
     rows = [
         {
-            "engine": "vllm", "backend": backend, "layers": 2, "load": "2/s", "workload": "chat", "requests": 4,
-            "completed": 4, "seconds": 2.0, "errors": [], "input_tokens_per_s": 100.0, "output_tokens_per_s": 50.0,
-            "ready_s": 10.0, "client_busy": 0.1, "ttft_ms": points, "tpot_ms": points,
+            "case": case, "side": "ours", **floor,
+            "figures": {"cold_us": timing(us, spread), "warm_us": timing(us / 2, spread)},
+        },
+        {"case": case, "side": "peer", "figures": {"cold_us": timing(12.0), "warm_us": timing(11.0)}},
+        {"case": case, "side": "torch", "missing": "not here"},
+    ]  # fmt: skip
+    ceilings = {"bytes_per_us": 3e6, "bf16_flops_per_us": 7e8, "fp8_flops_per_us": 1.2e9}
+    return {"kind": "kernels", **ABOUT, "ceilings": ceilings, "rows": rows, "not_run": [], "seconds": 7}
+
+
+def serve() -> records.Record:
+    points = {"median": 20.0, "low": 10.0, "high": 30.0, "p99": 40.0, "mean": 21.0}
+    rates = {"input_tokens_per_s": 100.0, "output_tokens_per_s": 50.0, "tokens_per_s": 150.0}
+    figures = {"ttft_ms": points, "tpot_ms": points, **{name: {"median": rate} for name, rate in rates.items()}}
+    rows = [
+        {
+            "case": {"engine": "vllm", "workload": "chat", "load": "2/s", "layers": 2}, "side": backend, "requests": 4,
+            "completed": 4, "seconds": 2.0, "errors": [], "ready_s": 10.0, "client_busy": 0.1, "figures": figures,
         }
         for backend in ("plugin", "in-tree")
     ]  # fmt: skip

@@ -11,32 +11,29 @@ from typing import Any
 import pytest
 import torch
 
-from dsv32_plugin.benchmarks import engine, engine_view
-from dsv32_plugin.benchmarks.engine_view import Run
+from dsv32_plugin.benchmarks import engine, views
+from dsv32_plugin.benchmarks.engine import Run
 from dsv32_plugin.benchmarks.engine_worker import GRAPH_LAUNCH, graph_spans_ms, prompt
+from dsv32_plugin.benchmarks.records import BACKENDS, Record, Row, median
 from dsv32_plugin.core import warmup
 
 
-def record(*entries: dict[str, Any], gpu: str = "NVIDIA H100") -> dict[str, Any]:
-    return {"gpu": gpu, "driver": "1", "versions": {"vllm": "0.26.0"}, "runs": [copy.deepcopy(e) for e in entries]}
+def record(*rows: Row, gpu: str = "NVIDIA H100") -> Record:
+    made = {"heads": 128, "cache": "fp8_ds_mla", "commit": "abc", "machine": "m", "date": "today", "failed": None}
+    runs = [{"side": side, **made} for side in dict.fromkeys(row["side"] for row in rows)]
+    about = {"kind": "engine", "gpu": gpu, "driver": "1", "versions": {"vllm": "0.26.0"}}
+    return {**about, "runs": runs, "rows": copy.deepcopy(list(rows))}
 
 
-def entry(side: str, rows: dict[str, float], **startup: float) -> dict[str, Any]:
-    made = {"commit": "abc", "machine": "m", "date": "today"}
-    figures = {
-        name: {("tokens_per_s" if name.startswith("prefill") else "ms_per_step"): value, "peak_gib": 30.0}
-        for name, value in rows.items()
-    }
-    starts = {state: {"first_token_s": seconds} for state, seconds in startup.items()}
-    return {
-        "side": side, "heads": 128, "kv_cache_dtype": "fp8_ds_mla", "rows": figures, "startup": starts,
-        "environment": made, "failed": None,
-    }  # fmt: skip
+def row(side: str, workload: str, value: float, **case: Any) -> Row:
+    figure = {"prefill": "tokens_per_s", "start": "first_token_s"}.get(workload, "ms_per_step")
+    figures = {figure: {"median": value}, "peak_gib": {"median": 30.0}}
+    return {**Run(side, 128, "fp8_ds_mla").row(workload, **case), "figures": figures}
 
 
 def test_the_sides_differ_in_the_indexer_alone(tmp_path: Path) -> None:
     configs = {}
-    for side in engine_view.SIDES:
+    for side in BACKENDS:
         engine.write_config(Run(side, 16, "fp8_ds_mla"), 32, tmp_path / side)
         configs[side] = json.loads((tmp_path / side / "config.json").read_text())
     assert configs["plugin"] == configs["in-tree"]
@@ -46,7 +43,7 @@ def test_the_sides_differ_in_the_indexer_alone(tmp_path: Path) -> None:
 
 
 def test_only_takes_whole_words() -> None:
-    assert [engine_view.case_name(case) for case in engine_view.cases("decode B=1 L=2048")] == ["decode B=1 L=2048"]
+    assert [engine.case_name(case) for case in engine.cases("decode B=1 L=2048")] == ["decode B=1 L=2048"]
 
 
 def test_prompts_of_one_stream_share_their_prefix() -> None:
@@ -55,45 +52,45 @@ def test_prompts_of_one_stream_share_their_prefix() -> None:
 
 
 def test_parts_make_a_whole() -> None:
-    whole = record(entry("plugin", {"decode B=1 L=2048": 2.0, "decode B=16 L=2048": 9.0}, cold=40.0))
-    engine_view.merge(whole, record(entry("plugin", {"decode B=16 L=2048": 3.0}, warm=20.0)))
-    engine_view.merge(whole, record(entry("in-tree", {"decode B=1 L=2048": 3.0, "prefill L=2048": 100.0})))
-    plugin = engine_view.find(whole, Run("plugin", 128, "fp8_ds_mla"))
-    assert plugin is not None
-    assert {name: row["ms_per_step"] for name, row in plugin["rows"].items()} == {
-        "decode B=1 L=2048": 2.0,
-        "decode B=16 L=2048": 3.0,
-    }
-    assert set(plugin["startup"]) == {"cold", "warm"}
-    lines = {row[2]: row for row in engine_view.rows(whole)}
-    assert lines["decode B=1 L=2048"][-1] == "1.50", "3 ms over 2 ms"
-    assert lines["decode B=16 L=2048"][-1] == "", "nothing to compare with"
-    assert "| 128 | fp8_ds_mla | decode B=1 L=2048 | ms/step | 2.00 | 3.00 |  | 1.50 |" in engine_view.markdown(whole)
+    one, many = {"B": 1, "L": 2048}, {"B": 16, "L": 2048}
+    whole = record(row("plugin", "decode", 2.0, **one), row("plugin", "decode", 9.0, **many))
+    engine.merge(whole, record(row("plugin", "decode", 3.0, **many), row("plugin", "start", 20.0, state="warm")))
+    engine.merge(whole, record(row("in-tree", "decode", 3.0, **one), row("in-tree", "prefill", 100.0, L=2048)))
+    steps = [median(each, "ms_per_step") for each in whole["rows"] if each["side"] == "plugin"]
+    assert steps == [2.0, 3.0, None], "what is measured again replaces what was there"
+    assert [run["side"] for run in whole["runs"]] == ["plugin", "in-tree"]
+    lines = views.markdown(views.engines([whole])).splitlines()
+    assert "| vLLM | 128 | fp8_ds_mla | decode | 1 | 2048 | 2.00 | 3.00, 1.50 × |" in lines
+    assert "| vLLM | 128 | fp8_ds_mla | decode | 16 | 2048 | 3.00 |  |" in lines, "nothing to compare with"
+    assert "| vLLM | 128 | fp8_ds_mla | start | warm | 20.0 |" in lines
+    assert "| 128 | fp8_ds_mla | 30.00 | 30.00, 1.00 × |" in lines
 
 
 def test_gpus_are_not_mixed() -> None:
     with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
-        engine_view.merge(record(), record(gpu="NVIDIA H200"))
+        engine.merge(record(), record(gpu="NVIDIA H200"))
 
 
 def test_rounds_become_a_row() -> None:
-    case = {"kind": "decode", "B": 1, "L": 2048, "distinct": 1}
+    run = Run("plugin", 128, "fp8_ds_mla")
+    case = {"kind": "decode", "B": 1, "L": 2048, "distinct": 1, "rounds": 3}
     rounds = [{"steps_ms": steps, "peak_gib": 1.0} for steps in ([9.0] * 10, [2.0] * 10, [3.0] * 11)]
-    row = engine_view.summarise(case, rounds)
-    assert (row["ms_per_step"], row["low"], row["high"]) == (3.0, 2.0, 3.0), "without the round that warms up"
-    assert row["rounds_ms"] == [2.0, 3.0]
-    case = {"kind": "prefill", "L": 1000, "seed": 0}
+    found = engine.summarise(run, case, rounds)
+    step = {"median": 3.0, "low": 2.0, "high": 3.0}
+    assert found["figures"]["ms_per_step"] == step, "without the round that warms up"
+    assert (found["side"], found["case"]["B"], found["rounds_ms"]) == ("plugin", 1, [2.0, 3.0])
+    case = {"kind": "prefill", "L": 1000, "seed": 0, "rounds": 4}
     rounds = [{"prompts": 2, "seconds": s, "peak_gib": g} for s, g in ((9.0, 1.0), (1.0, 3.0), (4.0, 2.0), (2.0, 1.0))]
-    row = engine_view.summarise(case, rounds)
-    assert (row["tokens_per_s"], row["low"], row["high"], row["peak_gib"]) == (1000, 500, 2000, 3.0)
+    figures = engine.summarise(run, case, rounds)["figures"]
+    assert figures == {"tokens_per_s": {"median": 1000, "low": 500, "high": 2000}, "peak_gib": {"median": 3.0}}
+    failed = engine.summarise(run, case, [*rounds, {"error": "no memory"}])
+    assert "figures" not in failed
+    assert failed["error"] == "no memory"
 
 
 def test_the_plugins_part_of_a_start_is_read_from_the_log() -> None:
     summary = warmup.summary(65, found_s=1.8, beside_s=20.0, alone_s=5.0, loaded_s=0.4, run_s=2.0)
-    assert engine.own_start(f"(EngineCore pid=7) INFO 11-22 07:08:06 [warmup.py:69] dsv32: {summary}\n") == {
-        "kernels": 65,
-        "own_s": 9.2,
-    }
+    assert engine.own_start(f"(EngineCore pid=7) INFO 11-22 07:08:06 [warmup.py:69] dsv32: {summary}\n") == (65, 9.2)
     assert engine.own_start("dsv32: torch.compile is off") is None
 
 
@@ -120,10 +117,10 @@ def test_a_graph_lasts_from_its_first_kernel_to_the_end_of_its_last() -> None:
 
 
 def test_graphs_follow_what_filled_the_cache_and_dense_skips_the_longest() -> None:
-    for length in engine_view.LENGTHS:
-        cases = [case for case in engine_view.cases("") if case["L"] == length]
+    for length in engine.LENGTHS:
+        cases = [case for case in engine.cases("") if case["L"] == length]
         assert [case["kind"] for case in cases] == ["prefill"] + ["decode"] * 3 + ["graph"] * 3
         assert cases[0]["rounds"] > 1, "the first warms up"
-    taken = {case["L"] for case in engine_view.cases("") if engine_view.takes("dense", case)}
+    taken = {case["L"] for case in engine.cases("") if engine.takes("dense", case)}
     assert taken == {2048, 32768}
-    assert all(engine_view.takes("plugin", case) for case in engine_view.cases(""))
+    assert all(engine.takes("plugin", case) for case in engine.cases(""))

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dsv32_plugin import cli, kernels
-from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides
+from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides, records, views
 from dsv32_plugin.benchmarks.harness import Case, Work
+from dsv32_plugin.benchmarks.layer_record import layer_us
 from dsv32_plugin.core import dsa, plan
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
@@ -20,11 +21,11 @@ TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64
 
 
 def visited(*cases: Case) -> dict[str, Any]:
-    """The row of a case after a visit to each of these, which are the same."""
+    """Side -> its row of a case after a visit to each of these, which are the same."""
     found = harness.Visits()
     for case in cases:
         found.add(case, clock.CpuClock(), {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
-    return found.row(cases[0])
+    return {row["side"]: row for row in found.rows(cases[0])}
 
 
 def layer_rows(step: layer_sides.Step, visits: int = 1) -> list[dict[str, Any]]:
@@ -46,14 +47,14 @@ def test_the_grid_runs_without_a_gpu_and_says_what_that_means(
     assert cli.main(["bench", "kernels", "--output", str(output)]) == 0
     record = json.loads(output.read_text())
     assert record["rows"]
-    assert all(row["times"]["ours"]["median_us"] > 0 for row in record["rows"])
+    assert all(row["figures"]["cold_us"]["median"] > 0 for row in record["rows"] if row["side"] == "ours")
     assert "figures mean nothing" in record["meaningless"]
     assert {"gpu", "versions", "commit", "command", "date", "ceilings"} <= set(record)
     printed = capsys.readouterr().out
     assert "figures mean nothing" in " ".join(printed.split())
     # A missing peer is named with its reason, in the record and in the output.
-    assert any("FlashMLA dense" in row["missing"] for row in record["rows"])
-    assert "missing: FlashMLA dense (no GPU)" in printed
+    assert {"FlashMLA dense": "no GPU"}.items() <= records.missing(record).items()
+    assert "Missing: FlashMLA dense (no GPU)." in printed
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_wrong_kernel_has_no_speed(
     assert cli.main(["bench", "kernels", "--only", cases, "--output", str(output)]) == 1
     (row,) = rows_of(output)
     assert row["error"].startswith("AssertionError")
-    assert "times" not in row
+    assert "figures" not in row
 
 
 def test_a_kernel_that_turns_wrong_while_it_is_timed_has_no_speed() -> None:
@@ -92,9 +93,9 @@ def test_a_kernel_that_turns_wrong_while_it_is_timed_has_no_speed() -> None:
             raise AssertionError("wrong after some launches")
 
     case = Case("x", {}, lambda: Work(lambda: launches.append(1), check, bytes=1))
-    row = visited(case)
+    row = visited(case)["ours"]
     assert row["error"] == "AssertionError: wrong after some launches"
-    assert "times" not in row
+    assert "figures" not in row
 
 
 def test_every_visit_counts() -> None:
@@ -111,10 +112,10 @@ def test_every_visit_counts() -> None:
     found, rising = harness.Visits(), Rising()
     for _ in range(3):
         found.add(case, rising, {"bytes_per_us": 1.0, "bf16_flops_per_us": 1.0})
-    row = found.row(case)
-    assert row["times"]["ours"] == row["times"]["other"] == {"median_us": 3.0, "low_us": 1.0, "high_us": 5.0}
-    assert row["warm"]["ours"] == {"median_us": 4.0, "low_us": 2.0, "high_us": 6.0}
-    assert row["rounds"] == 15
+    ours, other = found.rows(case)
+    assert ours["figures"]["cold_us"] == other["figures"]["cold_us"] == {"median": 3.0, "low": 1.0, "high": 5.0}
+    assert ours["figures"]["warm_us"] == {"median": 4.0, "low": 2.0, "high": 6.0}
+    assert ours["rounds"] == 15
 
 
 def test_a_case_that_is_wrong_in_one_visit_has_no_speed() -> None:
@@ -124,9 +125,9 @@ def test_a_case_that_is_wrong_in_one_visit_has_no_speed() -> None:
         assert next(answers) is None, "wrong in the second visit"
 
     case = Case("x", {}, lambda: Work(lambda: None, check, bytes=1))
-    row = visited(case, case, case)
+    row = visited(case, case, case)["ours"]
     assert "wrong in the second visit" in row["error"]
-    assert "times" not in row
+    assert "figures" not in row
 
 
 def test_a_peer_that_computes_something_else_is_not_compared() -> None:
@@ -143,10 +144,12 @@ def test_a_peer_that_computes_something_else_is_not_compared() -> None:
         peers={"fine": lambda: None, "other": lambda: None, "broken": broken},
         peer_checks={"other": differs},
     )
-    row = visited(Case("x", {}, lambda: work))
-    assert set(row["times"]) == {"ours", "fine"}
-    assert row["missing"] == {"other": "AssertionError: another selection", "broken": "RuntimeError: no such symbol"}
-    assert row["best_peer"] == "fine"
+    rows = visited(Case("x", {}, lambda: work))
+    assert {side for side, row in rows.items() if "figures" in row} == {"ours", "fine"}
+    missing = {side: row["missing"] for side, row in rows.items() if "missing" in row}
+    assert missing == {"other": "AssertionError: another selection", "broken": "RuntimeError: no such symbol"}
+    (case,) = views.kernel_cases({"rows": list(rows.values())})
+    assert case.best == rows["fine"]
 
 
 def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
@@ -167,7 +170,7 @@ def test_a_device_without_an_fp8_product_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "_scaled_mm", refuse)
     ceiling = clock.ceilings(clock.CpuClock())
     assert "fp8_flops_per_us" not in ceiling
-    assert "no fp8 product (needs compute capability 8.9)" in harness.ceilings_text(ceiling)
+    assert "no fp8 product (needs compute capability 8.9)" in views.ceilings_text(ceiling)
     fp8 = Work(lambda: None, lambda: None, bytes=0, flops=1 << 40, dtype="fp8")
     assert harness.floor_us(fp8, ceiling) == harness.floor_us(dataclasses.replace(fp8, dtype="bf16"), ceiling)
 
@@ -182,17 +185,15 @@ def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:
 
 def test_a_layer_sums_to_its_operations(tmp_path: Path) -> None:
     record = layer.run(TINY, tmp_path / "layer.json")
-    rows = {(row["mode"], row["side"]): row for row in record["rows"]}
+    rows = {(row["case"]["mode"], row["side"]): row for row in record["rows"]}
     assert set(rows) == {(mode, side) for mode in ("prefill", "decode") for side in ("dense", "in-tree", "ours")}
     assert "no GPU" in rows["decode", "in-tree"]["missing"]
     for mode in ("prefill", "decode"):
         for side in ("dense", "ours"):
             row = rows[mode, side]
-            assert sum(row["operations"].values()) == pytest.approx(row["total"]["median_us"], abs=0.1)
+            assert sum(row["operations"].values()) == pytest.approx(layer_us(row), abs=0.1)
         assert "index scores and selection" in rows[mode, "ours"]["operations"]
-    assert rows["prefill", "dense"]["us_per_token"] == pytest.approx(
-        rows["prefill", "dense"]["total"]["median_us"] / 2, rel=1e-3
-    )
+    assert rows["prefill", "dense"]["us_per_token"] == pytest.approx(layer_us(rows["prefill", "dense"]) / 2, rel=1e-3)
 
 
 def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +209,9 @@ def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyP
     rows = layer_rows(layer_sides.Step(1, 2112, 1, 2, 64))
     ours = next(row for row in rows if row["side"] == "ours")
     assert "AssertionError: token 0: not" in ours["error"]
-    assert "total" not in ours
+    assert "figures" not in ours
     dense = next(row for row in rows if row["side"] == "dense")
-    assert "total" in dense
+    assert "figures" in dense
 
 
 @pytest.mark.parametrize(
@@ -229,4 +230,4 @@ def test_the_indexer_is_skipped_while_everything_is_selected(
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations
     assert ours["rounds"] == 4
-    assert sum(ours["operations"].values()) == pytest.approx(ours["total"]["median_us"], abs=0.1)
+    assert sum(ours["operations"].values()) == pytest.approx(layer_us(ours), abs=0.1)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import synthetic
 
 from dsv32_plugin import cli
-from dsv32_plugin.benchmarks import compare, cost, plots, records, report
-from dsv32_plugin.benchmarks.layer_record import crossovers
+from dsv32_plugin.benchmarks import compare, cost, plots, records, report, views
+from dsv32_plugin.benchmarks.layer_record import crossovers, curves
 from dsv32_plugin.console import CommandError
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +39,11 @@ def test_what_is_not_the_record_asked_for_is_refused(tmp_path: Path, content: st
 
 def test_the_crossover_is_interpolated_on_log_axes() -> None:
     # Dense takes as many microseconds as the context has tokens, ours 1000: they meet at 1000 tokens exactly.
-    found = {row["mode"]: row for row in crossovers(synthetic.layer()["rows"])}
-    assert found["decode"]["context"] == found["prefill"]["context"] == 1000
-    assert found["decode"]["gain_at_longest"] == 8.192
-    assert not found["decode"]["from_start"]
+    found = crossovers(curves(synthetic.layer()["rows"]))
+    decode, prefill = found[("decode", 16, 128), "ours"], found[("prefill", 1, 128), "ours"]
+    assert decode.context == prefill.context == 1000
+    assert decode.gain_at_longest == 8.192
+    assert not decode.from_start
 
 
 @pytest.mark.parametrize(
@@ -57,14 +56,14 @@ def test_sides_that_do_not_cross(ours: tuple[float, float], context: float | Non
     for length, us in zip((1024, 4096), ours, strict=True):
         rows += [synthetic.layer_row("decode", 1, length, "dense", 1.0)]
         rows += [synthetic.layer_row("decode", 1, length, "ours", us)]
-    (row,) = crossovers(rows)
-    assert (row["context"], row["from_start"]) == (context, from_start)
+    (found,) = crossovers(curves(rows)).values()
+    assert (found.context, found.from_start) == (context, from_start)
 
 
 def test_compare_tells_a_change_from_the_spread() -> None:
     def verdict(us: float, spread: float) -> str:
         pairs = compare.compare(synthetic.kernels(10.0, spread), synthetic.kernels(us, spread))
-        return next(pair.verdict for pair in pairs if pair.name == "select_topk B=1 L=8192 ours (cold)")
+        return next(pair.verdict for pair in pairs if pair.name == "select_topk B=1 L=8192 ours cold_us")
 
     assert verdict(10.5, 0.01) == "slower"
     assert verdict(9.5, 0.01) == "faster"
@@ -92,10 +91,10 @@ def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
         cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(output)]) == 0
     )
     record = records.read(output, "compare")
-    assert [row["verdict"] for row in record["rows"]] == ["slower", "slower", "same"]
+    assert [row["verdict"] for row in record["rows"]] == ["slower", "slower", "same", "same"]
     text = report.blocks(tmp_path, tmp_path)["repeat"]()
     assert (
-        "`dsv32 bench kernels` twice on NVIDIA H100 made up, commit abc1234, 2026-01-01: 3 times: 0 faster, 1 same, 2"
+        "`dsv32 bench kernels` twice on NVIDIA H100 made up, commit abc1234, 2026-01-01: 4 times: 0 faster, 2 same, 2"
         in text
     )
     # 10.1 is the highest before, 10.494 the lowest after.
@@ -105,10 +104,10 @@ def test_a_comparison_is_recorded_and_reported(tmp_path: Path) -> None:
 def test_cost_is_time_times_price(layer_path: Path) -> None:
     assert cli.main(["bench", "cost", str(layer_path), "--price", "3.6", "--rest-decode-us", "100"]) == 0
     record = records.read(layer_path.with_name("cost.json"), "cost")
-    usd = {(row["mode"], row["side"], row["L"]): row["usd_per_million"] for row in record["rows"]}
+    usd = {(*row["case"].values(), row["side"]): records.median(row, "usd_per_million") for row in record["rows"]}
     # 61 layers of 8192 us / 512 tokens, at a thousandth of a dollar a second and a millionth of it a microsecond.
-    assert usd["prefill", "dense", 8192] == pytest.approx(61 * 16 * 1e-3)
-    assert usd["decode", "ours", 512] == pytest.approx((61 * 1000 / 16 + 100) * 1e-3)
+    assert usd["prefill", 8192, "dense"] == pytest.approx(61 * 16 * 1e-3)
+    assert usd["decode", 512, "ours"] == pytest.approx((61 * 1000 / 16 + 100) * 1e-3)
     assert "100 in decode" in record["method"]
 
 
@@ -145,21 +144,29 @@ def test_every_kind_of_record_is_drawn(tmp_path: Path, capsys: pytest.CaptureFix
 def test_backends_stand_side_by_side_with_what_the_plugin_is_ahead() -> None:
     record = synthetic.serve()
     ours, theirs = record["rows"]
-    theirs |= {"ttft_ms": {**ours["ttft_ms"], "median": 30.0}, "input_tokens_per_s": 25.0, "completed": 3}
-    about = {key: ours[key] for key in ("engine", "layers", "workload", "load")}
-    record["rows"].append({**about, "backend": "dense", "error": "no memory"})
-    record["rows"].append({**ours, "engine": "sglang"})
-    *_, line, other = report.serve_table(record).splitlines()
+    figures = {**ours["figures"], "ttft_ms": {"median": 30.0}, "tokens_per_s": {"median": 75.0}}
+    theirs |= {"figures": figures, "completed": 3}
+    record["rows"].append({"case": ours["case"], "side": "dense", "error": "no memory"})
+    record["rows"].append({**ours, "case": {**ours["case"], "engine": "sglang"}})
+    *_, line, other = views.markdown(views.servers([record])).splitlines()
     assert other.startswith("| SGLang | chat | 2/s | 2 | 20 |")
     missing = "3 of 4 answered"
-    cells = ["vLLM", "chat", "2/s", "2", "20", f"30, {missing} (1.50)", "failed"]
-    cells += ["20.00", f"20.00, {missing} (1.00)", "failed", "150", f"75, {missing} (2.00)", "failed"]
+    cells = ["vLLM", "chat", "2/s", "2", "20", f"30, {missing}, 1.50 ×", "failed"]
+    cells += ["20.00", f"20.00, {missing}, 1.00 ×", "failed", "150", f"75, {missing}, 2.00 ×", "failed"]
     assert line == "| " + " | ".join(cells) + " |"
+
+
+def test_an_unanswered_request_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    record = synthetic.serve()
+    assert views.show(record) == 0
+    record["rows"][0] |= {"completed": 3, "errors": ["status 503"]}
+    assert views.show(record) == 1
+    assert "status 503" in capsys.readouterr().out
 
 
 def test_a_record_without_results_has_no_picture(tmp_path: Path) -> None:
     record = synthetic.kernels()
-    record["rows"] = [{"operation": "x", "shape": {}, "error": "wrong"}]
+    record["rows"] = [{"case": {"operation": "x"}, "side": "ours", "error": "wrong"}]
     assert plots.draw_together([record], tmp_path / "kernels.png") == []
 
 
@@ -194,8 +201,8 @@ def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     report.write(checkout, check=False)
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "![One attention layer: where the time goes](../benchmarks/results/h100/layer-operations.png)" in page
-    assert "| vLLM | chat | 2/s | 2 | 20 | 20 (1.00) | 20.00 | 20.00 (1.00) | 150 | 150 (1.00) |" in page
-    assert "Missing on H100: torch (not here)." in page
+    assert "| vLLM | chat | 2/s | 2 | 20 | 20, 1.00 × | 20.00 | 20.00, 1.00 × | 150 | 150, 1.00 × |" in page
+    assert "Missing: torch (not here)." in page
     assert report.NOT_MEASURED not in page
     assert "| select_topk | B=1 L=8192 | 10.0 |" in (checkout / "docs" / "kernels.md").read_text(encoding="utf-8")
 
@@ -231,10 +238,16 @@ def test_the_documentation_of_this_checkout_is_current() -> None:
     assert report.write(ROOT, check=True) == []
 
 
-def test_every_record_of_this_checkout_can_be_read() -> None:
-    paths = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
-    assert paths
-    for path in paths:
-        record: dict[str, Any] = records.read(path, *plots.RESULT, "engine")
-        assert json.loads(json.dumps(record)) == record
-        assert all(run.get("environment", run)["commit"] for run in record.get("runs", [record]))
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=[f"{path.parent.name}/{path.stem}" for path in RECORDS])
+def test_every_record_of_this_checkout_can_be_read(path: Path) -> None:
+    record = records.read(path, *views.VIEWS)
+    assert all(run["commit"] for run in record.get("runs", [record]))
+    for row in record["rows"]:
+        assert isinstance(row["case"], dict)
+        assert row["side"]
+        assert row.get("figures") or row.get("error") or row.get("missing"), "a row without figures has a reason"
+        assert all("median" in figure for figure in row.get("figures", {}).values())
+    assert views.markdown(views.VIEWS[record["kind"]]([record]))

@@ -75,7 +75,8 @@ PLAN = serve.Plan(workloads=("chat", "agent"), layers=(2, 4), rates=(0.0, math.i
 
 
 def loads(record: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [tuple(row[key] for key in ("backend", "layers", "workload", "load")) for row in record["rows"]]
+    keys = ("layers", "workload", "load")
+    return [(row["side"], *(row["case"][key] for key in keys)) for row in record["rows"]]
 
 
 def test_a_plan_gives_a_row_for_each_load_and_extends_what_was_alone(
@@ -86,7 +87,7 @@ def test_a_plan_gives_a_row_for_each_load_and_extends_what_was_alone(
     each = [("chat", "alone"), ("chat", "burst"), ("agent", "alone"), ("agent", "burst")]
     assert loads(record) == [("plugin", layers, *load) for layers in (2, 4) for load in each]
     extended = [row for row in record["rows"] if "extrapolated" in row]
-    assert {(row["layers"], row["load"]) for row in extended} == {(4, "alone")}
+    assert {(row["case"]["layers"], row["case"]["load"]) for row in extended} == {(4, "alone")}
     assert extended[0]["extrapolated"]["ttft_ms"] == pytest.approx(100 + 61 * 10)
     assert extended[0]["extrapolated"]["tpot_ms"] == pytest.approx(61 * 1)
     # Both depths get the same requests; no other load has a prompt that the server has seen.
@@ -100,7 +101,7 @@ def test_servers_together_take_turns(sent: Any, tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, backends=("plugin", "dense"), layers=(2,), workloads=("chat",), together=True)
     record = serve.run(plan, tmp_path / "serve.json")
     turns = [("alone", "plugin"), ("alone", "dense"), ("burst", "plugin"), ("burst", "dense")]
-    assert [(row["load"], row["backend"]) for row in record["rows"]] == turns
+    assert [(row["case"]["load"], row["side"]) for row in record["rows"]] == turns
     assert "took turns" in record["method"]
 
 

@@ -73,9 +73,11 @@ def test_requests_leave_at_their_times_whatever_the_server_does(server: tuple[st
     assert all(answer.first_s >= FIRST_S for answer in answers)
     figures = serve_client.summary(answers, seconds)
     assert figures["completed"] == 3
-    assert figures["ttft_ms"]["median"] >= 1e3 * FIRST_S
-    assert figures["tpot_ms"]["median"] >= 1e3 * GAP_S * 0.9
-    assert figures["output_tokens_per_s"] == pytest.approx(9 / seconds, abs=0.1)
+    median = {name: figure["median"] for name, figure in figures["figures"].items()}
+    assert median["ttft_ms"] >= 1e3 * FIRST_S
+    assert median["tpot_ms"] >= 1e3 * GAP_S * 0.9
+    assert median["output_tokens_per_s"] == median["input_tokens_per_s"] == pytest.approx(9 / seconds, abs=0.1)
+    assert median["tokens_per_s"] == pytest.approx(18 / seconds, abs=0.1)
     body = handler.seen[0][1]
     assert (body["prompt"], body["max_tokens"], body["ignore_eos"]) == ([7, 8, 9], 3, True)
 
@@ -141,12 +143,14 @@ def test_agents_share_a_prefix_and_long_prompts_shrink() -> None:
 
 def test_two_depths_extend_to_the_whole_model_with_the_method() -> None:
     def row(layers: int, first: float, token: float) -> dict[str, Any]:
-        about = {"engine": "vllm", "backend": "plugin", "workload": "chat", "load": "alone", "layers": layers}
-        token_ms = {"median": token, "p10": token - 0.1, "p90": token + 0.2}
-        return {**about, "ttft_ms": {"median": first}, "tpot_ms": token_ms}
+        case = {"engine": "vllm", "workload": "chat", "load": "alone", "layers": layers}
+        token_ms = {"median": token, "low": token - 0.1, "high": token + 0.2}
+        return {"case": case, "side": "plugin", "figures": {"ttft_ms": {"median": first}, "tpot_ms": token_ms}}
 
-    queued = [{**row(layers, 20.0 * layers, 4.0), "load": "2/s"} for layers in (2, 3)]
-    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "backend": "dense"}, *queued]
+    queued = [row(layers, 20.0 * layers, 4.0) for layers in (2, 3)]
+    for each in queued:
+        each["case"]["load"] = "2/s"
+    rows = [row(2, 20.0, 4.0), row(3, 25.0, 5.0), {**row(3, 1.0, 1.0), "side": "dense"}, *queued]
     serve.extrapolate(rows)
     assert [i for i, found in enumerate(rows) if "extrapolated" in found] == [1]
     found = rows[1]["extrapolated"]

@@ -23,13 +23,13 @@ def test_a_server_is_started_loaded_and_recorded(engine: str, tmp_path: Path) ->
     command += ["--requests", "3", "--rate", "alone,5", "--longest", "512", "--output", str(output)]
     assert cli.main(command) == 0
     record = json.loads(output.read_text())
-    loads = [(row["workload"], row["load"]) for row in record["rows"]]
+    loads = [(row["case"]["workload"], row["case"]["load"]) for row in record["rows"]]
     assert loads == [("chat", "alone"), ("chat", "5/s"), ("agent", "alone"), ("agent", "5/s")]
     for row in record["rows"]:
         assert row["completed"] == row["requests"] == 3
         assert row["served_by"].startswith("dsv32: serving")
-        assert row["ttft_ms"]["median"] > 0 < row["output_tokens_per_s"]
-        assert row["layers"] == 2
+        assert row["figures"]["ttft_ms"]["median"] > 0 < row["figures"]["output_tokens_per_s"]["median"]
+        assert row["case"]["layers"] == 2
 
 
 def test_what_cannot_be_compared_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The named cases: an output, and what it means. Also read by `benchmarks/src/parsers.py`."""
+"""The named cases: an output, and what it means. Also read by `compare_engines.py`."""
 
 import json
 import re

@@ -57,7 +57,7 @@ def test_needle_in_a_thousand_tokens(tmp_path: Path) -> None:
 
 
 def test_short_run(tmp_path: Path) -> None:
-    """Small enough for compute-sanitizer (benchmarks/sanitize.sh): prefill in chunks, decode, both cache formats."""
+    """Small enough for compute-sanitizer (tests/kernels/sanitize.sh): prefill in chunks, decode, both cache formats."""
     needle.write(tmp_path / "model", topk=64, dtype="bfloat16")
     haystacks = [needle.prompt(length, topk=64, seed=length) for length in (28, 95, 129, 200)]
     options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 256, "enforce_eager": True}

@@ -1,4 +1,4 @@
-"""Launch every kernel once on small adversarial inputs (`tests/kernels/cases.py`), for compute-sanitizer to watch.
+"""Launch every kernel once on small adversarial inputs (`cases.py`), for compute-sanitizer to watch.
 
 What is computed is the tests' business: rows that must not be read hold NaN, indices that must not be followed are
 invalid, and every tensor is an allocation of its own, so an access beside one is seen.
@@ -6,15 +6,11 @@ invalid, and every tensor is an allocation of its own, so an access beside one i
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
 
 import cases
 from dsv32_plugin import kernels

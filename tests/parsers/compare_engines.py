@@ -1,9 +1,9 @@
 """Our output parser beside those of vLLM and SGLang: the same cases, the same long argument.
 
-    python -m dsv32_plugin.benchmarks.parsers [--vllm-python PATH] [--sglang-python PATH]
+    python tests/parsers/compare_engines.py [--vllm-python PATH] [--sglang-python PATH]
 
 Each parser runs in a process of its own, in this interpreter or in the one given for it; one that can't be imported is
-named as missing. Writes `benchmarks/results/parsers.json` and the table in `docs/parsing.md`.
+named as missing. Writes `benchmarks/results/parsers.json`, which `dsv32 bench report` shows in `docs/parsing.md`.
 
 Judged are tool parsers: the peers take reasoning off in another parser, so cases with reasoning are left out. As in the
 engines the EOS that ends an output is not part of it (ours is told that the model ended; the peers have no place for
@@ -26,11 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from parser_cases import CASES, EOS, TOOLS, Case, block, invoke, text, tool
+
+from dsv32_plugin.benchmarks import records
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "parsers"))
-
-from parser_cases import CASES, EOS, TOOLS, Case, block, invoke, text, tool  # noqa: E402
-
 LIMIT_SECONDS = 90
 CHUNK = 4
 CODE = 'def f(x):\n    return x < 3 and "<div>" in y  # </p>\n'
@@ -214,12 +214,13 @@ def measure(name: str) -> dict[str, Any]:
     damaged = [case for case in cases if not case.official]
     wrong = [case.id for case in cases if not _is_right(_attempt(parser.whole, case), case)]
     unsteady = [case.id for case in cases if not _is_steady(parser, case)]
+    seconds = {f"{size}_s": {"median": _seconds(parser, size)} for size in (1 << 16, 1 << 20)}
     return {
         "version": metadata.version(parser.package),
+        "figures": seconds,
         "undamaged": [len(undamaged) - sum(case.id in wrong for case in undamaged), len(undamaged)],
         "damaged": [len(damaged) - sum(case.id in wrong for case in damaged), len(damaged)],
         "steady": [len(cases) - len(unsteady), len(cases)],
-        "seconds": {str(size): _seconds(parser, size) for size in (1 << 16, 1 << 20)},
         "wrong": wrong,
         "unsteady": unsteady,
     }
@@ -295,34 +296,6 @@ def _seconds(parser: Any, size: int) -> float | None:
     return round(time.process_time() - start, 3)
 
 
-# -- the table
-
-
-def table(results: dict[str, Any]) -> str:
-    columns = ["parser", "undamaged cases right", "damaged cases as in the table above", "stream equals whole"]
-    columns += ["64 KiB argument", "1 MiB argument"]
-    rows = [columns, ["---"] * len(columns)]
-    for name, result in results["parsers"].items():
-        if "missing" in result:
-            rows.append([NAMES[name], "not installed", *[""] * (len(columns) - 2)])
-            continue
-        counts = [f"{right} of {total}" for right, total in (result["undamaged"], result["damaged"], result["steady"])]
-        times = [
-            f"more than {LIMIT_SECONDS} s (stopped)" if value is None else f"{value:.2f} s"
-            for value in result["seconds"].values()
-        ]
-        rows.append([f"{NAMES[name]} {result['version']}", *counts, *times])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def write_docs(path: Path, results: dict[str, Any]) -> None:
-    begin, end = "<!-- benchmarks/parsers.py begin -->", "<!-- benchmarks/parsers.py end -->"
-    page = path.read_text(encoding="utf-8")
-    head, _, rest = page.partition(begin)
-    tail = rest.partition(end)[2]
-    path.write_text(f"{head}{begin}\n\n{table(results)}\n\n{end}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--vllm-python", default=sys.executable, metavar="PATH", help="interpreter that has vLLM")
@@ -333,20 +306,17 @@ def main() -> None:
         print(json.dumps(measure(args.worker)))
         return
     interpreters = {"dsv32-plugin": sys.executable, "vllm": args.vllm_python, "sglang": args.sglang_python}
-    results: dict[str, Any] = {
+    record: records.Record = {
+        "kind": "parsers",
         "python": platform.python_version(),
         "chunk_characters": CHUNK,
         "limit_seconds": LIMIT_SECONDS,
-        "parsers": {},
+        "rows": [],
     }
     for name, interpreter in interpreters.items():
         done = subprocess.run([interpreter, __file__, "--worker", name], stdout=subprocess.PIPE, text=True, check=True)
-        results["parsers"][name] = json.loads(done.stdout.splitlines()[-1])
-    out = ROOT / "benchmarks" / "results" / "parsers.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    write_docs(ROOT / "docs" / "parsing.md", results)
-    print(table(results))
+        record["rows"].append({"case": {}, "side": NAMES[name], **json.loads(done.stdout.splitlines()[-1])})
+    records.write(record, ROOT / "benchmarks" / "results" / "parsers.json")
 
 
 if __name__ == "__main__":

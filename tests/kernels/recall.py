@@ -3,24 +3,22 @@
 Truth is the float64 score of the same inputs. The keys go through `norm_rope_cache` and `gather_index_keys`, the
 queries through `index_query`, the scores through `index_logits_ragged` and `select_topk`: what a server runs.
 
-    python -m dsv32_plugin.benchmarks.recall            # measure, write benchmarks/results/recall.json, print the table
-    python -m dsv32_plugin.benchmarks.recall --markdown  # the table of the documentation from the record on disk
+    python tests/kernels/recall.py            # writes benchmarks/results/recall.json, which `dsv32 bench report` shows
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from dsv32_plugin import kernels
+from dsv32_plugin.benchmarks import records
+from dsv32_plugin.benchmarks.records import Record, Row
 from dsv32_plugin.kernels.cache_layout import INDEX_BYTES, INDEX_DIM, LATENT_RANK, LATENT_WIDTH, PAGE_SIZE, ROPE_DIM
 
-RECORD = Path(__file__).resolve().parents[1] / "results" / "recall.json"
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "recall.json"
 KEYS, QUERIES, HEADS, TOPK, SEEDS = 16384, 8, 64, 2048, 3
 
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -100,9 +98,9 @@ def selected(data: Data, table: torch.Tensor, *, rotate: bool, fp8: bool) -> tor
     return kernels.select_topk(logits, start, start + KEYS, TOPK)
 
 
-def measure() -> dict:
+def measure() -> Record:
     table = rope_table()
-    rows = []
+    rows: list[Row] = []
     for name, make in DATA.items():
         found: dict[str, list[float]] = {"fp8": [], "fp8 rotated": [], "bf16": []}
         for seed in range(SEEDS):
@@ -114,30 +112,12 @@ def measure() -> dict:
             for variant, rotate, fp8 in (("fp8", False, True), ("fp8 rotated", True, True), ("bf16", False, False)):
                 chosen = selected(rounded, table, rotate=rotate, fp8=fp8).long()
                 found[variant] += member.gather(1, chosen).float().mean(1).tolist()
-        rows.append(
-            {"data": name, **{v: {"mean": sum(r) / len(r), "least": min(r), "rows": len(r)} for v, r in found.items()}}
-        )
-    return {"keys": KEYS, "heads": HEADS, "topk": TOPK, "torch": torch.__version__, "rows": rows}
-
-
-def markdown(record: dict) -> str:
-    variants = ("fp8", "fp8 rotated", "bf16")
-    lines = ["| data | " + " | ".join(variants) + " |", "|" + " --- |" * 4]
-    for row in record["rows"]:
-        cells = [f"{100 * row[v]['mean']:.2f} % (least {100 * row[v]['least']:.2f})" for v in variants]
-        lines.append(f"| {row['data']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true")
-    if not parser.parse_args().markdown:
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(measure(), indent=1) + "\n")
-    print(markdown(json.loads(RECORD.read_text())))
-    return 0
+        for variant, shares in found.items():
+            recall = {"mean": sum(shares) / len(shares), "low": min(shares)}
+            row: Row = {"case": {"data": name}, "side": variant, "figures": {"recall": recall}}
+            rows.append(row | {"queries": len(shares)})
+    return {"kind": "recall", "keys": KEYS, "heads": HEADS, "topk": TOPK, "torch": torch.__version__, "rows": rows}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    records.write(measure(), RECORD)
