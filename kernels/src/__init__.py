@@ -7,6 +7,8 @@ torch. An implementation is imported as `from dsv32_plugin.kernels.ops.sparse_ml
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .operations import FOLDERS
+
 if TYPE_CHECKING:
     from .ops.dense_mla.api import dense_mla
     from .ops.gather_cache.api import gather_index_keys, gather_latents
@@ -18,23 +20,6 @@ if TYPE_CHECKING:
     from .ops.rope_query.api import rope_query
     from .ops.select_topk.api import select_topk
     from .ops.sparse_mla.api import sparse_mla
-
-FOLDERS = {
-    "norm_rope_cache": "norm_rope_cache",
-    "index_query": "index_query",
-    "index_logits_paged": "index_logits",
-    "index_logits_ragged": "index_logits",
-    "gather_index_keys": "gather_cache",
-    "gather_latents": "gather_cache",
-    "rope_query": "rope_query",
-    "select_topk": "select_topk",
-    "index_topk_paged": "index_topk",
-    "index_topk_ragged": "index_topk",
-    "sparse_mla": "sparse_mla",
-    "dense_mla": "dense_mla",
-    "masked_mha": "masked_mha",
-}
-"""Operation -> the folder under ops/ that holds it."""
 
 __all__ = [
     "dense_mla",

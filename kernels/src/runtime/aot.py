@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import FOLDERS
+from ..operations import FOLDERS
 from .ahead import Launch, Launches, jobs_here
 from .calls import Call, Spill
 from .dispatch import implementation_module, implementations

@@ -27,7 +27,7 @@ import torch
 
 from dsv32_plugin.settings import IMPLEMENTATIONS
 
-from .. import FOLDERS
+from ..operations import FOLDERS
 from .target import TARGETS, Target, target_of_device
 
 VARIABLE = "DSV32_KERNELS"
