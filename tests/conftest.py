@@ -23,16 +23,16 @@ collect_ignore = ["clients/live"]
 
 @pytest.fixture(autouse=True)
 def process_state() -> Iterator[None]:
-    """A test leaves no variable and no silenced log behind.
+    """A test begins and ends as if alone.
 
-    An engine that is built in this process sets variables for its workers, and vLLM's `suppress_logging` stays on after
-    an error.
+    An engine that is built in this process sets variables for its workers, and a library that another file imports
+    keeps warnings back.
     """
-    environment, disabled = dict(os.environ), logging.root.manager.disable
+    environment = dict(os.environ)
+    logging.root.setLevel(logging.WARNING)
     yield
     os.environ.clear()
     os.environ.update(environment)
-    logging.disable(disabled)
 
 
 @pytest.fixture(scope="session")

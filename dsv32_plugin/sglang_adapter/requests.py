@@ -38,9 +38,18 @@ def _check(manager: TokenizerManager, request: GenerateReqInput, input_ids: list
     _check_tokens("stop_token_ids", stop_ids, size)
     if (request.top_logprobs_num or 0) > size:
         raise ValueError(f"top_logprobs_num: expected at most {size}, got {request.top_logprobs_num}")
+    check_sampling(manager, request)
     overrides = request.positional_embed_overrides
     if overrides is not None and not hasattr(overrides, "positions"):
         raise ValueError(f"positional_embed_overrides: expected SGLang's own object, got {type(overrides).__name__}")
+
+
+def check_sampling(manager: TokenizerManager, request: GenerateReqInput) -> None:
+    """Raise ValueError as SGLang does later, when a stream has begun with status 200."""
+    parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
+    sampling = manager.sampling_params_class(**parameters)
+    sampling.normalize(manager.tokenizer)
+    sampling.verify(manager.model_config.vocab_size)
 
 
 def _check_tokens(name: str, ids: Sequence[int], size: int) -> None:

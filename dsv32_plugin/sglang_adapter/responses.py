@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsv32_plugin.core.chat import is_complete
-from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter import requests, upstream
 from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.upstream import ResponsesResponse
@@ -58,7 +58,7 @@ def _history(serving: OpenAIServingResponses, request: ResponsesRequest) -> list
     return [] if isinstance(request.input, str) else list(request.input)
 
 
-async def outputs_around(
+def outputs_around(
     original: Callable[..., AsyncIterator[Any]],
     serving: OpenAIServingResponses,
     request_id: str,
@@ -67,14 +67,23 @@ async def outputs_around(
     *args: Any,
     **options: Any,
 ) -> AsyncIterator[Any]:
-    """What the engine says, the last text marked."""
-    ours = PARSER_NAME in (serving.reasoning_parser, serving.tool_call_parser)
-    if ours and not upstream.keeps_special_tokens():
+    """What the engine says, the last text marked. What it would refuse inside the stream is refused before."""
+    if PARSER_NAME not in (serving.reasoning_parser, serving.tool_call_parser):
+        return original(serving, request_id, request_prompt, adapted_request, *args, **options)
+    requests.check_sampling(serving.tokenizer_manager, adapted_request)
+    if not upstream.keeps_special_tokens():
         adapted_request.sampling_params["skip_special_tokens"] = False
+    contexts = original(serving, request_id, request_prompt, adapted_request, *args, **options)
+    return _marked(contexts, serving, adapted_request)
+
+
+async def _marked(
+    contexts: AsyncIterator[Any], serving: OpenAIServingResponses, adapted_request: GenerateReqInput
+) -> AsyncIterator[Any]:
     said = 0
-    async for context in original(serving, request_id, request_prompt, adapted_request, *args, **options):
+    async for context in contexts:
         output = getattr(context, "last_output", None)
-        if not ours or not isinstance(output, dict):
+        if not isinstance(output, dict):
             yield context
         elif upstream.knows_cut_answers() or not adapted_request.stream:
             context.last_output = {**output, "text": last_text(serving, output)}

@@ -18,7 +18,8 @@ from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.kernels import dispatch
-from dsv32_plugin.vllm_adapter import guard, updates, warmup, weights
+from dsv32_plugin.vllm_adapter import guard, hooks, updates, warmup, weights
+from dsv32_plugin.vllm_adapter.cpu import operators
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
 from dsv32_plugin.vllm_adapter.steps import VllmSteps
@@ -110,7 +111,9 @@ class DsaModel(nn.Module):
             )
         self.vllm_config = vllm_config
         self.warm_up: warmup.WarmUp | None = None
-        if not current_platform.is_cpu():
+        if current_platform.is_cpu():
+            hooks.at("GPUModelRunner._bookkeeping_sync", operators.bookkeeping_around)
+        else:
             # One layer that selects and, where there is one, a layer that shares a selection.
             attentions = [layer.self_attn for layer in islice(self.layers, self.start_layer, self.end_layer)]
             kinds = {attention.indexer is None: attention for attention in attentions}

@@ -126,6 +126,10 @@ PLACES: dict[str, Place] = {
     "ParserManager.get_parser": Place(
         ("vllm.parser.ParserManager.get_parser",), ("tool_parser_name", "reasoning_parser_name")
     ),
+    "GPUModelRunner._bookkeeping_sync": Place(
+        ("vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",),
+        ("self", "scheduler_output", "sampler_output"),
+    ),
     "GPUModelRunner.reload_weights": Place(
         ("vllm.v1.worker.gpu_model_runner.GPUModelRunner.reload_weights",), ("self", "weights_iterator", "weights_path")
     ),

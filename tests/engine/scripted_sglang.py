@@ -20,6 +20,7 @@ from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
 from sglang.srt.entrypoints.openai import serving_base, serving_chat, serving_responses
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 from dsv32_plugin.parsers.protocol import BOS, DSML, EOS
 from dsv32_plugin.sglang_adapter import arguments, hooks, registration
@@ -164,7 +165,10 @@ class Endpoints:
                 is_multimodal=False,
                 context_len=1 << 20,
                 get_default_sampling_params=dict,
+                vocab_size=129280,
             ),
+            sampling_params_class=SamplingParams,
+            preferred_sampling_params=None,
         )
         template = SimpleNamespace(
             force_reasoning=False,

@@ -6,7 +6,9 @@ vLLM's own CPU build compiles them; each does what the Triton kernel of that nam
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 REJECTED = -1
@@ -33,6 +35,22 @@ def compute_slot_mapping_kernel_impl(
     pages_t = block_table[seq_t, positions_t // block_size].long()
     slot_mapping[:num_tokens] = pages_t * block_size + positions_t % block_size
     slot_mapping[num_tokens:] = -1
+
+
+def bookkeeping_around(original: Callable[..., Any], runner: Any, *args: Any) -> Any:
+    """A generator of a `seed` draws for each part of a prompt, though only the last draw counts.
+
+    vLLM sets it back by an offset, which ends the process of the model: a generator of a CPU has none (vLLM 0.26.0).
+    """
+    batch = runner.input_batch
+    unfinished = np.flatnonzero(runner.discard_request_mask.np[: batch.num_reqs])
+    drawn = {index: batch.generators.pop(index) for index in map(int, unfinished) if index in batch.generators}
+    done = original(runner, *args)
+    for index, generator in drawn.items():
+        if not runner.requests[batch.req_ids[index]].output_token_ids:
+            generator.manual_seed(generator.initial_seed())
+        batch.generators[index] = generator
+    return done
 
 
 def silu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None:
