@@ -136,7 +136,7 @@ def read(path: Path, *kinds: str) -> Record:
     """A record of one of these kinds.
 
     Raises:
-        CommandError: the file is missing, is not a record, or is one of another kind.
+        CommandError: the file is missing, is not a record, or is one of another kind or of an older form.
     """
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
@@ -145,6 +145,9 @@ def read(path: Path, *kinds: str) -> Record:
     kind = record.get("kind")
     if kinds and kind not in kinds:
         raise CommandError(f"{path}: expected a record of `dsv32 bench {' or '.join(kinds)}`, got one of {kind!r}")
+    if not all("case" in row for row in record.get("rows", [{}])):
+        expected = "rows with a case, a side and figures"
+        raise CommandError(f"{path}: expected {expected}, got those of a version before 0.2.0; measure again")
     return record
 
 

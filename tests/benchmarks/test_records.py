@@ -37,6 +37,13 @@ def test_what_is_not_the_record_asked_for_is_refused(tmp_path: Path, content: st
         records.read(path, "kernels")
 
 
+def test_a_record_of_an_older_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layer.json"
+    path.write_text('{"kind": "layer", "rows": [{"mode": "decode", "total": {"median_us": 1.0}}]}')
+    with pytest.raises(CommandError, match=r"expected rows with a case, .* got those of a version before 0\.2\.0"):
+        records.read(path)
+
+
 def test_the_crossover_is_interpolated_on_log_axes() -> None:
     # Dense takes as many microseconds as the context has tokens, ours 1000: they meet at 1000 tokens exactly.
     found = crossovers(curves(synthetic.layer()["rows"]))
