@@ -174,7 +174,8 @@ class Opencode(Agent):
         self.env = {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
 
     def arguments(self, ask: str, goes_on: bool) -> list[str]:
-        return ["run", *(["--continue"] if goes_on else []), ask]
+        # It puts quotation marks around an argument of several words, and backslashes before those in it.
+        return ["run", *(["--continue"] if goes_on else []), "--", *ask.split(" ")]
 
     def shell(self, command: str) -> str:
         return mark("bash", command=command, description="as asked")
