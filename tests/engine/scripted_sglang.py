@@ -274,10 +274,9 @@ def _anthropic_body(functions: list[dict[str, Any]], choice: str | dict[str, Any
 def chat_whole(answer: dict[str, Any], index: int = 0) -> Said:
     """One of the choices."""
     choice = answer["choices"][index]
-    said = Said(
-        choice["message"]["reasoning_content"] or "", choice["message"]["content"], finish=choice["finish_reason"]
-    )
-    for number, call in enumerate(choice["message"]["tool_calls"] or []):
+    message = choice["message"]  # 0.5.23 leaves out what is not there
+    said = Said(message.get("reasoning_content") or "", message.get("content") or "", finish=choice["finish_reason"])
+    for number, call in enumerate(message.get("tool_calls") or []):
         said.add_call(number, call["function"]["name"], call["function"]["arguments"])
     return said
 
