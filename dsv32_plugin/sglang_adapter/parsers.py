@@ -107,7 +107,10 @@ class DsaReasoningDetector(BaseReasoningFormatDetector):
 
     def finish(self) -> ReasoningResult:
         """The stream is over: what was held back. Nothing where the last text has been seen."""
-        return self.parse_streaming_increment(LastText("", ended=False))
+        result = self.parse_streaming_increment(LastText("", ended=False))
+        # 0.5.23 adds what is true to the last text, whose sum would not say how the answer ended.
+        result.normal_text = str(result.normal_text)
+        return result
 
     def _parse(self, text: str) -> ReasoningResult:
         events, rest = feed_reasoning(self._parser, str(text))

@@ -20,6 +20,7 @@ from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
 from sglang.srt.entrypoints.openai import serving_base, serving_chat, serving_responses
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
+from sglang.srt.entrypoints.openai.serving_tokenize import OpenAIServingTokenize
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from dsv32_plugin.parsers.protocol import BOS, DSML, EOS
@@ -113,9 +114,22 @@ class Engine:
 class Endpoints:
     """The server, asked as a client asks it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, parsers: tuple[str | None, str | None] = (PARSER_NAME,) * 2):
-        # The tokenizer, which makes a token of every letter, has no control tokens.
-        monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        parsers: tuple[str | None, str | None] = (PARSER_NAME,) * 2,
+        tokenizer: Any = None,
+    ):
+        if tokenizer is None:
+            # One that makes a token of every letter, and has no control tokens.
+            monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")
+            tokenizer = SimpleNamespace(
+                eos_token_id=1,
+                bos_token_id=0,
+                chat_template=None,
+                encode=lambda text, **_: [ord(letter) for letter in text],
+                decode=lambda ids, **_: "".join(map(chr, ids)),
+            )
         self.engine = Engine([""], [ENDED])
         reasoning, calls = parsers
         options = SimpleNamespace(
@@ -152,13 +166,7 @@ class Endpoints:
             model_path="deepseek-ai/DeepSeek-V3.2",
             num_reserved_tokens=0,
             request_logger=SimpleNamespace(log_received_openai_request=lambda *_: None, log_requests=False),
-            tokenizer=SimpleNamespace(
-                eos_token_id=1,
-                bos_token_id=0,
-                chat_template=None,
-                encode=lambda text, **_: [ord(letter) for letter in text],
-                decode=lambda ids, **_: "".join(map(chr, ids)),
-            ),
+            tokenizer=tokenizer,
             model_config=SimpleNamespace(
                 hf_config=SimpleNamespace(architectures=["DeepseekV32ForCausalLM"], model_type="deepseek_v32"),
                 hf_eos_token_id={1},
@@ -177,6 +185,7 @@ class Endpoints:
             jinja_template_content_format="string",
             jinja_template_may_reorder_tool_results=False,
         )
+        self.tokenize = OpenAIServingTokenize(manager, template)
         self.chat = OpenAIServingChat(manager, template)
         self.responses = OpenAIServingResponses(manager, template)
         state = http_server.app.state
