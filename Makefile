@@ -56,7 +56,7 @@ test-fast: $(READY)
 
 # Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)
-	@echo "The tests with vLLM and with SGLang run at once, a quarter of an hour; what they print comes when they end."
+	@echo "The tests with vLLM and with SGLang run at once, for most of an hour on two cores; what they print comes when they end."
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
 
 test-vllm: $(READY)
