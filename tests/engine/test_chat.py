@@ -199,6 +199,7 @@ def test_a_bad_prompt_is_a_400_and_the_server_goes_on(url: str, body: dict[str, 
     assert httpx.get(f"{url}/health", timeout=60).status_code == httpx.codes.OK
 
 
+@only_vllm
 def test_a_seed_is_obeyed_after_a_prompt_in_parts(url: str) -> None:
     body = {"model": "tiny", "prompt": list(range(1000, 1300)), "max_tokens": 6, "temperature": 1.0}
     answers = [

@@ -12,6 +12,7 @@ from random import Random
 import pytest
 from engines import START_TIMEOUT_S, installed
 
+from dsv32_plugin.engines import ENGINES
 from dsv32_plugin.tools import demo
 from dsv32_plugin.training import tasks
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    options = [*demo.COMMON_OPTIONS, *demo.ENGINES[ENGINE.name].options]
+    options = [*demo.COMMON_OPTIONS, *ENGINES[ENGINE.name].demo_options]
     log_path = tmp_path_factory.mktemp("examples") / "server.log"
     with ENGINE.server(demo.TRAINED, options, log_path=log_path, env=demo.ENVIRONMENT) as server:
         server.wait_until_ready(START_TIMEOUT_S)
