@@ -44,13 +44,15 @@ def test_hugging_face_agrees(model: DsaModel) -> None:
     pytest.importorskip("transformers")
     from oracle import load
 
-    text = tasks.needles_of(Random(3), 400, 2).text()
+    # In this text the last key that is selected is never less than 4.7e-5 standard deviations ahead of the next one. A
+    # text with 5e-7 agreed on some processors only.
+    text = tasks.needles_of(Random(8), 400, 2).text()
     tokens = torch.tensor([encode(text)])
     with torch.no_grad():
         theirs = load(str(TRAINED))(tokens).logits
         ours = model.head(model(tokens, select=partial(top_k, k=model.config.index_topk)).hidden)
     # Logits of some tens, float32 sums of some hundred terms in other orders.
-    torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
 def test_a_wrong_index_rope_shows_in_its_answers() -> None:
