@@ -7,12 +7,11 @@ two schedules) is outside the timing.
 from __future__ import annotations
 
 import functools
-import sys
 
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.benchmarks import harness, peers
+from dsv32_plugin.benchmarks import peers
 from dsv32_plugin.benchmarks.bench_cache import HEADS, INDEX, PAGE, POSITIONS, Q_WIDTH, RANK, ROPE, TOPK, rope_table
 from dsv32_plugin.benchmarks.clock import DEVICE
 from dsv32_plugin.benchmarks.harness import Case, Work
@@ -233,14 +232,10 @@ def cases() -> list[Case]:
     assert POSITIONS >= 1 << 17
     shapes = [(b, 1 << 15, h) for h in (16, 128) for b in (1, 4, 16)] + [(1, 1 << 17, 16), (16, 1 << 17, 128)]
     return [
-        Case("decode chain", {"B": b, "L": length, "H": h}, functools.partial(chain, b, length, h), must=1.2, aim=1.8)
+        Case("decode chain", {"B": b, "L": length, "H": h}, functools.partial(chain, b, length, h))
         for b, length, h in shapes
     ]
 
 
 def tiny_cases() -> list[Case]:
     return [Case("decode chain", {"B": 1, "L": 4096, "H": 4}, functools.partial(chain, 1, 4096, 4))]
-
-
-if __name__ == "__main__":
-    sys.exit(harness.main(cases, "chain"))

@@ -56,9 +56,6 @@ class Case:
     operation: str
     shape: dict[str, int | str]
     setup: Callable[[], Work]
-    must: float | None = None
-    aim: float | None = None
-    """The speed over the best peer that was asked for: neither recorded nor shown."""
 
     @property
     def name(self) -> str:
@@ -181,16 +178,6 @@ def progress() -> Progress:
     """A bar on standard error, gone when the work is done."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     return Progress(*columns, console=stderr, transient=True)
-
-
-def main(cases: Callable[[], list[Case]], name: str, argv: list[str] | None = None) -> int:
-    """The command line every bench script shares."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'sparse B=64'")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this long")
-    parser.add_argument("--output", type=Path, help="the record")
-    parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    return handle(cases, parser.parse_args(argv), name)
 
 
 def handle(

@@ -114,7 +114,6 @@ def of_process() -> list[Hook]:
 
 def _chat_hooks() -> list[Hook]:
     """From a request to its prompt, and from the model's text to the answer, on every endpoint that chats."""
-
     wanted = [
         at("_setup_and_run_http_server", "gateway.run_server_around"),
         at("OpenAIServingChat._convert_to_internal_request", "gateway.convert_around"),
@@ -142,7 +141,6 @@ def _chat_hooks() -> list[Hook]:
 
 
 def _responses_hooks() -> list[Hook]:
-
     wanted = [
         at("OpenAIServingResponses._construct_input_messages", "responses.history_around"),
         at("OpenAIServingResponses._generate_with_builtin_tools", "responses.outputs_around"),
@@ -158,7 +156,6 @@ def _responses_hooks() -> list[Hook]:
 
 
 def _cpu_hooks() -> list[Hook]:
-
     return [
         at("support_triton", "cpu.platform.support_triton_around"),
         _last_loc_hook(),
@@ -168,7 +165,6 @@ def _cpu_hooks() -> list[Hook]:
 
 
 def _last_loc_hook() -> Hook:
-
     return at("get_last_loc", "cpu.platform.get_last_loc", replaces=True)
 
 
@@ -185,7 +181,6 @@ def of_drafts() -> list[Hook]:
 
 
 def _cpu_draft_hooks() -> list[Hook]:
-
     wanted = [
         at("assign_draft_cache_locs_contiguous", "cpu.speculation.AssignDraftCacheLocs", replaces=True),
         at("fill_bonus_tokens", "cpu.speculation.FillBonusTokens", replaces=True),
@@ -204,7 +199,6 @@ def _cpu_draft_hooks() -> list[Hook]:
 
 def _verdict_hook() -> Hook:
     """0.5.23 hands a grammar's mask over with what applies it."""
-
     if upstream.masks_itself():
         return at("eagle_sample_masked", "cpu.speculation.eagle_sample_masked", replaces=True)
     return at("eagle_sample", "cpu.speculation.eagle_sample", replaces=True)

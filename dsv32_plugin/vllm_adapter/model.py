@@ -19,7 +19,6 @@ from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.vllm_adapter import guard, hooks, updates, warmup, weights
-from dsv32_plugin.vllm_adapter.cpu import operators
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.moe import Moe
 from dsv32_plugin.vllm_adapter.steps import VllmSteps
@@ -112,6 +111,8 @@ class DsaModel(nn.Module):
         self.vllm_config = vllm_config
         self.warm_up: warmup.WarmUp | None = None
         if current_platform.is_cpu():
+            from dsv32_plugin.vllm_adapter.cpu import operators
+
             hooks.at("GPUModelRunner._bookkeeping_sync", operators.bookkeeping_around)
         else:
             # One layer that selects and, where there is one, a layer that shares a selection.
