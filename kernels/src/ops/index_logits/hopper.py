@@ -4,17 +4,6 @@ A page of 64 keys is the rows of a wgmma, and the heads of up to two query token
 products it cannot sum over heads, so the tensor cores and the other units are busy at once only if several programs do
 both at different moments. A program is therefore kept small enough for four, and more than two tokens of a sequence are
 several programs, which find each other's keys in the L2 cache.
-
-Measured on one H100 (medians, us, L2 flushed before each launch), in brackets an earlier kernel in the same run, which
-held four tokens and summed over one half of the columns while the other was multiplied:
-
-    1 query token     B=1 L=128K 9.1 [9.3], B=16 L=32K 27.9 [27.9], B=64 L=32K 102 [103], B=128 L=8K 52.3 [52.5]
-    4 query tokens    B=1 L=128K 12.3 [14.6], B=16 L=32K 37.1 [41.8], B=64 L=32K 145 [154], B=128 L=8K 71.9 [78.8]
-    prefill           T=4096 L=32K 1844 [2272], without fill 1808 [2200]
-
-Other shapes that were tried with four tokens (B=16 L=32K, the prefill without fill): two programs, a product nearly
-always under way 38.9, 1953; eight warps that share the keys of four tokens 39.5, 2076; three programs of two products
-in turn 54.8, 2696.
 """
 
 # Triton's tuples grow in static loops; to mypy each length is a type of its own, and a constant is an int.
@@ -53,9 +42,9 @@ LINE = 128
 MAX_TOKENS = 2
 """Query tokens that share a read of the keys."""
 STAGES = 3
-"""Buffers for keys. Four instead, us: B=16 L=32K N=4 39.4 [38.8], prefill 1887 with five [1808]."""
+"""Buffers for keys."""
 PROGRAMS = 4
-"""That a multiprocessor holds: a kernel may take 128 registers. One token would allow six: B=16 L=32K 30.8 [27.9]."""
+"""Per multiprocessor: a kernel may take 128 registers."""
 WARPS = 4
 
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))

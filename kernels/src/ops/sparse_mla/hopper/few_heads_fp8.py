@@ -45,7 +45,7 @@ PAIRS = gl.constexpr(TILE.value // 2)
 TOP = gl.constexpr(2.0**15)
 """Near the largest float16: what queries and weights are brought below."""
 FETCH_WARPS = gl.constexpr(4)
-"""That only copy. Eight leave the others too few registers: T=4096 1860 us, four 1710."""
+"""They only copy; eight would leave the others too few registers."""
 FETCH_REGISTERS = gl.constexpr(48)
 
 # The rows of ACC, each with its four scales.
