@@ -72,11 +72,13 @@ def _load_queries(
     q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
 ):
     """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half of each weight, 0 past them."""
+    # q [TOKENS * HEADS, DIM]: the heads of a token are neighbours; heads and tokens past the last repeat it
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
+    # weights [TOKENS * HEADS], 0 for those that were repeated; halved, as `_score` sums 2 relu(x)
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = column % HEADS
@@ -277,6 +279,7 @@ def ragged_kernel(
     count = gl.minimum(num_tokens - first, TOKENS)
     begin = pid % chunks * chunk
     stop = gl.minimum(begin + chunk, num_keys)
+    # The keys that at least one of the tokens sees
     first_key = num_keys
     last_key = 0
     for token in gl.static_range(TOKENS):
@@ -295,6 +298,7 @@ def ragged_kernel(
         q, weights = _load_queries(
             q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
         )
+        # score [PAGE, 2]: keys by tokens
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
         offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
         mask_t = offs_t < count

@@ -165,6 +165,7 @@ def _attend(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(RING), count=1)
         # All four products are under way before the first is waited for; a tile's place is free as soon as its is done.
+        # accs [TILE, HEADS] = decay * accs + k^T p
         updated = ()
         for j in gl.static_range(TILES):
             k = k_shared.index(tiles[j]).permute((1, 0))
