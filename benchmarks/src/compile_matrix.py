@@ -55,8 +55,14 @@ def markdown(record: dict) -> str:
             cell = f"{len(mine)}: {registers} / {shared_kib:.0f} / {spills}"
             cells.append(cell + (" fails" if any(r["error"] for r in mine) else ""))
         lines.append(f"| `{operation}` {implementation} | " + " | ".join(cells) + " |")
-    reasons = {f"`{r['operation']}` {r['case']}: {r['spill_reason']}" for r in rows if r["spill_bytes"]}
-    return "\n".join(lines + ([""] + [f"- {reason}" for reason in sorted(reasons)] if reasons else []))
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["spill_bytes"]:
+            reasons.setdefault(row["spill_reason"], []).append(f"`{row['operation']}` {row['case']}")
+    if reasons:
+        lines += ["", "| spills | why they are left |", "| --- | --- |"]
+        lines += [f"| {', '.join(sorted(set(cases)))} | {reason} |" for reason, cases in sorted(reasons.items())]
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from dsv32_plugin.benchmarks.records import Record
 from dsv32_plugin.benchmarks.views import View
 from dsv32_plugin.console import CommandError
 
-DOCUMENTS = ("docs/kernels.md", "docs/benchmarks.md", "docs/engine.md", "docs/parsing.md", "README.md")
+DOCUMENTS = ("docs/benchmarks.md", "docs/notes/kernels.md", "docs/parsing.md", "README.md")
 NOT_MEASURED = "Not measured yet."
 PICTURE_TEXTS = {
     "layer-operations": "One attention layer: where the time goes",

@@ -1,4 +1,4 @@
-"""`python -m dsv32_plugin.training.evaluate`: everything that docs/training.md says about a trained checkpoint."""
+"""`python -m dsv32_plugin.training.evaluate`: all that docs/notes/training.md says about a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def main() -> int:
 
 
 def markdown(record: Record) -> str:
-    """The tables of docs/training.md."""
+    """The tables of docs/notes/training.md."""
     lengths = list(next(iter(record["needles"].values())))
     lines = ["| selection | " + " | ".join(lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
     for name, shares in record["needles"].items():

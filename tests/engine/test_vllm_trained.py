@@ -1,6 +1,6 @@
 """The real `vllm serve` answers from the trained tiny model exactly as the training model does, and right.
 
-DSV32_SERVED_PROMPTS sets how many prompts (docs/training.md has the result for 200).
+DSV32_SERVED_PROMPTS sets how many prompts (docs/notes/training.md has the result for 200).
 """
 
 from __future__ import annotations

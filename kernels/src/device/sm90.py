@@ -131,6 +131,7 @@ def count_steps(keys, SCAN: gl.constexpr, PAGED: gl.constexpr):
 def load_slots(keys, step, PAGE: gl.constexpr, PAGED: gl.constexpr, LAYOUT: gl.constexpr):
     """The slots of one step, -1 for absent ones."""
     index_ptr, begin, limit, num_slots = keys
+    # slot [KEYS]
     offs_k = begin + step * KEYS + gl.arange(0, KEYS, layout=LAYOUT)
     if PAGED:
         page = gl.load(index_ptr + offs_k // PAGE, mask=offs_k < limit, other=-1)

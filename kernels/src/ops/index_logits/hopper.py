@@ -4,17 +4,6 @@ A page of 64 keys is the rows of a wgmma, and the heads of up to two query token
 products it cannot sum over heads, so the tensor cores and the other units are busy at once only if several programs do
 both at different moments. A program is therefore kept small enough for four, and more than two tokens of a sequence are
 several programs, which find each other's keys in the L2 cache.
-
-Measured on one H100 (medians, us, L2 flushed before each launch), in brackets an earlier kernel in the same run, which
-held four tokens and summed over one half of the columns while the other was multiplied:
-
-    1 query token     B=1 L=128K 9.1 [9.3], B=16 L=32K 27.9 [27.9], B=64 L=32K 102 [103], B=128 L=8K 52.3 [52.5]
-    4 query tokens    B=1 L=128K 12.3 [14.6], B=16 L=32K 37.1 [41.8], B=64 L=32K 145 [154], B=128 L=8K 71.9 [78.8]
-    prefill           T=4096 L=32K 1844 [2272], without fill 1808 [2200]
-
-Other shapes that were tried with four tokens (B=16 L=32K, the prefill without fill): two programs, a product nearly
-always under way 38.9, 1953; eight warps that share the keys of four tokens 39.5, 2076; three programs of two products
-in turn 54.8, 2696.
 """
 
 # Triton's tuples grow in static loops; to mypy each length is a type of its own, and a constant is an int.
@@ -53,9 +42,9 @@ LINE = 128
 MAX_TOKENS = 2
 """Query tokens that share a read of the keys."""
 STAGES = 3
-"""Buffers for keys. Four instead, us: B=16 L=32K N=4 39.4 [38.8], prefill 1887 with five [1808]."""
+"""Buffers for keys."""
 PROGRAMS = 4
-"""That a multiprocessor holds: a kernel may take 128 registers. One token would allow six: B=16 L=32K 30.8 [27.9]."""
+"""Per multiprocessor: a kernel may take 128 registers."""
 WARPS = 4
 
 KEYS_SHARED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2))
@@ -83,11 +72,13 @@ def _load_queries(
     q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS: gl.constexpr, ACC: gl.constexpr
 ):
     """Queries [TOKENS * HEADS, DIM] of `count` tokens from `first`, and half of each weight, 0 past them."""
+    # q [TOKENS * HEADS, DIM]: the heads of a token are neighbours; heads and tokens past the last repeat it
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(1, QUERIES))
     offs_d = gl.arange(0, DIM, layout=gl.SliceLayout(0, QUERIES))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = gl.minimum(column % HEADS, heads - 1)
     q = gl.load(q_ptr + (token * q_stride_token + head * q_stride_head)[:, None] + offs_d[None, :])
+    # weights [TOKENS * HEADS], 0 for those that were repeated; halved, as `_score` sums 2 relu(x)
     column = gl.arange(0, TOKENS * HEADS, layout=gl.SliceLayout(0, ACC))
     token = (first + gl.minimum(column // HEADS, count - 1)).to(gl.int64)
     head = column % HEADS
@@ -288,6 +279,7 @@ def ragged_kernel(
     count = gl.minimum(num_tokens - first, TOKENS)
     begin = pid % chunks * chunk
     stop = gl.minimum(begin + chunk, num_keys)
+    # The keys that at least one of the tokens sees
     first_key = num_keys
     last_key = 0
     for token in gl.static_range(TOKENS):
@@ -306,6 +298,7 @@ def ragged_kernel(
         q, weights = _load_queries(
             q_ptr, w_ptr, first, count, q_stride_token, q_stride_head, w_stride, heads, TOKENS, ACC
         )
+        # score [PAGE, 2]: keys by tokens
         offs_k = gl.arange(0, PAGE, layout=gl.SliceLayout(1, SCORES))
         offs_t = gl.arange(0, 2, layout=gl.SliceLayout(0, SCORES))
         mask_t = offs_t < count

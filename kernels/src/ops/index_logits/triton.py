@@ -225,15 +225,7 @@ class Config(NamedTuple):
 
 
 def choose(target: Target, dtype: torch.dtype, tokens: int, *, paged: bool, fill: bool = False) -> Config:
-    """The configuration for operands of a dtype (uint8: e4m3 converted by bits) and tokens that see the same keys.
-
-    H100, microseconds (TFLOP/s), the other configurations that were tried in brackets:
-        ragged T=4096 L=32K     4 tokens x 64 keys, 8 warps     2196 (939)  [4 warps 2199, 2 tokens 2262, 128 keys 2584]
-        paged B=1 L=128K N=1    64 keys, 4 warps, 4 stages      11.2        [128 keys 13.9, 256 keys 16.1; 8 stages 15]
-        paged B=64 L=32K N=1    64 keys, 4 warps, 4 stages      111         [128 keys 111, 256 keys 118]
-        paged B=64 L=32K N=4    4 x 64, 4 warps, 6 stages       176         [8 warps, 128 registers 202; 2 x 64 198]
-        paged B=16 L=32K N=2    2 x 64, 4 warps                 49          [128 keys, 8 warps 59]
-    """
+    """The configuration for operands of a dtype (uint8: e4m3 converted by bits) and tokens that see the same keys."""
     if dtype == torch.float32:
         return Config(1, 32, 4, 2)
     if dtype != torch.float8_e4m3fn:

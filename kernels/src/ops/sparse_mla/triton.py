@@ -351,8 +351,7 @@ def _lifted(target: Target, fp8: bool, dtype: Any) -> bool:
 def choose_config(target: Target, heads: int, fp8: bool, wide: bool) -> Config:
     """The configuration for a chip, a number of heads and a cache; `wide` computes in float32.
 
-    sm90, T = 4096, 128 heads, bf16, us: 64 heads x 64 keys 10460, 64 x 32 14440, 32 x 64 12930. Fewer heads a program
-    elsewhere keep the accumulator in registers and the rows in the shared memory that the chip has.
+    Fewer heads per program keep the accumulator in registers and the rows in the shared memory that the chip has.
     """
     if wide:
         return Config(block_h=16, block_n=16, tiles=LATENT_TILES, num_warps=4, num_stages=1)

@@ -37,18 +37,7 @@ class Config(NamedTuple):
 
 
 def choose(num_rows: int, width: int, topk: int, num_sms: int) -> Config:
-    """The configuration for a shape: rows that would leave the GPU half empty are split.
-
-    H100, microseconds, slots resolved, the other configurations that were tried in brackets:
-        B=1 L=8K        16 warps                6.9     [32 warps 7.4]
-        B=1 L=32K       16 splits, 16 warps     10.3    [8 warps 10.6, 8 splits 10.9]
-        B=1 L=128K      32 splits, 16 warps     11.1    [8 warps 12.3; sample 4096, block 8192 12.8]
-        B=16 L=32K      8 splits, 16 warps      12.5    [8 warps 12.9]
-        B=16 L=128K     8 splits, 16 warps      18.5    [16 splits, 8 warps to list 19.8]
-        B=64 L=32K      2 splits, 16 warps      17.9    [4 splits, 8 warps 18.0]
-        2048 of L=28K   8 warps, sample 2048    189     [16 warps 207, 4 warps 213; 80 registers 226]
-        1024 of L=128K  8 warps, sample 8192    308     [16 warps, sample 4096, block 8192 328; 80 registers 373]
-    """
+    """The configuration for a shape: rows that would leave the GPU half empty are split."""
     block = max(4096, 2 * triton.next_power_of_2(topk))
     if width <= 2 * block:
         return Config(False, 1, 2 * block, TILE, 0, 2 * block // 512)

@@ -1,6 +1,6 @@
 """sparse_mla on NVIDIA sm90: up to 16 heads by cache, more in blocks of 64. dense_mla runs the same kernels.
 
-What it takes beside vLLM's kernels is in docs/kernels.md.
+docs/notes/kernels.md has the figures that chose the sizes below, and what limits each kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEW_REGISTERS = 128
 """Of each of 256 threads for up to 16 heads, so that a multiprocessor holds two programs; the warps share them out."""
 
 LEAST_CHUNK = 128
-"""Keys that are at least worth a program. 128 heads, fp8, B=1: 17.9 us, 64 keys 18.6, 256 keys 21.8."""
+"""Fewest keys per program: fewer cost more for the queries and the result than they save."""
 
 MANY_CHUNK = 256
 """Keys below which a program of many heads spends more on its queries and its result than it saves."""
@@ -117,10 +117,9 @@ def _head_blocks(heads: int) -> int:
 
 
 def _choose_chunk(programs: int, num_keys: int, processors: int, heads: int) -> int:
-    """One program a multiprocessor; 16 heads, fp8, B=64: 47.1 us, with two 50.5; B=16: 21.1, 24.6.
+    """Keys per program, for one program on each multiprocessor.
 
-    Fewer than MANY_CHUNK keys pay only while half of the multiprocessors have nothing to do. 128 heads, B=4: 64
-    programs of 256 keys 26.0 us (fp8), 21.1 (bf16), 128 programs of 128 keys 28.5, 26.5.
+    With many heads, fewer than MANY_CHUNK keys pay only while half of the multiprocessors are idle.
     """
     chunk = common.choose_chunk(programs, num_keys, processors)
     if heads > FEW_HEADS.value and chunk < MANY_CHUNK:

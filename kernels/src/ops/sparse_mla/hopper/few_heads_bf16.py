@@ -38,7 +38,6 @@ TILES = gl.constexpr(RANK.value // 128)
 RING = gl.constexpr(5)
 """Tiles of latents in shared memory; the rope keys have a buffer of their own."""
 FETCH_WARPS = gl.constexpr(4)
-"""Eight: T=4096 1420 us, four 1394."""
 FETCH_REGISTERS = gl.constexpr(56)
 
 ACC = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 16, 16]))
@@ -166,6 +165,7 @@ def _attend(
         gl.thread_barrier()
         mbarrier.arrive(empty.index(RING), count=1)
         # All four products are under way before the first is waited for; a tile's place is free as soon as its is done.
+        # accs [TILE, HEADS] = decay * accs + k^T p
         updated = ()
         for j in gl.static_range(TILES):
             k = k_shared.index(tiles[j]).permute((1, 0))

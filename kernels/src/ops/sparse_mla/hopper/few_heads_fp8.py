@@ -45,7 +45,7 @@ PAIRS = gl.constexpr(TILE.value // 2)
 TOP = gl.constexpr(2.0**15)
 """Near the largest float16: what queries and weights are brought below."""
 FETCH_WARPS = gl.constexpr(4)
-"""That only copy. Eight leave the others too few registers: T=4096 1860 us, four 1710."""
+"""They only copy; eight would leave the others too few registers."""
 FETCH_REGISTERS = gl.constexpr(48)
 
 # The rows of ACC, each with its four scales.
@@ -142,6 +142,7 @@ def _copy(step, cache_ptr, keys, stride_page, buffers, PAGE: gl.constexpr, PAGED
     rows = cache_ptr + units * UNIT
     present = (units >= 0)[:, None]
     mbarrier.wait(empty.index(buffer), (step // 2 + 1) % 2)
+    # codes [KEYS, RANK / 2], two of them an int16; rope key [KEYS, ROPE]; scales [KEYS, TILES]
     offs_p = gl.arange(0, RANK // 2, layout=gl.SliceLayout(0, ROWS))
     source = rows.to(gl.pointer_type(gl.int16))[:, None] + offs_p[None, :]
     hopper.async_copy.async_copy_global_to_shared(codes_shared.index(buffer), source, mask=present)
@@ -224,6 +225,7 @@ def _store_query(q_latent_ptr, q_rope_ptr, stride_q_latent_h, stride_q_rope_h, h
 @gluon.jit
 def _store_result(out_ptr, lse_ptr, accs, running_max, running_sum, bounds, heads, stride_out_h, SPLITS: gl.constexpr):
     """The result and its log-sum-exp; even and odd latents, which two accumulators hold, side by side."""
+    # running_sum [KEYS, HEADS] -> sum_h [HEADS]
     sum_h = gl.sum(running_sum, 0)
     norm = reciprocal(sum_h)
     offs_h = gl.arange(0, HEADS, layout=gl.SliceLayout(0, ACC))
@@ -296,6 +298,8 @@ def _attend(
         codes = codes_shared.index(buffer)
         q_first = q_shared.index(base)
         q_second = q_shared.index(base + 1)
+        # scores [KEYS, HEADS] = k_rope q_rope^T + the sum over tiles of scale * (codes q^T): a scale is a row's, so it
+        # goes to the product and the codes are only widened
         nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
         scores = hopper.warpgroup_mma(
             rope_shared.index(buffer), q_rope_shared.permute((1, 0)), nothing, use_acc=False, is_async=True
@@ -318,6 +322,7 @@ def _attend(
         for j in gl.static_range(TILES):
             scores += parts[j] * gl.convert_layout(scales[j], KEY_ROWS, assert_trivial=True)[:, None]
         scores = gl.where(present[:, None], scores * scale_h[None, :], float("-inf"))
+        # Each warp has 16 of the keys; the maximum over all of them goes through shared memory.
         max_shared.store(gl.max(scores.reshape(4, 16, HEADS), 1))
         gl.thread_barrier()
         new_max = gl.convert_layout(
@@ -328,6 +333,8 @@ def _attend(
         decay = gl.exp2(running_max - shift)
         running_max = new_max
         running_sum = running_sum * decay[None, :] + p
+        # The weights of a tile are p * scale / bound, near the top of float16. A bound is a power of two above every
+        # scale of its tile so far; where it rises, the accumulators are brought down with the decay.
         largest = gl.max(largest_shared.load(FOUR_WARPS_TILES), 0)
         higher0 = gl.maximum(bound0, _power_of_two(_item(largest, 0, ITEMS)))
         higher1 = gl.maximum(bound1, _power_of_two(_item(largest, 1, ITEMS)))
@@ -351,6 +358,7 @@ def _attend(
         hopper.fence_async_shared()
         gl.thread_barrier()
 
+        # acc [PAIRS, HEADS] += codes^T p, the codes of even and of odd latents transposed as they are read
         updated = ()
         even, odd = _widen(codes.slice(0, PAIRS, dim=1).permute((1, 0)).load(FRAGMENT), True)
         first, second = _values(
@@ -371,6 +379,7 @@ def _attend(
         first, second, even, odd = hopper.warpgroup_mma_wait(0, deps=(first, second, even, odd))
         updated += (first, second)
         accs = updated
+        # All warps have read the codes: their buffer is free.
         gl.thread_barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
 

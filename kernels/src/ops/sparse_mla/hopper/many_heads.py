@@ -41,7 +41,7 @@ RIGHT_REGISTERS = gl.constexpr(160)
 FETCH_WARPS = gl.constexpr(4)
 FETCH_REGISTERS = gl.constexpr(96)
 WIDEN_WARPS = gl.constexpr(8)
-"""Widening codes takes more warps than copying. B=64, fp8: four 112.6 us, eight 108.4; bf16: 80.9, 80.7."""
+"""Widening codes takes more warps than copying."""
 WIDEN_REGISTERS = gl.constexpr(80)
 
 SCORES = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
@@ -273,6 +273,7 @@ def _attend_left(
         mbarrier.wait(full.index(buffer), (step // 2) % 2)
         hopper.fence_async_shared()
         gl.thread_barrier()
+        # scores [HEADS, KEYS] = q_rope k_rope^T + q k^T
         scores = _score(
             q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer)
         )
@@ -281,6 +282,7 @@ def _attend_left(
         # The other half's warps take the weights [HEADS, KEYS] and the decay from shared memory.
         mbarrier.wait(p_empty, (step + 1) % 2)
         _publish(p, decay, p_shared, decay_shared, p_full)
+        # acc [HEADS, HALF] = decay * acc + p k
         acc = acc * gl.convert_layout(decay, ACC_ROWS, assert_trivial=True)[:, None]
         weights = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
         acc = hopper.warpgroup_mma(weights, k_shared.index(buffer).slice(0, HALF, dim=1), acc, is_async=True)
