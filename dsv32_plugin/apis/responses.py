@@ -185,6 +185,26 @@ def _engine_body(body: JsonObject, conversation: Conversation, tools: Tools) -> 
     return changed
 
 
+def _usage(usage: Any) -> Any:
+    """The tokens of an answer as this API counts them.
+
+    SGLang before 0.5.23 gives a whole answer the names of Chat; neither engine says what it wrote to its cache, which
+    clients since openai 3 read.
+    """
+    if not isinstance(usage, Mapping):
+        return usage
+    if "prompt_tokens" in usage:
+        details = usage.get("prompt_tokens_details") or {}
+        usage = {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": details.get("cached_tokens") or 0},
+            "output_tokens": usage.get("completion_tokens") or 0,
+            "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens") or 0},
+            "total_tokens": usage["total_tokens"],
+        }
+    return {**usage, "input_tokens_details": {"cache_write_tokens": 0, **(usage.get("input_tokens_details") or {})}}
+
+
 class ResponsesAnswer(Answer):
     """An answer whose tools are the client's, and that can be gone on from."""
 
@@ -216,6 +236,7 @@ class ResponsesAnswer(Answer):
     def _response(self, response: JsonObject) -> JsonObject:
         response |= self._echo
         response["tools"] = self._tools.given
+        response["usage"] = _usage(response.get("usage"))
         response["output"] = [self._item(item) for item in response.get("output") or []]
         if self._store is not None and isinstance(response.get("id"), str):
             self._store.put(response["id"], Kept(self._before, self._items, tuple(response["output"]), self))

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses import ResponseUsage
 
 from dsv32_plugin.apis import chat, responses
 from dsv32_plugin.apis.exchange import InputText, Server, input_of
@@ -277,3 +278,20 @@ def test_a_streamed_custom_call_of_a_chat(size: int) -> None:
     assert sent[0] == {"index": 0, "id": "c", "type": "custom", "custom": {"name": "patch", "input": ""}}
     assert "".join(piece["custom"]["input"] for piece in sent[:-1]) == TEXT
     assert sent[-1] == pieces[-1]
+
+
+def test_usage_has_the_names_of_this_api() -> None:
+    """SGLang before 0.5.23 gives a whole answer those of Chat, which no client of Responses can read."""
+    of_chat = {
+        "prompt_tokens": 70,
+        "completion_tokens": 9,
+        "total_tokens": 79,
+        "prompt_tokens_details": {"cached_tokens": 64},
+        "reasoning_tokens": 5,
+    }
+    usage = answer_of().whole({"object": "response", "output": [], "usage": of_chat})["usage"]
+    read = ResponseUsage.model_validate(usage)
+    assert (read.input_tokens, read.output_tokens, read.total_tokens) == (70, 9, 79)
+    assert (read.input_tokens_details.cached_tokens, read.output_tokens_details.reasoning_tokens) == (64, 5)
+    right = answer_of().whole({"object": "response", "output": [], "usage": dict(usage)})
+    assert right["usage"] == usage

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from chats import (
@@ -33,7 +34,11 @@ from engines import SGLANG, VLLM, installed
 from forgeries import chat as chat_in_every_field
 from forgeries import harmless, spelling
 from goldens import read_golden
+from openai.types.responses import ResponseUsage
 from requests_of_clients import CHATS, MESSAGES, RESPONSES
+from schema_cases import SCHEMAS
+from test_schemas import as_2020
+from tokenizers import Tokenizer
 
 from dsv32_plugin.apis import anthropic, rendered, responses
 from dsv32_plugin.apis import chat as chat_api
@@ -140,6 +145,40 @@ def test_a_forced_call_is_made_in_dsml(chat: Callable[..., Heard], choice: Any, 
     assert isinstance(made["days"], int)
 
 
+@pytest.fixture(scope="module")
+def closers(checkpoint: Callable[[TinySpec], Path]) -> dict[str, float]:
+    """A bias that ends what a random model would go on with: strings, lists, numbers, values, calls."""
+    vocabulary = Tokenizer.from_file(str(checkpoint(TinySpec()) / "tokenizer.json"))
+    ids = {text: vocabulary.token_to_id(text) for text in ('"', "]", "}", "</", "｜DSML｜", ",")}
+    assert None not in ids.values(), ids
+    return {str(token): 50 if text == "," else 100 for text, token in ids.items()}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_forced_call_is_what_the_schema_allows(
+    chat: Callable[..., Heard], closers: dict[str, float], name: str
+) -> None:
+    function = {"name": "f", "parameters": SCHEMAS[name]}
+    forced = {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": closers}
+    heard = chat(tools=[{"type": "function", "function": function}], **forced)
+    assert (heard.names, heard.finish) == (["f"], "tool_calls"), heard
+    jsonschema.Draft202012Validator(as_2020(SCHEMAS[name])).validate(heard.calls[0])
+
+
+@pytest.mark.parametrize("thinking", [False, True], ids=["chat", "thinking"])
+def test_a_schema_or_calls_after_the_reasoning(
+    chat: Callable[..., Heard], closers: dict[str, float], thinking: bool
+) -> None:
+    """Neither engine gives `response_format` beside tools: the answer follows the one or the others."""
+    schema = SCHEMAS["openai-weather"]
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    bias = closers | ({str(THINK_END_ID): 100} if thinking else {})
+    heard = chat(tools=[WEATHER], response_format=wanted, thinking=thinking, logit_bias=bias)
+    assert bool(heard.content) != bool(heard.calls), heard
+    judge = jsonschema.Draft202012Validator(schema if heard.content else WEATHER["function"]["parameters"])
+    judge.validate(json.loads(heard.content) if heard.content else heard.calls[0])
+
+
 @whole_and_streamed
 def test_tool_choice_none_keeps_the_markup_as_content(chat: Callable[..., Heard], stream: bool) -> None:
     text = "See:" + dsml(("Paris", 1))
@@ -221,9 +260,10 @@ def test_a_request_of_responses_as_clients_send_it(url: str, body: dict[str, Any
     response = httpx.post(f"{url}/v1/responses", json={"max_output_tokens": 4, **body}, timeout=300)
     assert response.status_code == httpx.codes.OK, response.text
     answer = response.json()
-    usage = answer["usage"]
+    usage = ResponseUsage.model_validate(answer["usage"])
     exchange = responses.read(body, Server(), responses.Store())
-    assert usage.get("input_tokens", usage.get("prompt_tokens")) == prompt_length(url, exchange)
+    assert usage.input_tokens == prompt_length(url, exchange)
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert {tool["type"] for tool in answer["tools"]}.isdisjoint({"web_search"})
     thinks = (body.get("reasoning") or {}).get("effort", "none") != "none"
     assert ("reasoning" in [item["type"] for item in answer["output"]]) is thinks
