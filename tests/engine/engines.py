@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,9 +35,9 @@ class Engine:
     """How many sequences the server has taken back, when these are the latest answers."""
 
     @contextmanager
-    def serve(self, model: Path, log_path: Path, *options: str) -> Iterator[str]:
+    def serve(self, model: Path, log_path: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
         """The server's address; it is proven to run the plugin's model."""
-        with self.server(model, [*self.options, *options], log_path=log_path) as server:
+        with self.server(model, [*self.options, *options], log_path=log_path, env=env) as server:
             server.wait_until_ready(START_TIMEOUT_S)
             assert "dsv32: serving" in server.log()
             yield server.url
