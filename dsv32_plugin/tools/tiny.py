@@ -176,7 +176,7 @@ def _copy_tokenizer(out: Path) -> None:
     mark["content"] = DSML
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    del config["chat_template"]
+    config.pop("chat_template", None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # read tokenizer.json as it is; Llama's class rebuilds parts
     _write_json(out / "tokenizer_config.json", config)
 
