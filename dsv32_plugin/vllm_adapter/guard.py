@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from transformers import PretrainedConfig
 
 from dsv32_plugin.core.config import ConfigError, DsaConfig
@@ -57,7 +59,7 @@ def check_options(vllm_config: VllmConfig) -> None:
     if vllm_config.parallel_config.enable_eplb:
         raise NotImplementedError(f"--enable-eplb: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
     attention, default = vllm_config.attention_config, AttentionConfig()
-    for option in UNSUPPORTED_ATTENTION:
+    for option in filter(partial(hasattr, default), UNSUPPORTED_ATTENTION):
         expected, value = getattr(default, option), getattr(attention, option)
         if value != expected:
             raise NotImplementedError(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsv32_plugin.engines import VLLM
+from dsv32_plugin.surface import first_of
 from dsv32_plugin.vllm_adapter import upstream
 
 
@@ -16,9 +17,9 @@ class HookError(RuntimeError):
 
 def at(place: str, around: Callable[..., Any]) -> None:
     """`hook` one of `upstream.PLACES`."""
-    (target,), parameters = upstream.PLACES[place]
+    targets, parameters = upstream.PLACES[place]
     assert parameters is not None, "vLLM's classes are not replaced"
-    hook(target, parameters, around)
+    hook(first_of(*targets), parameters, around)
 
 
 def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -> None:

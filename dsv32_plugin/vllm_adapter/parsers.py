@@ -165,7 +165,9 @@ class DsaToolParser(ToolParser):
     def get_remaining_unstreamed_args(self) -> str:
         return ""
 
-    def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> StructuralTag | None:
+    def get_structural_tag(
+        self, request: Request, *, reasoning: bool = False, strict_level: int = 0
+    ) -> StructuralTag | None:
         """The grammar of the answer, where there is one."""
         choice = request.tool_choice
         if choice is not None and not isinstance(choice, str):
