@@ -1,8 +1,8 @@
 """What an adapter uses of its engine, read from the files of a release: nothing of the engine is imported.
 
 A name is `package.module:Name`, or the dotted path of a function, a class or a method. The surface says of each
-what it is and what it takes; of a class, those of its members that the adapter names, too. So that a new release is a
-short list of differences before any server starts:
+what it is and what it takes; of a class, those of its members that the adapter names, too; of `package.module:Name.*`,
+the fields of a class and their defaults. So that a new release is a short list of differences before any server starts:
 
     python -m dsv32_plugin.vllm_adapter.upstream --check /path/to/unpacked/vllm
 """
@@ -94,6 +94,9 @@ class Release:
             module, _, path = name.partition(":") if ":" in name else self._split(name)
             first, *rest = path.split(".")
             where = self._find(module, first)
+            if rest == ["*"]:
+                found[name] = None if where is None else _fields(where[1])
+                continue
             for member in rest:
                 where = self._member(where, member) if where else None
             found[name] = None if where is None else self._describe(where, used)
@@ -200,6 +203,16 @@ def _statements(node: ast.AST) -> Iterator[ast.stmt]:
                 yield from (inner for part in other for inner in (part, *_statements(part)))
             for handler in getattr(statement, "handlers", []):
                 yield from _statements(handler)
+
+
+def _fields(node: ast.AST) -> dict[str, str]:
+    """Field of a dataclass -> its default."""
+    fields = [part for part in getattr(node, "body", []) if isinstance(part, ast.AnnAssign)]
+    return {
+        field.target.id: "required" if field.value is None else ast.unparse(field.value)
+        for field in fields
+        if isinstance(field.target, ast.Name) and "ClassVar" not in ast.unparse(field.annotation)
+    }
 
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
+from dsv32_plugin.vllm_adapter import options
 
 NAMES = names_in(
     {
         "vllm": "ENGINE_VERSION=__version__ PoolingParams",
         "vllm._custom_ops": "weight_packed_linear_cpu",
-        "vllm.config": (
-            "AttentionConfig CUDAGraphMode CacheConfig CompilationMode ModelConfig VllmConfig get_current_vllm_config"
-        ),
+        "vllm.config": ("CUDAGraphMode CacheConfig CompilationMode ModelConfig VllmConfig get_current_vllm_config"),
         "vllm.distributed": "get_pp_group get_tensor_model_parallel_world_size get_tp_group get_world_group",
         "vllm.distributed.kv_transfer": "get_kv_transfer_group has_kv_transfer_group",
         "vllm.engine.protocol": "EngineClient",
@@ -99,7 +98,8 @@ PLACES: dict[str, Place] = {
         ("vllm.v1.engine.output_processor.RequestState._new_completion_output",), ("self", "token_ids")
     ),
     "maybe_filter_parallel_tool_calls": Place(
-        ("vllm.entrypoints.openai.chat_completion.serving.maybe_filter_parallel_tool_calls",), ("choice", "request")
+        ("vllm.entrypoints.openai.chat_completion.serving.maybe_filter_parallel_tool_calls",),
+        ("choice|item", "request"),
     ),
     "OpenAIServingChat.chat_completion_full_generator": Place(
         ("vllm.entrypoints.openai.chat_completion.serving.OpenAIServingChat.chat_completion_full_generator",),
@@ -158,6 +158,9 @@ WATCHED = (
 )
 """Classes of objects that it is handed: what it reads of them is looked at, too."""
 
+OPTIONS = tuple(f"vllm.config:{name}.*" for name in options.OPTIONS)
+"""Classes of options: all that they have is looked at."""
+
 
 # What one release has and another has not is asked of vLLM itself, here. Who needs the answer says what follows.
 
@@ -208,7 +211,7 @@ def __getattr__(name: str) -> Any:
 
 def surface_names() -> list[str]:
     """All of it, for a comparison with a release."""
-    return [*targets_of(NAMES, PLACES), *WATCHED]
+    return [*targets_of(NAMES, PLACES), *WATCHED, *OPTIONS]
 
 
 if __name__ == "__main__":
