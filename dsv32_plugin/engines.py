@@ -13,6 +13,7 @@ from dsv32_plugin import settings
 
 CONTEXT = "8192"
 """Of the demonstration."""
+WITHOUT_GPU = "tested without a GPU only"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Release:
     name: str
     remark: str = "tested"
     """How far it is tested."""
+    broken: str = ""
+    """Why it cannot serve, where that is known."""
+    broken_on_cpu: str = ""
+    """The same, without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,21 @@ VLLM = Engine(
     distribution="vllm",
     adapter="dsv32_plugin.vllm_adapter",
     install="0.26.0",
-    releases=(Release((0, 26), "0.26.0"),),
+    releases=(
+        Release((0, 26), "0.26.0"),
+        Release((0, 27), "0.27.1", WITHOUT_GPU),
+        Release((0, 28), "0.28.0", WITHOUT_GPU),
+        Release((0, 29), "0.29.0", WITHOUT_GPU),
+        Release((0, 30), "0.30.0", WITHOUT_GPU),
+        Release((0, 31), "0.31.0", WITHOUT_GPU),
+        Release(
+            (0, 32),
+            "0.32.0",
+            "read, not run",
+            broken_on_cpu="its own fallbacks for a CPU pass a block_size that its kernels no longer take",
+        ),
+        Release((0, 33), "0.33.0", WITHOUT_GPU),
+    ),
     entry_points=("vllm.general_plugins", "vllm.platform_plugins"),
     allowed_plugins="VLLM_PLUGINS",
     backend="CUSTOM",

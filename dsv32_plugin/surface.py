@@ -1,8 +1,8 @@
 """What an adapter uses of its engine, read from the files of a release: nothing of the engine is imported.
 
 A name is `package.module:Name`, or the dotted path of a function, a class or a method. The surface says of each
-what it is and what it takes; of a class, those of its members that the adapter names, too. So that a new release is a
-short list of differences before any server starts:
+what it is and what it takes; of a class, those of its members that the adapter names, too; of `package.module:Name.*`,
+the fields of a class and their defaults. So that a new release is a short list of differences before any server starts:
 
     python -m dsv32_plugin.vllm_adapter.upstream --check /path/to/unpacked/vllm
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,22 +35,39 @@ class Place(NamedTuple):
     """Names of the leading parameters that our code counts on; None for a class that is replaced."""
 
 
-def names_in(modules: Mapping[str, str]) -> dict[str, str]:
-    """Name of ours -> "module:name", of the names in each module, `ours=theirs` where these differ."""
-    found = {}
-    for module, names in modules.items():
+def names_in(modules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Name of ours -> "module:name", of the names in each module, `ours=theirs` where these differ.
+
+    Where they have moved, the modules of all releases are named, that of the newest first: "new.module old.module".
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for places, names in modules.items():
         for name in names.split():
             ours, _, theirs = name.partition("=")
-            found[ours] = f"{module}:{theirs or ours}"
+            found[ours] = (*found.get(ours, ()), *(f"{module}:{theirs or ours}" for module in places.split()))
     return found
 
 
-def lookup(names: Mapping[str, str], name: str) -> Any:
+def lookup(names: Mapping[str, tuple[str, ...]], name: str) -> Any:
     """What one of `names` stands for, imported when it is asked for; AttributeError where there is no such thing."""
     if name not in names:
         raise AttributeError(f"no name of the engine that this adapter uses: {name}")
-    module, _, attribute = names[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return pkgutil.resolve_name(first_of(*names[name]))
+
+
+def targets_of(names: Mapping[str, tuple[str, ...]], places: Mapping[str, Place]) -> list[str]:
+    """All that an adapter uses, for a comparison with a release."""
+    found = [target for targets in names.values() for target in targets]
+    return [*found, *(target for place in places.values() for target in place.targets)]
+
+
+def first_of(*targets: str) -> str:
+    """The first of these names, the newest release's first, at which there is something; else the last."""
+    for target in targets[:-1]:
+        with suppress(ImportError, AttributeError):
+            pkgutil.resolve_name(target)
+            return target
+    return targets[-1]
 
 
 class Release:
@@ -76,6 +94,9 @@ class Release:
             module, _, path = name.partition(":") if ":" in name else self._split(name)
             first, *rest = path.split(".")
             where = self._find(module, first)
+            if rest == ["*"]:
+                found[name] = None if where is None else _fields(where[1])
+                continue
             for member in rest:
                 where = self._member(where, member) if where else None
             found[name] = None if where is None else self._describe(where, used)
@@ -182,6 +203,16 @@ def _statements(node: ast.AST) -> Iterator[ast.stmt]:
                 yield from (inner for part in other for inner in (part, *_statements(part)))
             for handler in getattr(statement, "handlers", []):
                 yield from _statements(handler)
+
+
+def _fields(node: ast.AST) -> dict[str, str]:
+    """Field of a dataclass -> its default."""
+    fields = [part for part in getattr(node, "body", []) if isinstance(part, ast.AnnAssign)]
+    return {
+        field.target.id: "required" if field.value is None else ast.unparse(field.value)
+        for field in fields
+        if isinstance(field.target, ast.Name) and "ClassVar" not in ast.unparse(field.annotation)
+    }
 
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

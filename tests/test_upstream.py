@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from dsv32_plugin import surface
 from dsv32_plugin.engines import ENGINES
 from dsv32_plugin.sglang_adapter import upstream as sglang_upstream
 from dsv32_plugin.vllm_adapter import upstream as vllm_upstream
+from dsv32_plugin.vllm_adapter.hooks import fits
 
 PRODUCT = Path(__file__).parent.parent / "dsv32_plugin"
 UPSTREAM = {"vllm": vllm_upstream, "sglang": sglang_upstream}
@@ -56,7 +58,8 @@ def test_no_other_file_spells_a_module_of_the_engine(engine: str) -> None:
 def test_no_name_is_a_module(engine: str) -> None:
     """Of which all could be used and nothing be said."""
     release = surface.Release(installed(engine))
-    assert not [name for name in UPSTREAM[engine].NAMES.values() if release.is_module(name)]
+    targets = [target for targets in UPSTREAM[engine].NAMES.values() for target in targets]
+    assert not [target for target in targets if release.is_module(target)]
 
 
 @engines
@@ -144,48 +147,83 @@ def test_what_is_otherwise_is_named(tmp_path: Path) -> None:
     ]
 
 
-SHIMS: dict[str, tuple[str, str | None]] = {
-    "declares_options": ("sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", None),
-    "knows_cut_answers": ("sglang.srt.function_call.base_format_detector:BaseFormatDetector", "finish"),
-    "keeps_special_tokens": ("sglang.srt.entrypoints.openai.protocol:MessageProcessingResult", "skip_special_tokens"),
-    "gives_reasoning": (
-        "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat",
-        "supports_native_reasoning_history",
-    ),
-    "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
-    "reckons_fp8_latents": ("sglang.srt.mem_cache.kv_cache_configurator:KVCacheConfigurator", None),
-    "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
-    "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
+SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
+    "vllm": {
+        "says_who_routes": ("vllm.model_executor.layers.fused_moe:MoERunner", "is_internal_router"),
+        "packs_experts": ("vllm.model_executor.layers.fused_moe.cpu_fused_moe:CPUFusedMOE", None),
+        "writes_packed_products": ("vllm._custom_ops:weight_packed_linear_cpu", None),
+        "assembles_chats": ("vllm.entrypoints.openai.chat_completion.stream_processor.ChatStreamProcessor.step", None),
+    },
+    "sglang": {
+        "declares_options": ("sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", None),
+        "knows_cut_answers": ("sglang.srt.function_call.base_format_detector:BaseFormatDetector", "finish"),
+        "keeps_special_tokens": (
+            "sglang.srt.entrypoints.openai.protocol:MessageProcessingResult",
+            "skip_special_tokens",
+        ),
+        "gives_reasoning": (
+            "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat",
+            "supports_native_reasoning_history",
+        ),
+        "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
+        "reckons_fp8_latents": ("sglang.srt.mem_cache.kv_cache_configurator:KVCacheConfigurator", None),
+        "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
+        "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
+    },
 }
-"""What SGLang's newest release has and its oldest that is served has not; `serves_responses` asks for a package."""
-PROBES = {"serves_responses", "installed_version", "first_of", "without_dsa", "surface_names"}
+"""What one of an engine's newest release and its oldest that is served has, and the other has not."""
+PROBES = {
+    "vllm": {"surface_names"},
+    "sglang": {"serves_responses", "installed_version", "without_dsa", "surface_names"},
+}
+"""What else is asked there: `serves_responses` asks for a package."""
 
 
-def test_every_probe_is_one_that_is_looked_at() -> None:
-    own = {name for name, value in vars(sglang_upstream).items() if callable(value) and defined_in(value)}
-    assert {name for name in own if not name.startswith("_")} == set(SHIMS) | PROBES
+@engines
+def test_every_probe_is_one_that_is_looked_at(engine: str) -> None:
+    module = UPSTREAM[engine]
+    own = {name for name, value in vars(module).items() if callable(value) and defined_in(value, module)}
+    assert {name for name in own if not name.startswith("_")} == set(SHIMS[engine]) | PROBES[engine]
 
 
-def defined_in(value: object, module: ModuleType = sglang_upstream) -> bool:
+def defined_in(value: object, module: ModuleType) -> bool:
     return getattr(value, "__module__", None) == module.__name__
 
 
-@pytest.mark.parametrize("probe", SHIMS)
-def test_a_probe_is_still_needed(probe: str) -> None:
-    """Once the oldest release has what it asks for, the probe can go, and what is done where the answer is no."""
-    oldest, *_, newest = surface.stored(PRODUCT / "sglang_adapter").values()
-    name, member = SHIMS[probe]
-    assert newest[name] is not None, "what it asks for has another name by now"
-    if member is None:
-        assert oldest[name] is None
-    else:
-        assert member in newest[name]
-        assert member not in oldest[name]
+@pytest.mark.parametrize(("engine", "probe"), [(engine, probe) for engine, probes in SHIMS.items() for probe in probes])
+def test_a_probe_is_still_needed(engine: str, probe: str) -> None:
+    """Once the oldest release answers as the newest does, the probe can go, and what is done for the other answer."""
+    oldest, *_, newest = surface.stored(PRODUCT / f"{engine}_adapter").values()
+    name, member = SHIMS[engine][probe]
+    assert has(oldest[name], member) != has(newest[name], member)
 
 
-def test_a_place_that_has_moved_is_still_needed_where_it_was() -> None:
-    oldest, *_, newest = surface.stored(PRODUCT / "sglang_adapter").values()
-    for place, (targets, _) in sglang_upstream.PLACES.items():
+def has(described: Any, member: str | None) -> bool:
+    return described is not None and (member is None or member in described)
+
+
+@engines
+def test_what_has_moved_is_still_needed_where_it_was(engine: str) -> None:
+    oldest, *_, newest = surface.stored(PRODUCT / f"{engine}_adapter").values()
+    places = {place: targets for place, (targets, _) in UPSTREAM[engine].PLACES.items()}
+    for name, targets in (UPSTREAM[engine].NAMES | places).items():
         if len(targets) > 1:
-            assert oldest[targets[0]] is None, f"{place}: the oldest release has the newer path"
-            assert newest[targets[0]] is not None, f"{place}: the newest release has it elsewhere"
+            assert oldest[targets[0]] is None, f"{name}: the oldest release has the newer path"
+            assert newest[targets[0]] is not None, f"{name}: the newest release has it elsewhere"
+
+
+@pytest.mark.parametrize("release", surface.stored(PRODUCT / "vllm_adapter"))
+def test_every_release_has_the_places_that_its_hooks_take(release: str) -> None:
+    """With the parameters that our code counts on. Of a chat's labels it has the one place or the other."""
+    found = surface.stored(PRODUCT / "vllm_adapter")[release]
+    missing = set()
+    for name, (targets, parameters) in vllm_upstream.PLACES.items():
+        signatures = [found[target] for target in targets if found[target] is not None]
+        if not signatures:
+            missing.add(name)
+            continue
+        taken = [part.rstrip("=") for part in re.split(r",\s*", signatures[0].strip("()")) if part != "cls"]
+        assert fits(taken, parameters), name
+    assembled = {"ChatStreamProcessor.step"}
+    assert missing in (assembled, {"maybe_filter_parallel_tool_calls"})
+    assert (missing == assembled) == (tuple(map(int, release.split("."))) < (0, 33))

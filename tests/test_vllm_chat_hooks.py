@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.parser.abstract_parser import DelegatingParser
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
@@ -22,6 +21,7 @@ from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.training import tokenizer as trained
 from dsv32_plugin.vllm_adapter.parsers import DsaReasoningParser, DsaToolParser
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
+from dsv32_plugin.vllm_adapter.upstream import DeltaMessage
 
 START_ID, END_ID = 7, 8
 USER = [{"role": "user", "content": "Weather in Paris?"}]

@@ -76,3 +76,37 @@ def test_a_value_for_each_request_is_repeated_for_its_tokens() -> None:
     output = ints(0, 0, 0, 0)
     operators.expand_kernel_impl(output, ints(4, -1), ints(3, 4), -1, 2)
     assert output.tolist() == [4, 4, 4, 2]
+
+
+def test_experts_are_summed_by_their_weights() -> None:
+    torch.manual_seed(0)
+    x, w13, w2 = torch.randn(5, 8), torch.randn(3, 12, 8), torch.randn(3, 8, 6)
+    weights, chosen = torch.rand(5, 2), torch.tensor([[0, 2], [2, 1], [1, 0], [2, 0], [0, 1]])
+    out = torch.empty(5, 8)
+    operators.cpu_fused_moe(out, x, w13, w2, None, None, weights, chosen, False, "silu", "vec")
+    for token in range(5):
+        parts = []
+        for weight, expert in zip(weights[token], chosen[token].tolist(), strict=True):
+            gate, up = w13[expert][:6] @ x[token], w13[expert][6:] @ x[token]
+            parts.append(weight * (w2[expert] @ (torch.nn.functional.silu(gate) * up)))
+        torch.testing.assert_close(out[token], sum(parts))
+
+
+def test_packed_weights_are_weights() -> None:
+    x, weight, bias = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16(), torch.randn(5)
+    packed, out = operators.convert_weight_packed(weight), torch.empty(3, 5).bfloat16()
+    operators.write_packed_linear(out, x, packed, bias, True)
+    expected = torch.nn.functional.linear(x, weight, bias.bfloat16())
+    assert torch.equal(out, expected)
+    assert torch.equal(operators.weight_packed_linear(x, packed, bias, True), expected)
+
+
+def test_a_seeded_sample_follows_the_distribution_and_its_seed() -> None:
+    probabilities = torch.tensor([0.7, 0.25, 0.05, 0.0])
+    logits, seeds = probabilities.log().expand(4000, -1), torch.arange(4000)
+    chosen = operators.fused_gumbel_argmax(logits, seeds)
+    assert torch.equal(chosen, operators.fused_gumbel_argmax(logits, seeds))
+    shares = torch.bincount(chosen, minlength=4) / 4000
+    # Five standard deviations of a share.
+    assert (shares - probabilities).abs().max() < 5 * (0.25 / 4000) ** 0.5
+    assert operators.greedy_argmax(logits[:2]).tolist() == [0, 0]

@@ -20,9 +20,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.api_server import build_app, init_render_app_state
-from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm_names import make_arg_parser
 
 from dsv32_plugin.tools.tiny import TinySpec, write_without_weights
 

@@ -18,8 +18,8 @@ from chats import USER, WEATHER
 from scripted_vllm import ScriptedServer, serve
 from told import NAME, Told
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.engine.protocol import RequestResponseMetadata
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm_names import RequestResponseMetadata
 
 from dsv32_plugin.parsers.protocol import BOS, EOS, THINK_END, THINK_START
 from dsv32_plugin.tools import tiny

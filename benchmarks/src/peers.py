@@ -1,4 +1,4 @@
-"""The kernels of vLLM 0.26.0, called as its own DeepSeek-V3.2 layer calls them on Hopper.
+"""The kernels of vLLM, called as its own DeepSeek-V3.2 layer calls them on Hopper.
 
 `load()` gives None and the reason where vLLM is absent. Every function returns a launch that can be captured.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import functools
 import os
+import pkgutil
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from dsv32_plugin.surface import first_of
 
 Launch = Callable[[], Any]
 RANK, ROPE = 512, 64
@@ -39,13 +42,14 @@ class Vllm:
 
     def __init__(self) -> None:
         from vllm import _custom_ops
-        from vllm.models.deepseek_v32.nvidia import kernels
         from vllm.utils import deep_gemm
         from vllm.v1.attention.backends.mla import sparse_utils
         from vllm.v1.attention.ops import flashmla
 
         self.ops = _custom_ops
-        self.layer: ModuleType = kernels
+        self.layer: ModuleType = pkgutil.resolve_name(
+            first_of("vllm.models.deepseek_v32.common.kernels", "vllm.models.deepseek_v32.nvidia.kernels")
+        )
         self.deep_gemm: ModuleType = deep_gemm
         self.sparse_utils: ModuleType = sparse_utils
         self.flashmla: ModuleType = flashmla

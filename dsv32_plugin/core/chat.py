@@ -63,7 +63,12 @@ def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], va
 
 
 def call_grammar(
-    tools: Sequence[Mapping[str, Any]], choice: str | None, *, parallel: bool, answer: Any = None
+    tools: Sequence[Mapping[str, Any]],
+    choice: str | None,
+    *,
+    parallel: bool,
+    answer: Any = None,
+    strict: bool = False,
 ) -> Grammar | None:
     """The grammar of an answer to a request with tools; None where it is free.
 
@@ -75,6 +80,7 @@ def call_grammar(
         choice: "auto" (or None), "none", "required", or the name of the function to call.
         parallel: allow more than one call.
         answer: the JSON schema of what is answered without a call; None for text.
+        strict: take every tool as `strict`.
 
     Raises:
         ValueError: no tool of that name, or what is given as a schema is none.
@@ -86,7 +92,7 @@ def call_grammar(
         if not tools:
             raise ValueError(f"tool_choice: expected one of the request's tools, got {choice}")
     kind = "optional" if choice in (None, "auto") else "forced"
-    strict = any((tool.get("function") or tool).get("strict") for tool in tools)
+    strict = strict or any((tool.get("function") or tool).get("strict") for tool in tools)
     if kind == "optional" and answer is None and not strict:
         return None
     return _grammar(kind, *_as_text(tools, answer), parallel)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dsv32_plugin.engines import SGLANG
 from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.surface import first_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Hook:
 def at(place: str, ours: str, *, replaces: bool = False) -> Hook:
     """Our code for one of `upstream.PLACES`, where this release has it."""
     targets, parameters = upstream.PLACES[place]
-    return Hook(upstream.first_of(*targets), ours, replaces, parameters)
+    return Hook(first_of(*targets), ours, replaces, parameters)
 
 
 class HookError(RuntimeError):

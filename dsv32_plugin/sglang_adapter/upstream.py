@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.surface import Place, lookup, main, names_in
+from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
 
 NAMES = names_in(
     {
@@ -375,15 +375,6 @@ def masks_itself() -> bool:
     return _has("GrammarMask")
 
 
-def first_of(*targets: str) -> str:
-    """The first of the dotted paths, the newest release's first, at which there is something; else the last."""
-    for target in targets[:-1]:
-        with suppress(ImportError, AttributeError):
-            pkgutil.resolve_name(target)
-            return target
-    return targets[-1]
-
-
 def _has(name: str) -> bool:
     try:
         lookup(NAMES, name)
@@ -410,7 +401,7 @@ def __getattr__(name: str) -> Any:
 
 def surface_names() -> list[str]:
     """All of it, for a comparison with a release."""
-    return [*NAMES.values(), *WATCHED, *(target for place in PLACES.values() for target in place.targets)]
+    return [*targets_of(NAMES, PLACES), *WATCHED]
 
 
 if __name__ == "__main__":

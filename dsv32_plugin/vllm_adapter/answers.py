@@ -6,6 +6,7 @@ a text says itself how it ended, and what is made of an answer that was cut says
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from dsv32_plugin.vllm_adapter.upstream import (
     DelegatingParser,
     DeltaMessage,
     FunctionCall,
+    ResponsesRequest,
+    StructuredOutputsParams,
     TokenizerLike,
 )
 
@@ -127,6 +130,25 @@ class AnswerParser(DelegatingParser):
         self._tool_parser.content = content
         calls, rest = super()._extract_tool_calls(content, request, enable_auto_tools)
         return calls, rest if calls else self._tool_parser.content
+
+    def _apply_structural_tag(self, request: Request) -> Request:
+        """The parser's grammar says it all. vLLM 0.31 and later add response_format, or ask for none at all."""
+        parser, choice = self._tool_parser, request.tool_choice
+        if not isinstance(parser, DsaToolParser):
+            return super()._apply_structural_tag(request)
+        is_named = hasattr(choice, "name") or hasattr(choice, "function")
+        if not request.tools or not (is_named or choice in ("auto", "required")):
+            return request
+        strict_level = getattr(self, "tool_strict_level", None) or 0
+        tag = parser.get_structural_tag(request, strict_level=strict_level)
+        if tag is None:
+            return request
+        request.structured_outputs = StructuredOutputsParams(structural_tag=json.dumps(tag.model_dump()))
+        if isinstance(request, ResponsesRequest):
+            request.text = None
+        else:
+            request.response_format = None
+        return request
 
     def _hear(self, text: str, token_ids: Sequence[int], request: Request) -> Finish:
         if isinstance(text, FinishedText):

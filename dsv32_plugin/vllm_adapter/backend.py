@@ -136,13 +136,14 @@ class DsaBackend(AttentionBackend):
         return DsaMetadataBuilder
 
     @staticmethod
-    def get_supported_kernel_block_sizes() -> list[int | MultipleOf]:
+    def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
         return [MultipleOf(PAGE_SIZE_MULTIPLE)] if current_platform.is_cpu() else [PAGE_SIZE]
 
     @classmethod
     def get_preferred_block_size(cls, default_block_size: int) -> int:
         return PAGE_SIZE
 
+    # vLLM 0.28 asks for shape and order; can go with it. Later ones ask which of their layouts can be read.
     @staticmethod
     def get_kv_cache_shape(
         num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, cache_dtype_str: str = "auto"
@@ -153,6 +154,22 @@ class DsaBackend(AttentionBackend):
     def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
         # Layers first: every layer has a cache of its own.
         return (0, 1, 2, 3) if include_num_layers_dimension else (0, 1, 2)
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[object, ...]:
+        # One head, so that these two are the same: [layers, pages, page size, width].
+        from dsv32_plugin.vllm_adapter.upstream import KVCacheLayout
+
+        return (KVCacheLayout.LBNHC, KVCacheLayout.LBHNC)
+
+    @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        # A step is planned by the lengths that the CPU has. vLLM 0.28 and later refuse adaptive verification then.
+        return False
 
     @classmethod
     def is_mla(cls) -> bool:

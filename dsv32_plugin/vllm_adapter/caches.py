@@ -22,7 +22,7 @@ FP8_CACHES = ("fp8", "fp8_e4m3", FP8_LATENTS)
 
 
 class PagedCache(nn.Module, AttentionLayerBase):
-    """One paged cache, [pages, page size, width]; `kv_cache` is assigned by vLLM once memory is known.
+    """One paged cache; `kv_cache` is assigned by vLLM once memory is known.
 
     The layer names are those of vLLM's own model, so that what addresses caches by name (KV connectors, offload) works.
     """
@@ -38,11 +38,19 @@ class PagedCache(nn.Module, AttentionLayerBase):
         self.dtype = dtype
         self.spec_name = spec_name
         self.backend = backend
-        self.kv_cache = torch.tensor([])
+        self.kv_cache = self.pages = torch.tensor([])
+        """What vLLM has assigned, and the same as [pages, page size, width]."""
         context = get_current_vllm_config().compilation_config.static_forward_context
         if prefix in context:
             raise ValueError(f"two layers are named {prefix}")
         context[prefix] = self
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "kv_cache":
+            assert isinstance(value, torch.Tensor)
+            # vLLM 0.29 and later have a dimension for the heads, [pages, 1, page size, width].
+            self.pages = value.squeeze(1) if value.dim() == 4 else value
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         return self.backend

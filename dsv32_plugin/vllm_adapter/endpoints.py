@@ -16,7 +16,7 @@ from openai.types.responses.response import IncompleteDetails
 
 from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
-from dsv32_plugin.vllm_adapter import hooks
+from dsv32_plugin.vllm_adapter import hooks, upstream
 from dsv32_plugin.vllm_adapter.answers import cut_reason, finish_text
 from dsv32_plugin.vllm_adapter.upstream import (
     AnthropicMessagesResponse,
@@ -33,6 +33,22 @@ CUT_SHORT = "max_output_tokens"
 def finished_output(original: Callable[..., CompletionOutput], *args: Any, **kwargs: Any) -> CompletionOutput:
     """The engine's output, whose text says how it ended."""
     return finish_text(original(*args, **kwargs))
+
+
+def labelled_step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A piece of a chat completion, as vLLM 0.33 makes it: what the engine says of an answer that was cut stays."""
+    step = original(*args, **kwargs)
+    reason = cut_reason(step.delta)
+    return step if reason is None else step._replace(finish_reason=reason)
+
+
+async def labelled_chat(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A whole chat completion, as vLLM 0.33 makes it: `tool_calls` only of a choice that was not cut."""
+    response = await original(*args, **kwargs)
+    for choice in response.choices if isinstance(response, ChatCompletionResponse) else ():
+        reasons = [reason for call in choice.message.tool_calls if (reason := cut_reason(call.function)) is not None]
+        choice.finish_reason = reasons[0] if reasons else choice.finish_reason
+    return response
 
 
 def labelled_choice(original: Callable[..., Any], choice: Any, request: ChatCompletionRequest) -> Any:
@@ -160,7 +176,6 @@ async def streamed_message(
 
 HOOKS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("RequestState._new_completion_output", finished_output),
-    ("maybe_filter_parallel_tool_calls", labelled_choice),
     ("OpenAIServingResponses.responses_full_generator", whole_response),
     ("OpenAIServingResponses.responses_stream_generator", streamed_response),
     ("OpenAIServingResponses.responses_background_stream_generator", background_events),
@@ -170,7 +185,16 @@ HOOKS: tuple[tuple[str, Callable[..., Any]], ...] = (
 """Where vLLM's own code is left, one of `upstream.PLACES`, and what is called there."""
 
 
+LABELS: tuple[tuple[str, Callable[..., Any]], ...] = (("maybe_filter_parallel_tool_calls", labelled_choice),)
+"""Of chats, up to 0.32."""
+ASSEMBLED_LABELS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("ChatStreamProcessor.step", labelled_step),
+    ("OpenAIServingChat.chat_completion_full_generator", labelled_chat),
+)
+"""The same where `upstream.assembles_chats`."""
+
+
 def hook() -> None:
     """Put the hooks in; raises `hooks.HookError` where vLLM has no such place."""
-    for place, around in HOOKS:
+    for place, around in HOOKS + (ASSEMBLED_LABELS if upstream.assembles_chats() else LABELS):
         hooks.at(place, around)

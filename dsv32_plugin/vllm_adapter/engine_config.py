@@ -20,6 +20,7 @@ from dsv32_plugin.vllm_adapter.upstream import (
 
 logger = init_logger("vllm.dsv32_plugin")
 _SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
+_BREAKABLE = "VLLM_USE_BREAKABLE_CUDAGRAPH"
 
 
 class DsaEngineConfig(VerifyAndUpdateConfig):
@@ -49,6 +50,7 @@ def _verify_and_update(vllm_config: VllmConfig) -> None:
     grammars.choose_backend(vllm_config)
     if not current_platform.is_cpu():
         _compile_nothing(vllm_config)
+        _break_no_graphs()
         _sample_without_compiling()
         if vllm_config.model_config.dtype == torch.float32:
             # Triton's default, also in vLLM's mixture of experts, is tf32 with 10 bits. Read in the workers.
@@ -79,6 +81,15 @@ def _compile_nothing(vllm_config: VllmConfig) -> None:
         "dsv32: torch.compile is off (the plugin's kernels are fused already); CUDA graphs: %s",
         compilation.cudagraph_mode.name,
     )
+
+
+def _break_no_graphs() -> None:
+    """No CUDA graphs of prefills that pause for the attention: ours does not ask them to, it would be captured.
+
+    vLLM 0.29 and later have them by default for these architectures.
+    """
+    if os.environ.setdefault(_BREAKABLE, "0") != "0":  # read in the workers
+        raise ValueError(f"{_BREAKABLE}: expected 0, got {os.environ[_BREAKABLE]}; unset it")
 
 
 def _sample_without_compiling() -> None:

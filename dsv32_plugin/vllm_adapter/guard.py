@@ -6,12 +6,12 @@ from transformers import PretrainedConfig
 
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
+from dsv32_plugin.vllm_adapter import options
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
 from dsv32_plugin.vllm_adapter.caches import check_cache_dtype
 from dsv32_plugin.vllm_adapter.names import BACKEND_PATH
 from dsv32_plugin.vllm_adapter.upstream import (
     AttentionBackendEnum,
-    AttentionConfig,
     ModelConfig,
     VllmConfig,
     current_platform,
@@ -43,26 +43,12 @@ def check_checkpoint(vllm_config: VllmConfig) -> None:
         raise ConfigError("num_nextn_predict_layers", "at least 1 for method mtp", 0, "leave --speculative-config out")
 
 
-UNSUPPORTED_ATTENTION = (
-    *("backend_per_kind", "mla_prefill_backend", "use_prefill_query_quantization", "use_fp4_indexer_cache"),
-    *("indexer_kv_dtype", "sparse_mla_force_mqa"),
-)
-"""Of `--attention-config`: what vLLM's own sparse attention reads, and the plugin does not."""
-
-
 def check_options(vllm_config: VllmConfig) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
     if vllm_config.lora_config is not None:
         raise NotImplementedError(f"--enable-lora: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
-    if vllm_config.parallel_config.enable_eplb:
-        raise NotImplementedError(f"--enable-eplb: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
-    attention, default = vllm_config.attention_config, AttentionConfig()
-    for option in UNSUPPORTED_ATTENTION:
-        expected, value = getattr(default, option), getattr(attention, option)
-        if value != expected:
-            raise NotImplementedError(
-                f"--attention-config: expected {option} {expected}, got {value}; leave it out, or {IN_TREE_HINT}"
-            )
+    for expected, default, value in options.refused(vllm_config):
+        raise NotImplementedError(f"{expected} {default}, got {value}; leave it out, or {IN_TREE_HINT}")
     model = vllm_config.model_config
     if model.dtype not in DsaBackend.supported_dtypes:
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
@@ -82,6 +68,11 @@ def check_options(vllm_config: VllmConfig) -> None:
         raise NotImplementedError(
             f"--speculative-config: method {speculative.method} needs a draft model that this plugin does not have; "
             f"leave it out, or {IN_TREE_HINT}"
+        )
+    drafts = None if speculative is None else speculative.attention_backend
+    if drafts not in (None, AttentionBackendEnum.CUSTOM):
+        raise ValueError(
+            f"--speculative-config: expected attention_backend CUSTOM or nothing, got {drafts.name}; {IN_TREE_HINT}"
         )
 
 

@@ -3,10 +3,11 @@
 import functools
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv32_plugin.engines import VLLM
+from dsv32_plugin.surface import first_of
 from dsv32_plugin.vllm_adapter import upstream
 
 
@@ -16,9 +17,9 @@ class HookError(RuntimeError):
 
 def at(place: str, around: Callable[..., Any]) -> None:
     """`hook` one of `upstream.PLACES`."""
-    (target,), parameters = upstream.PLACES[place]
+    targets, parameters = upstream.PLACES[place]
     assert parameters is not None, "vLLM's classes are not replaced"
-    hook(target, parameters, around)
+    hook(first_of(*targets), parameters, around)
 
 
 def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -> None:
@@ -26,7 +27,8 @@ def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -
 
     Args:
         target: its dotted path.
-        parameters: the names of its leading parameters that `around` counts on; a class method's without its class.
+        parameters: the names of its leading parameters that `around` counts on, `a|b` where releases name it otherwise;
+            a class method's without its class.
 
     Raises:
         HookError: vLLM has nothing there, or something that takes other parameters.
@@ -41,7 +43,7 @@ def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -
     if getattr(original, "around", None) is around:
         return
     found = tuple(inspect.signature(original).parameters)
-    if found[: len(parameters)] != parameters:
+    if not fits(found, parameters):
         raise HookError(_hook_problem(expected, f"({', '.join(found)})"))
 
     @functools.wraps(original)
@@ -50,6 +52,12 @@ def hook(target: str, parameters: tuple[str, ...], around: Callable[..., Any]) -
 
     hooked.around = around  # type: ignore[attr-defined]
     setattr(owner, name, staticmethod(hooked) if inspect.ismethod(original) else hooked)
+
+
+def fits(found: Sequence[str], parameters: Sequence[str]) -> bool:
+    """Whether these parameters of a function begin with those that we count on."""
+    pairs = zip(parameters, found[: len(parameters)], strict=False)
+    return len(found) >= len(parameters) and all(name in wanted.split("|") for wanted, name in pairs)
 
 
 def _hook_problem(expected: str, found: str) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
-from dsv32_plugin.vllm_adapter.upstream import FusedMoE, GateLinear, VllmConfig
+from dsv32_plugin.vllm_adapter.upstream import FusedMoE, GateLinear, VllmConfig, says_who_routes
 
 
 class Moe(nn.Module):
@@ -55,6 +55,5 @@ class Moe(nn.Module):
         )
 
     def forward(self, x_th: torch.Tensor) -> torch.Tensor:
-        if self.experts.is_internal_router:
-            return self.experts(hidden_states=x_th, router_logits=x_th)
-        return self.experts(hidden_states=x_th, router_logits=self.gate(x_th)[0])
+        routed = not says_who_routes() or self.experts.is_internal_router
+        return self.experts(hidden_states=x_th, router_logits=x_th if routed else self.gate(x_th)[0])

@@ -165,8 +165,10 @@ class DsaToolParser(ToolParser):
     def get_remaining_unstreamed_args(self) -> str:
         return ""
 
-    def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> StructuralTag | None:
-        """The grammar of the answer, where there is one."""
+    def get_structural_tag(
+        self, request: Request, *, reasoning: bool = False, strict_level: int = 0
+    ) -> StructuralTag | None:
+        """The grammar of the answer, where there is one; `strict_level` is the server's --tool-strict-level."""
         choice = request.tool_choice
         if choice is not None and not isinstance(choice, str):
             choice = getattr(choice, "name", None) or choice.function.name
@@ -181,6 +183,7 @@ class DsaToolParser(ToolParser):
             choice,
             parallel=request.parallel_tool_calls is not False,
             answer=wanted_json(request),
+            strict=strict_level > 0,
         )
         return None if grammar is None else StructuralTag(**grammar.structural_tag)
 

@@ -53,7 +53,7 @@ class VllmSteps:
         if (connector := _connector()) is not None:
             for cache in self._of(layer):
                 connector.wait_for_layer_load(cache.layer_name)
-        return step, LayerCaches(latents.kv_cache, None if index_keys is None else index_keys.kv_cache)
+        return step, LayerCaches(latents.pages, None if index_keys is None else index_keys.pages)
 
     def done(self, layer: int) -> None:
         if (connector := _connector()) is not None:

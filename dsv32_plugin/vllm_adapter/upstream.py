@@ -6,24 +6,25 @@ what a release, installed or unpacked, has otherwise than those that the adapter
 
 from __future__ import annotations
 
+import pkgutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.surface import Place, lookup, main, names_in
+from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
+from dsv32_plugin.vllm_adapter import options
 
 NAMES = names_in(
     {
         "vllm": "ENGINE_VERSION=__version__ PoolingParams",
-        "vllm.config": (
-            "AttentionConfig CUDAGraphMode CacheConfig CompilationMode ModelConfig VllmConfig get_current_vllm_config"
-        ),
+        "vllm._custom_ops": "weight_packed_linear_cpu",
+        "vllm.config": ("CUDAGraphMode CacheConfig CompilationMode ModelConfig VllmConfig get_current_vllm_config"),
         "vllm.distributed": "get_pp_group get_tensor_model_parallel_world_size get_tp_group get_world_group",
         "vllm.distributed.kv_transfer": "get_kv_transfer_group has_kv_transfer_group",
         "vllm.engine.protocol": "EngineClient",
         "vllm.entrypoints.anthropic.protocol": "AnthropicMessagesResponse",
-        "vllm.entrypoints.chat_utils": "ChatCompletionMessageParam ConversationMessage make_tool_call_id",
         "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest ChatCompletionResponse",
-        "vllm.entrypoints.openai.engine.protocol": (
+        "vllm.entrypoints.generate.base.protocol vllm.entrypoints.openai.engine.protocol": (
             "DeltaFunctionCall DeltaMessage DeltaToolCall ExtractedToolCallInformation FunctionCall ToolCall"
         ),
         "vllm.entrypoints.openai.responses.protocol": "ResponseCompletedEvent ResponsesRequest ResponsesResponse",
@@ -33,7 +34,10 @@ NAMES = names_in(
         "vllm.logger": "init_logger",
         "vllm.model_executor.layers.activation": "SiluAndMul",
         "vllm.model_executor.layers.attention_layer_base": "AttentionLayerBase",
-        "vllm.model_executor.layers.fused_moe": "FusedMoE GateLinear RoutedExperts UnquantizedFusedMoEMethod",
+        "vllm.model_executor.layers.fused_moe": (
+            "FusedMoE=FusedMoEFactory FusedMoE GateLinear MoERunner RoutedExperts UnquantizedFusedMoEMethod"
+        ),
+        "vllm.model_executor.layers.fused_moe.cpu_fused_moe": "CPUFusedMOE",
         "vllm.model_executor.layers.layernorm": "RMSNorm",
         "vllm.model_executor.layers.linear": (
             "ColumnParallelLinear LinearBase MergedColumnParallelLinear ReplicatedLinear RowParallelLinear "
@@ -57,6 +61,9 @@ NAMES = names_in(
         "vllm.platforms.cpu": "CpuPlatform",
         "vllm.plugins": "load_general_plugins",
         "vllm.reasoning": "ReasoningParser ReasoningParserManager",
+        "vllm.renderers.chat_utils vllm.entrypoints.chat_utils": (
+            "ChatCompletionMessageParam ConversationMessage make_tool_call_id"
+        ),
         "vllm.renderers.hf": "HfRenderer",
         "vllm.renderers.inputs": "DictPrompt",
         "vllm.renderers.inputs.preprocess": "parse_dec_only_prompt",
@@ -79,6 +86,7 @@ NAMES = names_in(
         "vllm.v1.attention.backends.utils": "split_decodes_and_prefills",
         "vllm.v1.attention.selector": "AttentionSelectorConfig",
         "vllm.v1.kv_cache_interface": "AttentionSpec MLAAttentionSpec",
+        "vllm.v1.kv_cache_layout": "KVCacheLayout",
         "vllm.v1.structured_output.backend_xgrammar": "has_xgrammar_unsupported_json_features",
         "vllm.v1.worker.gpu_model_runner": "GPUModelRunner",
     }
@@ -90,7 +98,15 @@ PLACES: dict[str, Place] = {
         ("vllm.v1.engine.output_processor.RequestState._new_completion_output",), ("self", "token_ids")
     ),
     "maybe_filter_parallel_tool_calls": Place(
-        ("vllm.entrypoints.openai.chat_completion.serving.maybe_filter_parallel_tool_calls",), ("choice", "request")
+        ("vllm.entrypoints.openai.chat_completion.serving.maybe_filter_parallel_tool_calls",),
+        ("choice|item", "request"),
+    ),
+    "OpenAIServingChat.chat_completion_full_generator": Place(
+        ("vllm.entrypoints.openai.chat_completion.serving.OpenAIServingChat.chat_completion_full_generator",),
+        ("self", "request"),
+    ),
+    "ChatStreamProcessor.step": Place(
+        ("vllm.entrypoints.openai.chat_completion.stream_processor.ChatStreamProcessor.step",), ("self", "delta_text")
     ),
     "OpenAIServingResponses.responses_full_generator": Place(
         ("vllm.entrypoints.openai.responses.serving.OpenAIServingResponses.responses_full_generator",),
@@ -142,6 +158,52 @@ WATCHED = (
 )
 """Classes of objects that it is handed: what it reads of them is looked at, too."""
 
+OPTIONS = tuple(f"vllm.config:{name}.*" for name in options.OPTIONS)
+"""Classes of options: all that they have is looked at."""
+
+
+# What one release has and another has not is asked of vLLM itself, here. Who needs the answer says what follows.
+
+
+def says_who_routes() -> bool:
+    """Whether experts say if they have a router of their own. Up to 0.27; later those that are given a gate have."""
+    return hasattr(lookup(NAMES, "MoERunner"), "is_internal_router")
+
+
+def packs_experts() -> bool:
+    """Whether the experts of a CPU need the operators of a CPU build. Up to 0.27 they go without where these lack.
+
+    The file is looked for: an import would lead back to here.
+    """
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    module = NAMES["CPUFusedMOE"][0].partition(":")[0]
+    return not Path(spec.submodule_search_locations[0], *module.split(".")[1:]).with_suffix(".py").exists()
+
+
+def writes_packed_products() -> bool:
+    """Whether the operator for packed weights is given the tensor to write to. From 0.29 on."""
+    return _has("weight_packed_linear_cpu")
+
+
+def assembles_chats() -> bool:
+    """Whether one object makes the pieces of a streamed chat, finish reason included. From 0.33 on."""
+    target = PLACES["ChatStreamProcessor.step"].targets[0].rpartition(".")[0]
+    try:
+        pkgutil.resolve_name(target)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def _has(name: str) -> bool:
+    try:
+        lookup(NAMES, name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
 
 def __getattr__(name: str) -> Any:
     return lookup(NAMES, name)
@@ -149,7 +211,7 @@ def __getattr__(name: str) -> Any:
 
 def surface_names() -> list[str]:
     """All of it, for a comparison with a release."""
-    return [*NAMES.values(), *WATCHED, *(target for place in PLACES.values() for target in place.targets)]
+    return [*targets_of(NAMES, PLACES), *WATCHED, *OPTIONS]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dsv32_plugin.vllm_adapter.upstream import packs_experts, writes_packed_products
+
 REJECTED = -1
 
 
@@ -195,6 +197,64 @@ def rejection_random_sample_kernel_impl(
         begin = end
 
 
+def convert_weight_packed(weight: torch.Tensor) -> torch.Tensor:
+    """Pack nothing."""
+    return weight
+
+
+def weight_packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, is_packed: bool
+) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def write_packed_linear(
+    out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, is_packed: bool
+) -> None:
+    out.copy_(weight_packed_linear(x, weight, bias, is_packed))
+
+
+def prepack_moe_weight(weight: torch.Tensor, out: torch.Tensor, isa: str) -> None:
+    """Pack nothing."""
+    out.copy_(weight)
+
+
+def cpu_fused_moe(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    w13_bias: torch.Tensor | None,
+    w2_bias: torch.Tensor | None,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    skip_weighted: bool,
+    act: str,
+    isa: str,
+) -> None:
+    """out[t] = sum over k of topk_weights[t, k] * expert topk_ids[t, k] of x[t]; the sum is in float32."""
+    assert (act, w13_bias, w2_bias, skip_weighted) == ("silu", None, None, False), "experts of DeepSeek-V3.2"
+    total = torch.zeros(out.shape, dtype=torch.float32)
+    for expert in topk_ids.unique().tolist():
+        token_n, k_n = (topk_ids == expert).nonzero(as_tuple=True)
+        gate, up = torch.nn.functional.linear(x[token_n], w13[expert]).chunk(2, dim=-1)
+        made = torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, w2[expert])
+        total.index_add_(0, token_n, made.float() * topk_weights[token_n, k_n, None].float())
+    out.copy_(total)
+
+
+def greedy_argmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
+def fused_gumbel_argmax(logits: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """A sample of softmax(logits) for each row, by Gumbel's noise from the row's seed alone."""
+    noise = torch.empty_like(logits)
+    for row, seed in zip(noise, seeds.tolist(), strict=True):
+        row.exponential_(generator=torch.Generator().manual_seed(seed))
+    return (logits - noise.log()).argmax(-1)
+
+
 _SCHEMAS: dict[Callable[..., object], str] = {
     init_cpu_memory_env: "(SymInt[] nodes) -> str",
     compute_slot_mapping_kernel_impl: (
@@ -231,13 +291,33 @@ _SCHEMAS: dict[Callable[..., object], str] = {
         "Tensor target_probs, Tensor bonus_token_ids, Tensor recovered_token_ids, Tensor uniform_probs, "
         "Tensor is_greedy, SymInt max_spec_len, SymInt vocab_size, bool no_draft_probs) -> ()"
     ),
+    greedy_argmax: "(Tensor logits) -> Tensor",
+    fused_gumbel_argmax: "(Tensor logits, Tensor seeds) -> Tensor",
+    convert_weight_packed: "(Tensor(a) weight) -> Tensor(a)",
+}
+_EXPERTS: dict[Callable[..., object], str] = {
+    prepack_moe_weight: "(Tensor weight, Tensor(a!) out, str isa) -> ()",
+    cpu_fused_moe: (
+        "(Tensor(a!) out, Tensor x, Tensor w13, Tensor w2, Tensor? w13_bias, Tensor? w2_bias, Tensor topk_weights, "
+        "Tensor topk_ids, bool skip_weighted, str act, str isa) -> ()"
+    ),
+}
+_PACKED_LINEAR: dict[Callable[..., object], str] = {
+    weight_packed_linear: "(Tensor x, Tensor weight, Tensor? bias, bool is_packed) -> Tensor"
+}
+_WRITTEN_LINEAR: dict[Callable[..., object], str] = {
+    write_packed_linear: "(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, bool is_packed) -> ()"
 }
 
 
 def define_missing() -> None:
     """Define those operators in `torch.ops._C` that this build of vLLM lacks."""
-    for function, schema in _SCHEMAS.items():
-        name = function.__name__
+    # Where experts can go without these two, they take the presence of one for that of all.
+    experts = _EXPERTS if packs_experts() else {}
+    linear = _WRITTEN_LINEAR if writes_packed_products() else _PACKED_LINEAR
+    names = {write_packed_linear: weight_packed_linear.__name__}
+    for function, schema in (_SCHEMAS | experts | linear).items():
+        name = names.get(function, function.__name__)
         if not hasattr(torch.ops._C, name):
             torch.library.define(f"_C::{name}", schema)
             # No tensor argument decides the dispatch of init_cpu_memory_env.

@@ -47,14 +47,14 @@ class DsaCpuPlatform(CpuPlatform):
         from dsv32_plugin.vllm_adapter.upstream import CompilationMode
 
         cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
-        chunked = scheduler.enable_chunked_prefill
-        max_tokens = scheduler.max_num_batched_tokens
+        chunked, max_tokens = scheduler.enable_chunked_prefill, scheduler.max_num_batched_tokens
+        prefix_caching = cache.enable_prefix_caching
+        page_size = cache.block_size if cache.user_specified_block_size else PAGE_SIZE
         super().check_and_update_config(vllm_config)
-        # The base class switches chunked prefill off for MLA, which its own backends cannot do on a CPU. Ours can.
-        scheduler.enable_chunked_prefill = chunked
-        scheduler.max_num_batched_tokens = max_tokens
-        if not cache.user_specified_block_size:
-            cache.block_size = PAGE_SIZE
+        # The base class switches off for MLA what its own backends cannot do on a CPU, and takes their size of pages.
+        scheduler.enable_chunked_prefill, scheduler.max_num_batched_tokens = chunked, max_tokens
+        cache.enable_prefix_caching = prefix_caching
+        cache.block_size = page_size
         cls.speculates = vllm_config.speculative_config is not None
         # Tracing costs 20 s of warm-up and gains nothing on reference kernels. Workers inherit the environment.
         vllm_config.compilation_config.mode = CompilationMode.NONE
@@ -64,6 +64,10 @@ class DsaCpuPlatform(CpuPlatform):
             # By default vLLM binds every worker to a NUMA node of its own, which a small machine does not have.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+
+    @classmethod
+    def update_block_size_for_backend(cls, vllm_config: "VllmConfig") -> None:
+        """Keep the size of pages: from the backends of two caches vLLM would make its own default of it."""
 
     @classmethod
     def validate_request(cls, processed_inputs: "EngineInput", params: "SamplingParams | PoolingParams") -> None:

@@ -29,6 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_wait
 
 from ...cache_layout import INDEX_BYTES, SCALE_BYTES
+from ...device.sm90 import barrier
 from ...runtime.target import Target, chip_of
 from .common import LEAST_TILES, RAGGED_CHUNK, RAGGED_SCALARS
 from .common import PAGED_SCALARS as COMMON_SCALARS
@@ -181,7 +182,7 @@ def paged_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     gdc_wait()
 
     groups = gl.cdiv(tokens, TOKENS)
@@ -224,7 +225,7 @@ def paged_kernel(
         _copy_page(keys_desc, scales_desc, lines[stage], k_shared, s_shared, full, stage, stage < n)
     q_shared.store(q)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
     position = (begin * PAGE + offs_k)[:, None]
     out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride_token + position
@@ -234,7 +235,7 @@ def paged_kernel(
         mbarrier.wait(full.index(buffer), (i // STAGES) & 1)
         dots = _multiply(k_shared.index(buffer), q_shared, ACC)
         # The buffer that the last step has read takes the page that is next to be copied.
-        gl.thread_barrier()
+        barrier()
         next_buffer = (i + STAGES - 1) % STAGES
         _copy_page(keys_desc, scales_desc, following, k_shared, s_shared, full, next_buffer, i + STAGES - 1 < n)
         line, lines = lines[0], lines[1:] + (following,)  # noqa: RUF005 - Triton has no star
@@ -271,7 +272,7 @@ def ragged_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
     chunks = gl.cdiv(num_keys, chunk)
     pid = gl.program_id(0)
@@ -307,7 +308,7 @@ def ragged_kernel(
         stop_t = gl.where(mask_t, stop, 0)[None, :]
         q_shared.store(q)
         fence_async_shared()
-        gl.thread_barrier()
+        barrier()
 
         key = low + offs_k
         out_rows = out_ptr + offs_t.to(gl.int64)[None, :] * out_stride + key[:, None]
@@ -319,7 +320,7 @@ def ragged_kernel(
             next_scale = gl.load(scale_ptr + key + PAGE, mask=key + PAGE < num_keys, other=0.0)
             done = warpgroup_mma_wait(0, deps=(dots,))
             # All have read the keys: their buffer takes those that are next to be copied.
-            gl.thread_barrier()
+            barrier()
             following = low + (i + STAGES) * PAGE
             _copy_keys(keys_desc, following, k_shared, full, buffer, following < high)
             score = _score(done, weights) * scale[:, None]

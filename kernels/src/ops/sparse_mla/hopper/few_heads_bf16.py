@@ -21,6 +21,7 @@ from ....device.sm90 import (
     RANK,
     ROPE,
     UNIT,
+    barrier,
     barriers,
     count_steps,
     load_query,
@@ -127,7 +128,7 @@ def _attend(
     q_shared.store(load_query(q_latent_ptr, stride_q_latent_h, 0, heads, HEADS, RANK, Q_BLOCKED))
     q_rope_shared.store(load_query(q_rope_ptr, stride_q_rope_h, 0, heads, HEADS, ROPE, Q_BLOCKED))
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
     # accs [TILE, HEADS], transposed, once for each tile; running_max [HEADS]; running_sum [KEYS, HEADS], whose sum over
     # the keys of a step is put off to the end: one reduction instead of one a step
@@ -162,7 +163,7 @@ def _attend(
         p, running_max, running_sum, decay = _softmax(scores * scale, present, running_max, running_sum)
         p_shared.index(0).store(p.to(gl.bfloat16))
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(empty.index(RING), count=1)
         # All four products are under way before the first is waited for; a tile's place is free as soon as its is done.
         # accs [TILE, HEADS] = decay * accs + k^T p
@@ -173,7 +174,7 @@ def _attend(
         accs = ()
         for j in gl.static_range(TILES):
             accs += (hopper.warpgroup_mma_wait(TILES - 1 - j, deps=(updated[j],)),)
-            gl.thread_barrier()
+            barrier()
             mbarrier.arrive(empty.index(tiles[j]), count=1)
 
     sum_h = gl.sum(running_sum, 0)
@@ -230,7 +231,7 @@ def few_heads_bf16_kernel(
     p_shared = gl.allocate_shared_memory(gl.bfloat16, [1, KEYS, HEADS], P_SHARED)
     full, empty = barriers(RING + 1, 32 * FETCH_WARPS, 1)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     buffers = (k_shared, rope_shared, full, empty)
     gl.warp_specialize(
         [

@@ -30,6 +30,7 @@ from ....device.sm90 import (
     TILE,
     TILES,
     UNIT,
+    barrier,
     barriers,
     count_steps,
     load_slots,
@@ -271,7 +272,7 @@ def _attend(
         q_latent_ptr, q_rope_ptr, stride_q_latent_h, stride_q_rope_h, heads, scale, q_shared, q_rope_shared
     )
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
     # acc [64 pairs of latents, 16 heads], once for the even and once for the odd latents of a tile; running_max [16];
     # the sum of the weights stays spread over the keys of a step
@@ -324,7 +325,7 @@ def _attend(
         scores = gl.where(present[:, None], scores * scale_h[None, :], float("-inf"))
         # Each warp has 16 of the keys; the maximum over all of them goes through shared memory.
         max_shared.store(gl.max(scores.reshape(4, 16, HEADS), 1))
-        gl.thread_barrier()
+        barrier()
         new_max = gl.convert_layout(
             gl.max(max_shared.load(FOUR_WARPS_HEADS), 0), gl.SliceLayout(0, ACC), assert_trivial=True
         )
@@ -356,7 +357,7 @@ def _attend(
         )
         bound0, bound1, bound2, bound3 = higher0, higher1, higher2, higher3
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        barrier()
 
         # acc [PAIRS, HEADS] += codes^T p, the codes of even and of odd latents transposed as they are read
         updated = ()
@@ -380,7 +381,7 @@ def _attend(
         updated += (first, second)
         accs = updated
         # All warps have read the codes: their buffer is free.
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
 
     _store_result(
@@ -431,7 +432,7 @@ def few_heads_fp8_kernel(
     largest_shared = gl.allocate_shared_memory(gl.float32, [4, TILES], SCALES_SHARED)
     full, empty = barriers(2, 32 * FETCH_WARPS, 1)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     buffers = (codes_shared, scales_shared, rope_shared, full, empty)
     gl.warp_specialize(
         [

@@ -24,6 +24,7 @@ from ....device.sm90 import (
     TILE,
     TILES,
     UNIT,
+    barrier,
     barriers,
     count_steps,
     load_query,
@@ -188,7 +189,7 @@ def _fetch_fp8(cache_ptr, keys, stride_page, buffers, SCAN: gl.constexpr, PAGE: 
         tiles = loaded
         hopper.fence_async_shared()
         hopper.async_copy.mbarrier_arrive(full.index(buffer), increment_count=False)
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(full.index(buffer), count=1)
 
 
@@ -214,7 +215,7 @@ def _publish(p, decay, p_shared, decay_shared, p_full):
     p_shared.store(p)
     decay_shared.store(decay)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     mbarrier.arrive(p_full, count=1)
 
 
@@ -272,7 +273,7 @@ def _attend_left(
         visible = load_slots(keys, step, PAGE, PAGED, gl.SliceLayout(0, SCORES)) >= 0
         mbarrier.wait(full.index(buffer), (step // 2) % 2)
         hopper.fence_async_shared()
-        gl.thread_barrier()
+        barrier()
         # scores [HEADS, KEYS] = q_rope k_rope^T + q k^T
         scores = _score(
             q_shared.index(base), q_rope_shared.index(base), k_shared.index(buffer), rope_shared.index(buffer)
@@ -287,13 +288,13 @@ def _attend_left(
         weights = gl.convert_layout(p, WEIGHTS, assert_trivial=True)
         acc = hopper.warpgroup_mma(weights, k_shared.index(buffer).slice(0, HALF, dim=1), acc, is_async=True)
         acc, weights = hopper.warpgroup_mma_wait(0, deps=(acc, weights))
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(empty.index(buffer), count=1)
     norm = reciprocal(running_sum)
     # At the end the place of the decay holds what the result is multiplied with.
     mbarrier.wait(p_empty, (steps - 1) % 2)
     decay_shared.store(norm)
-    gl.thread_barrier()
+    barrier()
     mbarrier.arrive(p_full, count=1)
     _store_half(
         out_ptr, acc, gl.convert_layout(norm, ACC_ROWS, assert_trivial=True), head_block, heads, stride_out_h, 0
@@ -330,7 +331,7 @@ def _attend_right(
         acc = acc * decay_shared.load(ACC_ROWS)[:, None]
         acc = hopper.warpgroup_mma(p_shared, k_shared.index(buffer).slice(HALF, HALF, dim=1), acc, is_async=True)
         acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(p_empty, count=1)
         mbarrier.arrive(empty.index(buffer), count=1)
     mbarrier.wait(p_full, steps % 2)
@@ -396,7 +397,7 @@ def many_heads_kernel(
     mbarrier.init(p_full, count=1)
     mbarrier.init(p_empty, count=1)
     hopper.fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     out_ptr += t * stride_out_t + split * RANK
     buffers = (k_shared, rope_shared, full, empty)
     gl.warp_specialize(
