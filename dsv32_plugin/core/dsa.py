@@ -16,6 +16,7 @@ import torch
 from dsv32_plugin import kernels
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import PrefillChunk, Step, aligned
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
@@ -31,6 +32,7 @@ class Plan:
     """A way of attending in one step."""
 
     step: Step
+    policy: Policy
     selects: ClassVar[bool] = False
     """Layers with an indexer call `select`, and those without use the slots that the last one of these has left."""
 
@@ -108,6 +110,7 @@ class Dense(Plan):
             step.visible_t,
             scale,
             max_visible=step.max_visible,
+            batch_invariant=self.policy.batch_invariant,
         )[0]
 
 
@@ -120,7 +123,7 @@ class Expanded(Plan):
         assert self.step.decodes is not None
         rows = self.step.decodes.tokens
         seq_t, visible_t = aligned(self.step.seq_t[rows]), aligned(self.step.visible_t[rows])
-        return Dense(replace(self.step, seq_t=seq_t, visible_t=visible_t))
+        return Dense(replace(self.step, seq_t=seq_t, visible_t=visible_t), self.policy)
 
     def values(
         self,
@@ -231,7 +234,8 @@ class Sparse(Plan):
         scale: float,
     ) -> torch.Tensor:
         assert slots_tk is not None
-        return kernels.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale)[0]
+        invariant = self.policy.batch_invariant
+        return kernels.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, batch_invariant=invariant)[0]
 
 
 @dataclass(frozen=True)
