@@ -140,12 +140,18 @@ class Expanded(Plan):
             values_thv[rows] = self._decodes.values(up, q_thd[rows], latent_cache, None, scale, ready)
         for chunk in self.step.prefill_chunks:
             rows = chunk.tokens
-            rows_sc = kernels.gather_latents(
-                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_thd.dtype
-            )
-            k_shd, v_shv = up.expand(rows_sc)
+            k_shd, v_shv = self.expand(up, chunk, latent_cache, q_thd.dtype)
             kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, scale, out=values_thv[rows])
         return values_thv
+
+    def expand(
+        self, up: LatentUpProjection, chunk: PrefillChunk, latent_cache: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [S, H, nope + R] and values [S, H, v] of a chunk's sequences."""
+        rows_sc = kernels.gather_latents(
+            latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=dtype
+        )
+        return up.expand(rows_sc)
 
 
 @dataclass(frozen=True)
