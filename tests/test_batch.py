@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.core import dsa, plan
-from dsv32_plugin.core.dsa import Dense, Expanded, Sparse, Staged
+from dsv32_plugin.core import planner, plans
 from dsv32_plugin.core.layers import Ranks
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.plans import Dense, Expanded, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels import cache_layout as layout
@@ -217,7 +217,7 @@ def test_expanding_pays_by_pairs_and_not_batch_invariant(monkeypatch: pytest.Mon
     batch = describe([9, 12], [9, 12], 0)
     pairs = 9 * 9 + 12 * 12
     for heads, policy, kind in ((2, Policy(), Expanded), (1, Policy(), Dense), (2, Policy(True), Dense)):
-        monkeypatch.setattr(plan, "EXPANDED_PAIRS", 2 * pairs)
+        monkeypatch.setattr(planner, "EXPANDED_PAIRS", 2 * pairs)
         assert type(Planner(TOPK, heads, policy).plan(batch, torch.float32, torch.float32)) is kind
 
 
@@ -244,7 +244,7 @@ def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_ranks_that_share_a_prefill_select_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dsa, "LEAST_SHARED_TOKENS", 8)
+    monkeypatch.setattr(plans, "LEAST_SHARED_TOKENS", 8)
     batch = describe([40, 33, 5, 64], [1, 33, 5, 10], 1)
     parts: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(size)}
     for rank in range(size):  # each rank's share, without the others'

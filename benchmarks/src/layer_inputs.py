@@ -11,7 +11,7 @@ from dsv32_plugin.benchmarks.clock import DEVICE, Launch
 from dsv32_plugin.benchmarks.sizes import REAL
 from dsv32_plugin.core import step as core_step
 from dsv32_plugin.core.config import DsaConfig
-from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.planner import gathered_keys
 from dsv32_plugin.core.rope import rope_table, softmax_scale
 from dsv32_plugin.core.step import mixed_batch, uniform_decodes
 from dsv32_plugin.kernels import cache_layout as layout

@@ -28,10 +28,10 @@ from dsv32_plugin.benchmarks.layer_record import ATTENTION, INDEXER, NORMS, PROJ
 from dsv32_plugin.benchmarks.sizes import REAL
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.config import DsaConfig
-from dsv32_plugin.core.dsa import Dense, Expanded, Plan, Staged
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Ranks, TorchLayers
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.plans import Dense, Expanded, Plan, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import LayerCaches, Step
 from dsv32_plugin.kernels.ops.select_topk.reference import positions_to_slots

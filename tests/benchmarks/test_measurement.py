@@ -14,7 +14,7 @@ from dsv32_plugin import cli, kernels
 from dsv32_plugin.benchmarks import clock, harness, layer, layer_inputs, our_layer, records, views
 from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.benchmarks.layer_record import layer_us
-from dsv32_plugin.core import dsa, plan
+from dsv32_plugin.core import planner, plans
 from dsv32_plugin.kernels.runtime import dispatch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
@@ -198,15 +198,15 @@ def test_a_layer_sums_to_its_operations(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = dsa.Sparse.select
+    right = plans.Sparse.select
 
-    def wrong(self: dsa.Sparse, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any) -> None:
+    def wrong(self: plans.Sparse, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any) -> None:
         right(self, q, weights, cache, slots, *rest)
         last = self.step.slots_t[-1]
         present = (slots[-1] == last).any()
         slots[-1, 0] = slots[-1, 1] if present else last  # one key of one token is another one
 
-    monkeypatch.setattr(dsa.Sparse, "select", wrong)
+    monkeypatch.setattr(plans.Sparse, "select", wrong)
     rows = layer_rows(layer_inputs.Step(1, 2112, 1, 2, 64))
     ours = next(row for row in rows if row["side"] == "ours")
     assert "AssertionError: token 0: not" in ours["error"]
@@ -246,7 +246,7 @@ def test_what_the_layer_computes_is_checked(monkeypatch: pytest.MonkeyPatch, ope
 def test_the_indexer_is_skipped_while_everything_is_selected(
     new: int, operations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
+    monkeypatch.setattr(planner, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
     rows = layer_rows(layer_inputs.Step(1, 64, new, 2, 64), visits=2)
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv32_plugin.core.dsa import Dense, Expanded, Plan, Sparse, Staged
+from dsv32_plugin.core.plans import Dense, Expanded, Plan, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import MAX_GATHERED_KEYS, Step
 

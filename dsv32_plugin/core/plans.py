@@ -1,7 +1,7 @@
 """DeepSeek Sparse Attention over one step: which keys each token attends to, and the attention over them.
 
 A plan is one way of doing that. A new one, such as latents that lie elsewhere or a selection that is replayed, is
-another class here and a line in `plan.Planner`.
+another class here and a line in `planner.Planner`.
 """
 
 from __future__ import annotations
