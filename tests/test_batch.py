@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from dsv32_plugin import kernels
-from dsv32_plugin.core import dsa, plan
-from dsv32_plugin.core.dsa import Dense, Expanded, Sparse, Staged
+from dsv32_plugin.core import planner, plans
 from dsv32_plugin.core.layers import Ranks
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.plans import Dense, Expanded, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels import cache_layout as layout
@@ -51,7 +53,7 @@ def selected(batch: Step, ranks: Ranks | None = None) -> torch.Tensor:
     num_tokens = batch.slots_t.shape[0]
     q_tid, weights_ti, index_cache = inputs(num_tokens, batch.block_table_bp.shape[0])
     slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
-    Sparse(batch).select(q_tid, weights_ti, index_cache, slots_tk, ranks)
+    Sparse(batch, Policy()).select(q_tid, weights_ti, index_cache, slots_tk, ranks)
     return slots_tk
 
 
@@ -153,8 +155,8 @@ def test_a_copy_of_the_latents_changes_no_answer(
         plan.select(q_tid, weights_ti, index_cache, slots_tk)
         return plan.over_latents(q_latent_thc, q_rope_thr, latent_cache, slots_tk, 0.1)
 
-    assert attended(Sparse(batch)).isfinite().all()
-    assert torch.equal(attended(Staged(batch)), attended(Sparse(batch)))
+    assert attended(Sparse(batch, Policy())).isfinite().all()
+    assert torch.equal(attended(Staged(batch, Policy())), attended(Sparse(batch, Policy())))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,28 @@ def test_latents_are_copied_where_it_pays(tokens: int, length: int, heads: int, 
     assert not stages(torch.uint8, torch.bfloat16, batch_invariant=True)
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_what_the_policy_says_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, batch_invariant: bool) -> None:
+    """The kernels read the environment by themselves, whatever the policy of a model was."""
+    said = []
+    for name in ("sparse_mla", "dense_mla"):
+        attend = getattr(kernels, name)
+
+        def listen(*inputs: Any, attend: Any = attend, batch_invariant: bool, **options: Any) -> Any:
+            said.append(batch_invariant)
+            return attend(*inputs, batch_invariant=batch_invariant, **options)
+
+        monkeypatch.setattr(kernels, name, listen)
+    for lengths in ([40], [9]):
+        batch = describe(lengths, lengths, 0)
+        made = Planner(TOPK, 1, Policy(batch_invariant)).plan(batch, torch.float32, torch.float32)
+        q_latent_thc = torch.zeros(lengths[0], 1, layout.LATENT_RANK)
+        q_rope_thr = torch.zeros(lengths[0], 1, layout.ROPE_DIM)
+        slots_tk = torch.zeros(lengths[0], 1, dtype=torch.int32)
+        made.over_latents(q_latent_thc, q_rope_thr, latents_fp8(1), slots_tk, 0.1)
+    assert said == [batch_invariant] * 2
+
+
 def test_a_step_is_planned_once() -> None:
     planner, first, second = Planner(TOPK, 1, Policy()), describe([40], [40], 0), describe([9], [9], 0)
     made = planner.plan(first, torch.float32, torch.float32)
@@ -193,7 +217,7 @@ def test_expanding_pays_by_pairs_and_not_batch_invariant(monkeypatch: pytest.Mon
     batch = describe([9, 12], [9, 12], 0)
     pairs = 9 * 9 + 12 * 12
     for heads, policy, kind in ((2, Policy(), Expanded), (1, Policy(), Dense), (2, Policy(True), Dense)):
-        monkeypatch.setattr(plan, "EXPANDED_PAIRS", 2 * pairs)
+        monkeypatch.setattr(planner, "EXPANDED_PAIRS", 2 * pairs)
         assert type(Planner(TOPK, heads, policy).plan(batch, torch.float32, torch.float32)) is kind
 
 
@@ -211,16 +235,16 @@ def test_a_uniform_batch_says_the_same_and_padding_sees_nothing() -> None:
     )
     q_tid, weights_ti, index_cache = inputs(12, 3)
     slots_tk = torch.full((12, TOPK), -9, dtype=torch.int32)
-    Sparse(uniform).select(q_tid, weights_ti, index_cache, slots_tk)
+    Sparse(uniform, Policy()).select(q_tid, weights_ti, index_cache, slots_tk)
     expected_tk = torch.full((9, TOPK), -9, dtype=torch.int32)
-    Sparse(mixed).select(q_tid[:9], weights_ti[:9], index_cache, expected_tk)
+    Sparse(mixed, Policy()).select(q_tid[:9], weights_ti[:9], index_cache, expected_tk)
     assert torch.equal(slots_tk[:9], expected_tk)
     assert (slots_tk[9:] == -1).all()
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_ranks_that_share_a_prefill_select_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dsa, "LEAST_SHARED_TOKENS", 8)
+    monkeypatch.setattr(plans, "LEAST_SHARED_TOKENS", 8)
     batch = describe([40, 33, 5, 64], [1, 33, 5, 10], 1)
     parts: dict[int, list[torch.Tensor]] = {rank: [] for rank in range(size)}
     for rank in range(size):  # each rank's share, without the others'

@@ -14,6 +14,8 @@ from requests_of_clients import CHATS, MESSAGES, RESPONSES
 from sglang.srt.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
 from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 from dsv32_plugin import apis
 from dsv32_plugin.apis import anthropic, chat, responses
@@ -98,6 +100,26 @@ def test_the_first_reason_of_a_refusal_is_kept() -> None:
     with pytest.raises(ValueError, match="stop_token_ids"):
         requests.validate_around(lambda *checked: None, manager(), sampling, [1])
     assert conversation.refusal == "what came of it"
+
+
+def test_the_sampling_parameters_of_a_request_are_looked_at_once() -> None:
+    """By the Responses API before its stream begins, and with the other checks of every request."""
+    looked_at = []
+
+    class Counted(SamplingParams):
+        def verify(self, vocab_size: int) -> None:
+            looked_at.append(vocab_size)
+            super().verify(vocab_size)
+
+    serving = SimpleNamespace(sampling_params_class=Counted, preferred_sampling_params=None, **vars(manager()))
+    request = GenerateReqInput(text="a", sampling_params={"temperature": 0.5})
+    requests.check_sampling(serving, request)
+    requests.validate_around(lambda *checked: None, serving, request, [1])
+    assert looked_at == [10]
+    wrong = GenerateReqInput(text="a", sampling_params={"temperature": -1})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="temperature"):
+            requests.check_sampling(serving, wrong)
 
 
 @pytest.mark.parametrize(("template", "serves"), [(None, True), ("{{ messages }}", False)])

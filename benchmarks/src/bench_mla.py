@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -93,8 +91,11 @@ def random_selection(tokens: int, length: int, first: torch.Tensor) -> torch.Ten
     return (chosen + first[:, None]).int().contiguous()
 
 
-def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> Work:
-    """One layer: each token of a decode has its own sequence, those of a prefill share one."""
+def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool, batch_invariant: bool = False) -> Work:
+    """One layer: each token of a decode has its own sequence, those of a prefill share one.
+
+    With `batch_invariant` it is split at the same keys whatever else is in the batch, next to the default split.
+    """
     torch.manual_seed(0)
     cache = random_cache(kind, length * (tokens if decode else 1))
     first = torch.arange(tokens, device=DEVICE) * (length if decode else 0)
@@ -107,12 +108,14 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
     table = torch.arange(length // layout.PAGE_SIZE, dtype=torch.int32, device=DEVICE).unsqueeze(0)
     ends = torch.tensor([0, length], dtype=torch.int32, device=DEVICE)
 
-    def ours() -> None:
+    def attend(batch_invariant: bool) -> None:
         rows = cache
         if copied:
             rows = kernels.gather_latents(cache, table, ends, length, dtype=q_latent.dtype)
             rows = rows.unflatten(0, (-1, layout.PAGE_SIZE))
-        kernel(q_latent, q_rope, rows, slots, SCALE, out=out, lse=lse)
+        kernel(q_latent, q_rope, rows, slots, SCALE, batch_invariant=batch_invariant, out=out, lse=lse)
+
+    ours = functools.partial(attend, batch_invariant)
 
     def check() -> None:
         out.fill_(float("nan"))
@@ -132,7 +135,9 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
 
         return compare
 
-    rivals = vllm_attention(q_latent, q_rope, cache, slots, decode=decode)
+    notes = "ours: over a copy in bfloat16 that is made each time, as in a layer" if copied else ""
+    rivals = {} if batch_invariant else vllm_attention(q_latent, q_rope, cache, slots, decode=decode)
+    absent = {} if rivals or batch_invariant else dict.fromkeys(("FlashMLA sparse", "FA3 sparse"), peers.load()[1])
     row_bytes = cache.shape[2] * cache.element_size()
     rows = tokens * KEYS if decode else length
     results = out.numel() * 2 + lse.numel() * 4
@@ -140,31 +145,11 @@ def sparse(tokens: int, length: int, heads: int, kind: str, *, decode: bool) -> 
         ours=ours,
         check=check,
         bytes=rows * row_bytes + slots.numel() * 4 + (q_latent.numel() + q_rope.numel()) * 2 + results,
-        peers=rivals,
+        peers={"default split": functools.partial(attend, False)} if batch_invariant else rivals,
         peer_checks={name: agrees(launch) for name, launch in rivals.items()},
-        missing={} if rivals else dict.fromkeys(("FlashMLA sparse", "FA3 sparse"), peers.load()[1]),
+        missing=absent,
         flops=2 * tokens * heads * KEYS * (2 * layout.LATENT_RANK + layout.ROPE_DIM),
-        notes="ours: over a copy in bfloat16 that is made each time, as in a layer" if copied else "",
-    )
-
-
-def invariant(tokens: int, length: int, heads: int, kind: str) -> Work:
-    """A decode split at the same keys whatever else is in the batch, beside the default split: what that costs."""
-    from dsv32_plugin.kernels.ops.sparse_mla import common
-
-    work = sparse(tokens, length, heads, kind, decode=True)
-    default, proof = work.ours, work.check
-
-    def ours() -> None:
-        with mock.patch.object(common, "BATCH_INVARIANT", True):
-            default()
-
-    def check() -> None:
-        with mock.patch.object(common, "BATCH_INVARIANT", True):
-            proof()
-
-    return dataclasses.replace(
-        work, ours=ours, check=check, peers={"default split": default}, peer_checks={}, missing={}
+        notes=notes,
     )
 
 
@@ -172,6 +157,10 @@ def case(name: str, tokens: int, length: int, heads: int, kind: str) -> Case:
     decode = name == "sparse decode"
     shape: dict[str, int | str] = {"B" if decode else "T": tokens, "L": length, "H": heads, "cache": kind}
     return Case(name, shape, functools.partial(sparse, tokens, length, heads, kind, decode=decode))
+
+
+def invariant(tokens: int, length: int, heads: int) -> Callable[[], Work]:
+    return functools.partial(sparse, tokens, length, heads, "fp8", decode=True, batch_invariant=True)
 
 
 def cases() -> list[Case]:
@@ -183,9 +172,7 @@ def cases() -> list[Case]:
     for heads in (16, 128):
         for batch in (1, 8, 16, 64, 128):
             shape: dict[str, int | str] = {"B": batch, "L": 32768, "H": heads, "cache": "fp8"}
-            found.append(
-                Case("batch-invariant decode", shape, functools.partial(invariant, batch, 32768, heads, "fp8"))
-            )
+            found.append(Case("batch-invariant decode", shape, invariant(batch, 32768, heads)))
     for heads in (16, 128):
         for kind in ("fp8", "bf16"):
             found.append(case("sparse prefill", PREFILL_TOKENS, 32768, heads, kind))
@@ -194,4 +181,4 @@ def cases() -> list[Case]:
 
 def tiny_cases() -> list[Case]:
     found = [case("sparse decode", 2, 4096, 4, kind) for kind in ("fp8", "bf16")]
-    return [*found, Case("batch-invariant decode", {"B": 2}, functools.partial(invariant, 2, 4096, 4, "fp8"))]
+    return [*found, Case("batch-invariant decode", {"B": 2}, invariant(2, 4096, 4))]

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 from dsv32_plugin.benchmarks import peers, records
-from dsv32_plugin.benchmarks.clock import DEVICE, VISITS, Clock, Launch, Timing, ceilings, new_clock
+from dsv32_plugin.benchmarks.clock import DEVICE, VISITS, Clock, Timing, ceilings, new_clock
+from dsv32_plugin.benchmarks.layer_inputs import Inputs, Side, Step
 from dsv32_plugin.benchmarks.layer_record import SIDES
-from dsv32_plugin.benchmarks.layer_sides import Inputs, Missing, Side, Step, build
+from dsv32_plugin.benchmarks.layer_sides import Missing, build
 
 METHOD = (
     "One layer under a CUDA graph with a cold L2 cache: norms, rope, cache writes, indexer, selection, attention, and "
     "the layer's projections as bfloat16 products (the same on every side; a served model has them in fp8). Sparse "
-    "sides read fp8 latents (656 bytes a token), dense reads bfloat16 (1152). Medians of interleaved rounds."
+    "sides read fp8 latents (656 bytes a token), dense reads bfloat16 (1152). Ours is the layer that serves, on "
+    "torch's linear layers: some operations of a decode run at once. Medians of interleaved rounds."
 )
 
 
@@ -117,7 +119,7 @@ class LayerVisits:
                 about["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         try:
             if self.begun:
-                found = clock.time({name: chain(side, len(side.stages) - 1) for name, side in sides.items()})
+                found = clock.time({name: side.whole() for name, side in sides.items()})
             else:
                 found, self._operations = inside(sides, clock)
             for name, side in sides.items():
@@ -154,28 +156,18 @@ class LayerVisits:
 
 def inside(sides: dict[str, Side], clock: Clock) -> tuple[dict[str, Timing], dict[str, dict[str, float]]]:
     """The times of the whole sides, and what each operation adds to the chain of those before it, all in turn."""
-    chains = {f"{name}:{i}": chain(side, i) for name, side in sides.items() for i in range(len(side.stages))}
+    chains = {f"{name}:{i}": side.through(i) for name, side in sides.items() for i in range(len(side.operations))}
     times = clock.time(chains)
     totals: dict[str, Timing] = {}
     operations: dict[str, dict[str, float]] = {}
     for name, side in sides.items():
         before, found = 0.0, operations.setdefault(name, {})
-        for i, (operation, _) in enumerate(side.stages):
+        for i, operation in enumerate(side.operations):
             end = times[f"{name}:{i}"].median_us
             found[operation] = round(found.get(operation, 0.0) + end - before, 2)
             before = end
-        totals[name] = times[f"{name}:{len(side.stages) - 1}"]
+        totals[name] = times[f"{name}:{len(side.operations) - 1}"]
     return totals, operations
-
-
-def chain(side: Side, last: int) -> Launch:
-    launches = [launch for _, launch in side.stages[: last + 1]]
-
-    def run_chain() -> None:
-        for launch in launches:
-            launch()
-
-    return run_chain
 
 
 def describe(step: Step) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dsv32_plugin import kernels
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Layers
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.rope import softmax_scale
 from dsv32_plugin.core.step import LayerCaches, Step, StepSource
 from dsv32_plugin.core.streams import SideStream

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dsv32_plugin.core.attention import DsaAttention, Indexer, Projections
-from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.planner import gathered_keys
 from dsv32_plugin.core.step import MAX_GATHERED_KEYS, LayerCaches, Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.kernels.runtime.ahead import Launches

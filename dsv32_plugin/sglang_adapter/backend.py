@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dsv32_plugin.core.attention import DsaAttention
-from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.planner import gathered_keys
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.sglang_adapter import guard, warmup

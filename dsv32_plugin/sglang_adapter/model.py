@@ -14,7 +14,7 @@ from dsv32_plugin import __version__
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.decoder import DecoderLayer, Mlp
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels.runtime import dispatch

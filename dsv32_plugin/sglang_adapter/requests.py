@@ -11,6 +11,9 @@ from dsv32_plugin.sglang_adapter.names import MODELS
 if TYPE_CHECKING:
     from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, TokenizerManager
 
+CHECKED = "dsv32_checked_sampling"
+"""Attribute of a request whose parameters are right."""
+
 
 def validate_around(
     original: Callable[..., None], manager: TokenizerManager, request: GenerateReqInput, input_ids: list[int] | None
@@ -45,11 +48,14 @@ def _check(manager: TokenizerManager, request: GenerateReqInput, input_ids: list
 
 
 def check_sampling(manager: TokenizerManager, request: GenerateReqInput) -> None:
-    """Raise ValueError as SGLang does later, when a stream has begun with status 200."""
+    """Raise ValueError as SGLang does later, when a stream has begun with status 200. A request is looked at once."""
+    if getattr(request, CHECKED, False):
+        return
     parameters = {**(manager.preferred_sampling_params or {}), **request.sampling_params}
     sampling = manager.sampling_params_class(**parameters)
     sampling.normalize(manager.tokenizer)
     sampling.verify(manager.model_config.vocab_size)
+    setattr(request, CHECKED, True)
 
 
 def _check_tokens(name: str, ids: Sequence[int], size: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from dsv32_plugin.core.plan import gathered_keys
+from dsv32_plugin.core.planner import gathered_keys
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE

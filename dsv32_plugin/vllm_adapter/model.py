@@ -13,7 +13,7 @@ from dsv32_plugin import __version__
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.core.decoder import DecoderLayer, Mlp
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.weights import PACKED_MODULES
@@ -176,7 +176,7 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.loader = weights.Loader(self, config, vllm_config)
         guard.check_backend()
-        updates.check_folders()
+        hooks.at("GPUModelRunner.reload_weights", updates.reload_around)
         choices = dispatch.choices(vllm_config.device_config.device)
         logger.info_once(
             "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ebnf
+from .grammar import TooLargeError, Values
 from .messages import EncodingError, read_tools
 from .protocol import CALLS_END, CALLS_START, INVOKE_END, PARAMETER_END, invoke_start
 from .shapes import Schema
 from .tags import Tag, read_tag
-from .values import TooLargeError, Values
 
 _NEWLINE = "\n"
 _CALLS = f"\n\n{CALLS_START}\n"

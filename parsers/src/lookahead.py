@@ -3,14 +3,13 @@
 import re
 from collections.abc import Callable
 
-from .protocol import ASSISTANT, EOS, USER
+from .protocol import EOS
 from .schema import Tools
 from .tags import ANY_MARK, CUT, MARK_PREFIX, MAX_TAG, Tag, Word, may_begin, read_tag
+from .turn import NEXT_TURN
 
 MAX_SPACE = 64
 """White space that may stand between two tags that are only recognised together."""
-NEXT_TURN = (USER, ASSISTANT)
-"""Tokens that open another turn: the model is past its answer."""
 
 _SPACE = re.compile(r"\s*")
 _END_ORDER = {Word.PARAMETER: 1, Word.INVOKE: 2, Word.CALLS: 3}

@@ -46,7 +46,7 @@ class Stops:
         return any(special.startswith(tail) for special in self.specials)
 
 
-class Prose:
+class Preceding:
     """What precedes a point in the answer, as far as it matters to what may begin there."""
 
     _QUOTES = frozenset("`\"'“‘«„‟「『([（【*")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from dsv32_plugin import cli, kernels
-from dsv32_plugin.benchmarks import clock, harness, layer, layer_sides, records, views
+from dsv32_plugin.benchmarks import clock, harness, layer, layer_inputs, our_layer, records, views
 from dsv32_plugin.benchmarks.harness import Case, Work
 from dsv32_plugin.benchmarks.layer_record import layer_us
-from dsv32_plugin.core import dsa, plan
+from dsv32_plugin.core import planner, plans
+from dsv32_plugin.kernels.runtime import dispatch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the tiny sizes of a machine without a GPU")
 TINY = layer.Plan(contexts=(2112,), batches=(1,), heads=(2,), chunk=2, hidden=64)
@@ -28,7 +29,7 @@ def visited(*cases: Case) -> dict[str, Any]:
     return {row["side"]: row for row in found.rows(cases[0])}
 
 
-def layer_rows(step: layer_sides.Step, visits: int = 1) -> list[dict[str, Any]]:
+def layer_rows(step: layer_inputs.Step, visits: int = 1) -> list[dict[str, Any]]:
     found = layer.LayerVisits(step)
     for _ in range(visits):
         found.add(clock.CpuClock())
@@ -197,21 +198,41 @@ def test_a_layer_sums_to_its_operations(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = dsa.Sparse.select
+    right = plans.Sparse.select
 
-    def wrong(self: dsa.Sparse, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any) -> None:
+    def wrong(self: plans.Sparse, q: Any, weights: Any, cache: Any, slots: torch.Tensor, *rest: Any) -> None:
         right(self, q, weights, cache, slots, *rest)
         last = self.step.slots_t[-1]
         present = (slots[-1] == last).any()
         slots[-1, 0] = slots[-1, 1] if present else last  # one key of one token is another one
 
-    monkeypatch.setattr(dsa.Sparse, "select", wrong)
-    rows = layer_rows(layer_sides.Step(1, 2112, 1, 2, 64))
+    monkeypatch.setattr(plans.Sparse, "select", wrong)
+    rows = layer_rows(layer_inputs.Step(1, 2112, 1, 2, 64))
     ours = next(row for row in rows if row["side"] == "ours")
     assert "AssertionError: token 0: not" in ours["error"]
     assert "figures" not in ours
     dense = next(row for row in rows if row["side"] == "dense")
     assert "figures" in dense
+
+
+@pytest.mark.parametrize("operation", ["norm_rope_cache", "index_query", "rope_query", "sparse_mla"])
+@pytest.mark.parametrize("products", [True, False], ids=["whole", "between-the-products"])
+def test_what_the_layer_computes_is_checked(monkeypatch: pytest.MonkeyPatch, operation: str, products: bool) -> None:
+    """Of the real layer; its references are right, and the operation is wrong outside them."""
+    side = our_layer.OurLayer(layer_inputs.Inputs(layer_inputs.Step(2, 2112, 1, 2, 64)), products=products)
+    side.check()
+    right = getattr(kernels, operation)
+
+    def wrong(*inputs: Any, **options: Any) -> Any:
+        result = right(*inputs, **options)
+        if dispatch._forced.get() is None:
+            first = result[0] if isinstance(result, tuple) else result
+            first.view(torch.uint8)[-1] = first.view(torch.uint8)[0]  # one token has another's
+        return result
+
+    monkeypatch.setattr(kernels, operation, wrong)
+    with pytest.raises(AssertionError, match="relative error"):
+        side.check()
 
 
 @pytest.mark.parametrize(
@@ -225,8 +246,8 @@ def test_a_layer_that_selects_other_keys_has_no_time(monkeypatch: pytest.MonkeyP
 def test_the_indexer_is_skipped_while_everything_is_selected(
     new: int, operations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
-    rows = layer_rows(layer_sides.Step(1, 64, new, 2, 64), visits=2)
+    monkeypatch.setattr(planner, "EXPANDED_PAIRS", 1)  # the shortest prefill expands
+    rows = layer_rows(layer_inputs.Step(1, 64, new, 2, 64), visits=2)
     ours = next(row for row in rows if row["side"] == "ours")
     assert list(ours["operations"]) == operations
     assert ours["rounds"] == 4

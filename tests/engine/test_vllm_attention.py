@@ -22,10 +22,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 
-from dsv32_plugin.core import plan, warmup
+from dsv32_plugin.core import planner, warmup
 from dsv32_plugin.core.attention import DsaAttention
-from dsv32_plugin.core.dsa import Dense, Expanded
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.plans import Dense, Expanded
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
 from dsv32_plugin.tools.serving import free_port
@@ -123,7 +123,7 @@ def test_expanded_keys_give_what_the_latents_give(
     hidden_th = torch.randn(sum(counts), SPEC.hidden_size)
     out = []
     for pairs in (0, 1 << 62):
-        monkeypatch.setattr(plan, "EXPANDED_PAIRS", pairs)
+        monkeypatch.setattr(planner, "EXPANDED_PAIRS", pairs)
         batch = replace(batch)  # a step is planned once
         made = attention.shared.planner.plan(batch, torch.float32, torch.float32)
         assert isinstance(made, Expanded) == (pairs == 0)

@@ -6,6 +6,8 @@ DSV32_AOT_OPERATIONS=select_topk narrow it.
 """
 
 import ast
+import functools
+import importlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +95,23 @@ def kernels_in(path: Path) -> set[str]:
     """Functions that are launched: the names of device functions end in another way."""
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     return {f.name for f in functions if f.name.endswith("_kernel") and f.decorator_list}
+
+
+@pytest.mark.parametrize("target", ["sm80", "sm90", "gfx942"])
+@pytest.mark.parametrize("operation", ["sparse_mla", "dense_mla"])
+def test_batch_invariant_calls_split_the_keys_alike_for_every_number_of_tokens(target, operation):
+    described = importlib.import_module(f"dsv32_plugin.kernels.ops.{operation}.calls")
+    splits = {True: set(), False: set()}
+    with aot.driver_of(aot.TARGETS[target]):
+        for implementation in dispatch.implementations(operation, aot.TARGETS[target]):
+            attend = getattr(dispatch.implementation_module(operation, implementation), operation)
+            for call in described.calls():
+                for invariant, found in splits.items():
+                    attend_so = functools.partial(attend, batch_invariant=invariant)
+                    launches = aot._launches(attend_so, call._replace(covers=lambda launch: True))
+                    found |= {launch.named_constants["SPLITS"] for _, launch in launches}
+    assert len(splits[True]) == 1
+    assert len(splits[False]) > 1
 
 
 def test_recording_leaves_nothing_behind():

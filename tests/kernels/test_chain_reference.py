@@ -9,11 +9,11 @@ from transformers import DeepseekV32Config, DynamicCache
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
 
 import cases
-from dsv32_plugin.core import plan
+from dsv32_plugin.core import planner
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.config import DEEPSEEK_V32, DsaConfig
 from dsv32_plugin.core.layers import TorchLayers
-from dsv32_plugin.core.plan import Planner
+from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
@@ -190,7 +190,7 @@ def test_decode_step_by_step_equals_hugging_face(attention):
 
 
 def test_expanded_keys_equal_hugging_face_while_every_key_is_selected(attention, monkeypatch):
-    monkeypatch.setattr(plan, "EXPANDED_PAIRS", 0)
+    monkeypatch.setattr(planner, "EXPANDED_PAIRS", 0)
     lengths = [TOPK, TOPK - 1, 3]
     run, hidden = Run(attention, lengths), hidden_states(lengths)
     out, selected = run({seq: (0, states) for seq, states in enumerate(hidden)})

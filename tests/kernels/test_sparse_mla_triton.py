@@ -1,5 +1,6 @@
 """sparse_mla and dense_mla in Triton against float64, on a GPU, and at tiny sizes under Triton's interpreter."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,6 @@ pytest.importorskip("triton")
 
 from dsv32_plugin.kernels import cache_layout as layout
 from dsv32_plugin.kernels.ops.dense_mla import triton as dense_triton
-from dsv32_plugin.kernels.ops.sparse_mla import common
 from dsv32_plugin.kernels.ops.sparse_mla import triton as sparse_triton
 from dsv32_plugin.kernels.runtime.dispatch import implementation_for, named
 
@@ -310,10 +310,8 @@ def test_captured_graph_follows_new_lengths(sparse_mla, kind, heads):
 @every_implementation
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("heads", [16, 128])
-def test_runs_agree_bit_for_bit_and_rows_do_not_in_the_invariant_mode_depend_on_the_batch(
-    sparse_mla, kind, heads, monkeypatch
-):
-    monkeypatch.setattr(common, "BATCH_INVARIANT", True)
+def test_runs_agree_bit_for_bit_and_rows_do_not_in_the_invariant_mode_depend_on_the_batch(sparse_mla, kind, heads):
+    sparse_mla = functools.partial(sparse_mla, batch_invariant=True)
     cache, _ = make_cache(kind, 4096)
     q_latent, q_rope = make_query(600, heads, torch.bfloat16)
     slots = slots_like_selection(600, 2048, 4096, ([2048, 700, 1] * 200)[:600])
@@ -382,8 +380,8 @@ def test_dense_in_a_captured_graph_follows_new_lengths(dense_mla, kind, heads):
 @every_dense
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("heads", [16, 128])
-def test_dense_rows_do_not_in_the_invariant_mode_depend_on_the_batch(dense_mla, kind, heads, monkeypatch):
-    monkeypatch.setattr(common, "BATCH_INVARIANT", True)
+def test_dense_rows_do_not_in_the_invariant_mode_depend_on_the_batch(dense_mla, kind, heads):
+    dense_mla = functools.partial(dense_mla, batch_invariant=True)
     cache, _ = make_cache(kind, 8192)
     table = torch.randperm(128, dtype=torch.int32, device=DEVICE).view(4, 32)
     seq = torch.arange(200, dtype=torch.int32, device=DEVICE) % 4

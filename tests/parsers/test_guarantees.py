@@ -346,6 +346,18 @@ def test_floods_of_look_alikes_take_linear_time(place: str):
             pytest.fail(f"{flood!r}: {fast:.4f} s, then {slow:.4f} s for four times as much")
 
 
+# -- notes
+
+
+def test_what_is_noted_at_the_end_stands_there_also_after_calls_in_the_reasoning():
+    """Its offset was that of some character inside the calls."""
+    cut = block(open_invoke("get_weather") + f'\n<{D}parameter name="location" string="true">x\n</{D}invoke>')
+    output = f"Hm, so.{cut}"
+    codes = {note.code: note.offset for note in OutputParser.parse(output, TOOLS, thinking=True, ended=True).notes}
+    assert codes["unclosed_reasoning"] == len("Hm, so.")
+    assert codes["unclosed_parameter"] == len(output)
+
+
 # -- import
 
 

@@ -16,6 +16,7 @@ def dense_mla(
     scale: float,
     *,
     max_visible: int,
+    batch_invariant: bool = False,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,6 +41,8 @@ def dense_mla(
         visible_t: [T] int32, how many positions the token sees; may be 0.
         scale: of the scores, positive.
         max_visible: bound on visible_t, on the host.
+        batch_invariant: on a GPU, split the keys of every token at the same places, so that its result does not depend
+            on the other tokens of the call.
         out: [T, H, C], the dtype of q_latent, last dim contiguous.
         lse: [T, H] float32, last dim contiguous.
 
@@ -70,6 +73,7 @@ def dense_mla(
         visible_t,
         scale,
         max_visible=max_visible,
+        batch_invariant=batch_invariant,
         out=out,
         lse=lse,
     )

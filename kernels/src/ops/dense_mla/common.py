@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+
+from ..sparse_mla.common import Attend, Attention
 
 
 def dense_mla(
-    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    attend: Attend,
     q_latent_thc: torch.Tensor,
     q_rope_thr: torch.Tensor,
     latent_cache: torch.Tensor,
@@ -18,18 +18,10 @@ def dense_mla(
     scale: float,
     *,
     max_visible: int,
+    batch_invariant: bool = False,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return attend(
-        q_latent_thc,
-        q_rope_thr,
-        latent_cache,
-        block_table_bp,
-        scale,
-        num_keys=max_visible,
-        seq_t=seq_t,
-        visible_t=visible_t,
-        out=out,
-        lse=lse,
-    )
+    queries = q_latent_thc, q_rope_thr, latent_cache
+    call = Attention(*queries, block_table_bp, scale, max_visible, batch_invariant, seq_t, visible_t)
+    return attend(call, out, lse)

@@ -15,6 +15,7 @@ def dense_mla(
     scale: float,
     *,
     max_visible: int,
+    batch_invariant: bool = False,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ def sparse_mla(
     slots_tk: torch.Tensor,
     scale: float,
     *,
+    batch_invariant: bool = False,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +33,8 @@ def sparse_mla(
             free.
         slots_tk: [T, K] int32, distinct within a row, in any order; last dim contiguous.
         scale: of the scores, positive.
+        batch_invariant: on a GPU, split the keys of every token at the same places, so that its result does not depend
+            on the other tokens of the call.
         out: [T, H, C], the dtype of q_latent, last dim contiguous.
         lse: [T, H] float32, last dim contiguous.
 
@@ -52,6 +55,6 @@ def sparse_mla(
     checks.rows("slots_tk", slots_tk)
     checks.attention_outputs(out, lse, (tokens, heads, rank), q_latent_thc.dtype, device)
     result: tuple[torch.Tensor, torch.Tensor] = function_for("sparse_mla", device)(
-        q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, out=out, lse=lse
+        q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, batch_invariant=batch_invariant, out=out, lse=lse
     )
     return result

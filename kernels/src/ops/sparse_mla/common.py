@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from dsv32_plugin.settings import batch_invariant
-
 from ...cache_layout import LATENT_RANK, ROPE_DIM
 from ...runtime.launch import dependent_launch_on
 from ...runtime.target import TARGETS, Chip, Target, chip_of
 
-BATCH_INVARIANT = batch_invariant()
-"""Split every row at the same keys whatever else is in the batch."""
-
 INVARIANT_CHUNK = 512
-"""Keys a chunk in the batch-invariant mode."""
+"""Keys a chunk where every row is split at the same keys whatever else is in the batch."""
 
 WORKSPACE_BYTES = 256 << 20
 """Most that the results of the chunks may take; more tokens are attended in several launches."""
@@ -30,6 +25,81 @@ RANK = tl.constexpr(LATENT_RANK)
 
 INTERPRETED = Chip(TARGETS["gfx942"], 1)
 """Under Triton's interpreter, whose tensors are on the CPU: a chip without inline assembly."""
+
+
+class Attention(NamedTuple):
+    """One call: absorbed queries, and the keys that they attend to.
+
+    These are the slots `index` [T, K] or, with `seq_t`, the first visible_t positions of the block table `index`.
+    """
+
+    q_latent_thc: torch.Tensor
+    q_rope_thr: torch.Tensor
+    latent_cache: torch.Tensor
+    index: torch.Tensor
+    scale: float
+    num_keys: int
+    """At most, of a token."""
+    batch_invariant: bool = False
+    seq_t: torch.Tensor | None = None
+    visible_t: torch.Tensor | None = None
+
+    @property
+    def fp8(self) -> bool:
+        return self.latent_cache.dtype is torch.uint8
+
+    @property
+    def paged(self) -> bool:
+        return self.seq_t is not None
+
+    @property
+    def page_size(self) -> int:
+        return self.latent_cache.shape[1]
+
+    def arguments(self, rows: slice, part: torch.Tensor, part_lse: torch.Tensor, chunk: int) -> tuple[Any, ...]:
+        """What a launch for these tokens begins with, which is the same for all kernels."""
+        return (
+            self.q_latent_thc[rows],
+            self.q_rope_thr[rows],
+            self.latent_cache,
+            self.index if self.paged else self.index[rows],
+            None if self.seq_t is None else self.seq_t[rows],
+            None if self.visible_t is None else self.visible_t[rows],
+            part,
+            part_lse,
+            *self.q_latent_thc.stride()[:2],
+            *self.q_rope_thr.stride()[:2],
+            self.latent_cache.stride(0),
+            self.index.stride(0),
+            *part.stride()[:2],
+            self.latent_cache.shape[0] * self.page_size,
+            self.num_keys,
+            chunk,
+            self.q_latent_thc.shape[1],
+            self.index.shape[1],
+        )
+
+
+Attend = Callable[[Attention, torch.Tensor | None, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+"""An attention into `out` and `lse`, made where they are None; NotImplemented for what it does not take."""
+
+
+def sparse_mla(
+    attend: Attend,
+    q_latent_thc: torch.Tensor,
+    q_rope_thr: torch.Tensor,
+    latent_cache: torch.Tensor,
+    slots_tk: torch.Tensor,
+    scale: float,
+    *,
+    batch_invariant: bool = False,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_keys = slots_tk.shape[1]
+    return attend(
+        Attention(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, num_keys, batch_invariant), out, lse
+    )
 
 
 @triton.jit(do_not_specialize=["heads"])
@@ -65,12 +135,11 @@ def _combine_kernel(
     tl.store(lse_ptr + row, tl.where(weight_sum == 0.0, float("-inf"), shift + tl.log(weight_sum)))
 
 
-def results(
-    q_latent_thc: torch.Tensor, q_rope_thr: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def results(call: Attention, out: torch.Tensor | None, lse: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Tensors for the results, after a check of the widths that the kernels are written for."""
+    q_latent_thc = call.q_latent_thc
     tokens, heads, rank = q_latent_thc.shape
-    rope_dim = q_rope_thr.shape[2]
+    rope_dim = call.q_rope_thr.shape[2]
     if (rank, rope_dim) != (LATENT_RANK, ROPE_DIM):
         raise ValueError(
             f"q_latent_thc, q_rope_thr: the GPU kernels take widths {LATENT_RANK} and {ROPE_DIM}, got {rank} and "
@@ -84,7 +153,11 @@ def results(
 
 
 def in_chunks(
-    launch: Callable[[slice, torch.Tensor, torch.Tensor, int], None], out: torch.Tensor, lse: torch.Tensor, splits: int
+    call: Attention,
+    chunk: int,
+    launch: Callable[[slice, torch.Tensor, torch.Tensor, int], None],
+    out: torch.Tensor,
+    lse: torch.Tensor,
 ) -> None:
     """Launch for the tokens of `out`, straight into it or, split, into a bounded workspace that is then combined."""
     tokens, heads, rank = out.shape
@@ -92,9 +165,13 @@ def in_chunks(
         return
     if not lse.is_contiguous():
         packed = torch.empty((tokens, heads), dtype=torch.float32, device=lse.device)
-        in_chunks(launch, out, packed, splits)
+        in_chunks(call, chunk, launch, out, packed)
         lse.copy_(packed)
         return
+    splits = triton.cdiv(call.num_keys, chunk)
+    if call.paged:
+        # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
+        splits = triton.next_power_of_2(splits)
     if splits <= 1:
         launch(slice(0, tokens), out, lse, 1)
         return
@@ -147,8 +224,6 @@ def scan_width(chunk: int, num_keys: int) -> int:
 
 def choose_chunk(programs: int, num_keys: int, slots: int) -> int:
     """Keys a chunk, a power of two, from shapes alone: the fewest chunks that fill the chip's program `slots`."""
-    if BATCH_INVARIANT:
-        return INVARIANT_CHUNK
     chunk = max(64, triton.next_power_of_2(num_keys))
     while chunk > 64 and 2 * programs * triton.cdiv(num_keys, chunk) <= slots:
         chunk //= 2

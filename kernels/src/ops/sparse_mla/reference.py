@@ -12,6 +12,7 @@ def sparse_mla(
     slots_tk: torch.Tensor,
     scale: float,
     *,
+    batch_invariant: bool = False,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

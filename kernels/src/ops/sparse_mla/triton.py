@@ -10,6 +10,7 @@ dense_mla runs the same kernel with the block table in place of a list of slots.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ from ...cache_layout import (
     ROPE_DIM,
 )
 from ...runtime.target import Target
-from .common import LOG2E, chip, choose_chunk, in_chunks, results, scan_width
+from .common import INVARIANT_CHUNK, LOG2E, Attention, chip, choose_chunk, in_chunks, results, scan_width
+from .common import sparse_mla as sparse_mla_by
 
 RANK = tl.constexpr(LATENT_RANK)
 ROPE = tl.constexpr(ROPE_DIM)
@@ -263,74 +265,32 @@ def supports(target: Target) -> bool:
     return True
 
 
-def sparse_mla(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    slots_tk: torch.Tensor,
-    scale: float,
-    *,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return attend(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, num_keys=slots_tk.shape[1], out=out, lse=lse)
-
-
-def attend(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    index: torch.Tensor,
-    scale: float,
-    *,
-    num_keys: int,
-    seq_t: torch.Tensor | None = None,
-    visible_t: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend to the slots `index` [T, K] or, with `seq_t`, to the first visible_t positions of the table `index`."""
-    out, lse = results(q_latent_thc, q_rope_thr, out, lse)
-    tokens, heads, _ = q_latent_thc.shape
-    target, processors = chip(q_latent_thc.device)
-    fp8 = latent_cache.dtype is torch.uint8
-    wide = torch.float32 in (q_latent_thc.dtype, latent_cache.dtype)
-    dtype = tl.float32 if wide else tl.float16 if q_latent_thc.dtype is torch.float16 else tl.bfloat16
+def attend(call: Attention, out: torch.Tensor | None, lse: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = results(call, out, lse)
+    tokens, heads, _ = out.shape
+    target, processors = chip(out.device)
+    fp8, query_dtype = call.fp8, call.q_latent_thc.dtype
+    wide = torch.float32 in (query_dtype, call.latent_cache.dtype)
+    dtype = tl.float32 if wide else tl.float16 if query_dtype is torch.float16 else tl.bfloat16
     config = choose_config(target, heads, fp8, wide)
     head_blocks = triton.cdiv(heads, config.block_h)
-    chunk = choose_chunk(tokens * head_blocks, num_keys, 2 * processors)
-    page_size, paged = latent_cache.shape[1], seq_t is not None
+    chunk = INVARIANT_CHUNK
+    if not call.batch_invariant:
+        chunk = choose_chunk(tokens * head_blocks, call.num_keys, 2 * processors)
 
     def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
         _attend_kernel[((rows.stop - rows.start) * splits * head_blocks,)](
-            q_latent_thc[rows],
-            q_rope_thr[rows],
-            latent_cache,
-            index if paged else index[rows],
-            None if seq_t is None else seq_t[rows],
-            None if visible_t is None else visible_t[rows],
-            part,
-            part_lse,
-            *q_latent_thc.stride()[:2],
-            *q_rope_thr.stride()[:2],
-            latent_cache.stride(0),
-            index.stride(0),
-            *part.stride()[:2],
-            latent_cache.shape[0] * page_size,
-            num_keys,
-            chunk,
-            heads,
-            index.shape[1],
-            scale * LOG2E,
+            *call.arguments(rows, part, part_lse, chunk),
+            call.scale * LOG2E,
             SPLITS=splits,
             HEAD_BLOCKS=head_blocks,
             BLOCK_H=config.block_h,
             BLOCK_N=config.block_n,
             TILES=config.tiles,
-            SCAN=0 if paged else scan_width(chunk, num_keys),
+            SCAN=0 if call.paged else scan_width(chunk, call.num_keys),
             FP8=fp8,
-            PAGED=paged,
-            PAGE=page_size,
+            PAGED=call.paged,
+            PAGE=call.page_size,
             LIFTED=_lifted(target, fp8, dtype),
             DTYPE=dtype,
             STAGES=config.num_stages,
@@ -338,10 +298,11 @@ def attend(
             num_stages=config.num_stages,
         )
 
-    splits = triton.cdiv(num_keys, chunk)
-    # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
-    in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
+    in_chunks(call, chunk, launch, out, lse)
     return out, lse
+
+
+sparse_mla = functools.partial(sparse_mla_by, attend)
 
 
 def _lifted(target: Target, fp8: bool, dtype: Any) -> bool:

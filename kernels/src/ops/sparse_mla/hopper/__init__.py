@@ -5,6 +5,7 @@ docs/notes/kernels.md has the figures that chose the sizes below, and what limit
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -35,81 +36,40 @@ def supports(target: Target) -> bool:
     return target.name == "sm90"
 
 
-def sparse_mla(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    slots_tk: torch.Tensor,
-    scale: float,
-    *,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    num_keys = slots_tk.shape[1]
-    return attend(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, num_keys=num_keys, out=out, lse=lse)
-
-
 def attend(
-    q_latent_thc: torch.Tensor,
-    q_rope_thr: torch.Tensor,
-    latent_cache: torch.Tensor,
-    index: torch.Tensor,
-    scale: float,
-    *,
-    num_keys: int,
-    seq_t: torch.Tensor | None = None,
-    visible_t: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
+    call: common.Attention, out: torch.Tensor | None, lse: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the portable function of this name; NotImplemented for what the kernels do not take."""
-    fp8 = latent_cache.dtype is torch.uint8
-    known = q_latent_thc.dtype is torch.bfloat16 and (fp8 or latent_cache.dtype is torch.bfloat16)
-    if not known or not _aligned(latent_cache):
+    known = call.q_latent_thc.dtype is torch.bfloat16 and (call.fp8 or call.latent_cache.dtype is torch.bfloat16)
+    if not known or not _aligned(call.latent_cache):
         return NotImplemented
-    out, lse = common.results(q_latent_thc, q_rope_thr, out, lse)
-    tokens, heads, _ = q_latent_thc.shape
-    page_size, paged = latent_cache.shape[1], seq_t is not None
-    _, processors = common.chip(q_latent_thc.device)
+    out, lse = common.results(call, out, lse)
+    tokens, heads, _ = out.shape
+    _, processors = common.chip(out.device)
     head_blocks = _head_blocks(heads)
-    chunk = _choose_chunk(tokens * head_blocks, num_keys, processors, heads)
-    splits = triton.cdiv(num_keys, chunk)
-    kernel, options = _choose(heads, fp8)
+    chunk = common.INVARIANT_CHUNK
+    if not call.batch_invariant:
+        chunk = _choose_chunk(tokens * head_blocks, call.num_keys, processors, heads)
+    kernel, options = _choose(heads, call.fp8)
 
     def launch(rows: slice, part: torch.Tensor, part_lse: torch.Tensor, splits: int) -> None:
         kernel[((rows.stop - rows.start) * splits * head_blocks,)](
-            q_latent_thc[rows],
-            q_rope_thr[rows],
-            latent_cache,
-            index if paged else index[rows],
-            None if seq_t is None else seq_t[rows],
-            None if visible_t is None else visible_t[rows],
-            part,
-            part_lse,
-            *q_latent_thc.stride()[:2],
-            *q_rope_thr.stride()[:2],
-            latent_cache.stride(0),
-            index.stride(0),
-            *part.stride()[:2],
-            latent_cache.shape[0] * page_size,
-            num_keys,
-            chunk,
-            heads,
-            index.shape[1],
+            *call.arguments(rows, part, part_lse, chunk),
             0,
-            scale * common.LOG2E,
+            call.scale * common.LOG2E,
             SPLITS=splits,
-            SCAN=0 if paged else _scan(chunk, num_keys),
-            PAGE=page_size,
-            PAGED=paged,
+            SCAN=0 if call.paged else _scan(chunk, call.num_keys),
+            PAGE=call.page_size,
+            PAGED=call.paged,
             num_warps=NUM_WARPS,
             launch_pdl=True,
             **options,
         )
 
-    # Lengths vary freely: powers of two keep the compiled variants few, and what lies past the end costs little.
-    common.in_chunks(launch, out, lse, triton.next_power_of_2(splits) if paged else splits)
+    common.in_chunks(call, chunk, launch, out, lse)
     return out, lse
+
+
+sparse_mla = functools.partial(common.sparse_mla, attend)
 
 
 def _head_blocks(heads: int) -> int:

@@ -203,6 +203,84 @@ def _values(even, odd, weights, acc_even, acc_odd):
 
 
 @gluon.jit
+def _score_step(codes, rope_shared, scales_shared, buffer, q_first, q_second, q_rope_shared, largest_shared):
+    """(scores [KEYS, HEADS] of a step, not yet scaled, the scales of its keys' tiles)."""
+    KEY_ROWS: gl.constexpr = gl.SliceLayout(1, ACC)
+    nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
+    scores = hopper.warpgroup_mma(
+        rope_shared.index(buffer), q_rope_shared.permute((1, 0)), nothing, use_acc=False, is_async=True
+    )
+    scale_rows = scales_shared.index(buffer).load(SCALES)
+    scales = _columns(scale_rows)
+    largest_shared.store(gl.max(scale_rows.reshape(4, 16, TILES), 1))
+    # The operands of a tile live until its products are done, while those of the next are widened.
+    parts = ()
+    first, second = _widen(codes.slice(0, PAIRS, dim=1).load(FRAGMENT), False)
+    part = _scores(first, second, q_first, q_second, 0)
+    for j in gl.static_range(1, TILES):
+        next_first, next_second = _widen(codes.slice(j * PAIRS, PAIRS, dim=1).load(FRAGMENT), False)
+        next_part = _scores(next_first, next_second, q_first, q_second, j)
+        part, first, second = hopper.warpgroup_mma_wait(2, deps=(part, first, second))
+        parts += (part,)
+        part, first, second = next_part, next_first, next_second
+    part, scores, first, second = hopper.warpgroup_mma_wait(0, deps=(part, scores, first, second))
+    parts += (part,)
+    for j in gl.static_range(TILES):
+        scores += parts[j] * gl.convert_layout(scales[j], KEY_ROWS, assert_trivial=True)[:, None]
+    return scores, scales
+
+
+@gluon.jit
+def _store_weights(p, decay, scales, bound0, bound1, bound2, bound3, largest_shared, p_shared):
+    """(decays of the accumulators, new bounds): the weights times a tile's scales, near the top of float16."""
+    KEY_ROWS: gl.constexpr = gl.SliceLayout(1, ACC)
+    ITEMS: gl.constexpr = gl.SliceLayout(0, FOUR_WARPS_TILES)
+    largest = gl.max(largest_shared.load(FOUR_WARPS_TILES), 0)
+    higher0 = gl.maximum(bound0, _power_of_two(_item(largest, 0, ITEMS)))
+    higher1 = gl.maximum(bound1, _power_of_two(_item(largest, 1, ITEMS)))
+    higher2 = gl.maximum(bound2, _power_of_two(_item(largest, 2, ITEMS)))
+    higher3 = gl.maximum(bound3, _power_of_two(_item(largest, 3, ITEMS)))
+    p0 = p * (gl.convert_layout(scales[0], KEY_ROWS, assert_trivial=True) * (TOP / higher0))[:, None]
+    p1 = p * (gl.convert_layout(scales[1], KEY_ROWS, assert_trivial=True) * (TOP / higher1))[:, None]
+    p2 = p * (gl.convert_layout(scales[2], KEY_ROWS, assert_trivial=True) * (TOP / higher2))[:, None]
+    p3 = p * (gl.convert_layout(scales[3], KEY_ROWS, assert_trivial=True) * (TOP / higher3))[:, None]
+    p_shared.index(0).store(p0.to(gl.float16))
+    p_shared.index(1).store(p1.to(gl.float16))
+    p_shared.index(2).store(p2.to(gl.float16))
+    p_shared.index(3).store(p3.to(gl.float16))
+    decays = (
+        decay * (bound0 / higher0),
+        decay * (bound1 / higher1),
+        decay * (bound2 / higher2),
+        decay * (bound3 / higher3),
+    )
+    return decays, higher0, higher1, higher2, higher3
+
+
+@gluon.jit
+def _add_values(codes, accs, decays, p_shared, base):
+    """The accumulators with a step's values; a tile is widened while the products of the one before run."""
+    updated = ()
+    even, odd = _widen(codes.slice(0, PAIRS, dim=1).permute((1, 0)).load(FRAGMENT), True)
+    first, second = _values(even, odd, p_shared.index(base), accs[0] * decays[0][None, :], accs[1] * decays[0][None, :])
+    for j in gl.static_range(1, TILES):
+        next_even, next_odd = _widen(codes.slice(j * PAIRS, PAIRS, dim=1).permute((1, 0)).load(FRAGMENT), True)
+        next_first, next_second = _values(
+            next_even,
+            next_odd,
+            p_shared.index(base + j),
+            accs[2 * j] * decays[j][None, :],
+            accs[2 * j + 1] * decays[j][None, :],
+        )
+        first, second, even, odd = hopper.warpgroup_mma_wait(2, deps=(first, second, even, odd))
+        updated += (first, second)
+        first, second, even, odd = next_first, next_second, next_even, next_odd
+    first, second, even, odd = hopper.warpgroup_mma_wait(0, deps=(first, second, even, odd))
+    updated += (first, second)
+    return updated
+
+
+@gluon.jit
 def _store_query(q_latent_ptr, q_rope_ptr, stride_q_latent_h, stride_q_rope_h, heads, scale, q_shared, q_rope_shared):
     """A token's query into shared memory, each head near the top of float16; returns the scale of its scores."""
     # float16 then holds every bfloat16 down to 2^-29 of its head's largest.
@@ -286,7 +364,6 @@ def _attend(
     bound2 = 2.0**-100
     bound3 = 2.0**-100
     KEY_ROWS: gl.constexpr = gl.SliceLayout(1, ACC)
-    ITEMS: gl.constexpr = gl.SliceLayout(0, FOUR_WARPS_TILES)
     base = zero
     for step in range(count_steps(keys, SCAN, PAGED)):
         # Always zero, but not known to be: the operands' descriptors are then computed here from one register. As
@@ -299,29 +376,9 @@ def _attend(
         codes = codes_shared.index(buffer)
         q_first = q_shared.index(base)
         q_second = q_shared.index(base + 1)
-        # scores [KEYS, HEADS] = k_rope q_rope^T + the sum over tiles of scale * (codes q^T): a scale is a row's, so it
-        # goes to the product and the codes are only widened
-        nothing = gl.zeros([KEYS, HEADS], gl.float32, layout=ACC)
-        scores = hopper.warpgroup_mma(
-            rope_shared.index(buffer), q_rope_shared.permute((1, 0)), nothing, use_acc=False, is_async=True
+        scores, scales = _score_step(
+            codes, rope_shared, scales_shared, buffer, q_first, q_second, q_rope_shared, largest_shared
         )
-        scale_rows = scales_shared.index(buffer).load(SCALES)
-        scales = _columns(scale_rows)
-        largest_shared.store(gl.max(scale_rows.reshape(4, 16, TILES), 1))
-        # The operands of a tile live until its products are done, while those of the next are widened.
-        parts = ()
-        first, second = _widen(codes.slice(0, PAIRS, dim=1).load(FRAGMENT), False)
-        part = _scores(first, second, q_first, q_second, 0)
-        for j in gl.static_range(1, TILES):
-            next_first, next_second = _widen(codes.slice(j * PAIRS, PAIRS, dim=1).load(FRAGMENT), False)
-            next_part = _scores(next_first, next_second, q_first, q_second, j)
-            part, first, second = hopper.warpgroup_mma_wait(2, deps=(part, first, second))
-            parts += (part,)
-            part, first, second = next_part, next_first, next_second
-        part, scores, first, second = hopper.warpgroup_mma_wait(0, deps=(part, scores, first, second))
-        parts += (part,)
-        for j in gl.static_range(TILES):
-            scores += parts[j] * gl.convert_layout(scales[j], KEY_ROWS, assert_trivial=True)[:, None]
         scores = gl.where(present[:, None], scores * scale_h[None, :], float("-inf"))
         # Each warp has 16 of the keys; the maximum over all of them goes through shared memory.
         max_shared.store(gl.max(scores.reshape(4, 16, HEADS), 1))
@@ -334,52 +391,13 @@ def _attend(
         decay = gl.exp2(running_max - shift)
         running_max = new_max
         running_sum = running_sum * decay[None, :] + p
-        # The weights of a tile are p * scale / bound, near the top of float16. A bound is a power of two above every
-        # scale of its tile so far; where it rises, the accumulators are brought down with the decay.
-        largest = gl.max(largest_shared.load(FOUR_WARPS_TILES), 0)
-        higher0 = gl.maximum(bound0, _power_of_two(_item(largest, 0, ITEMS)))
-        higher1 = gl.maximum(bound1, _power_of_two(_item(largest, 1, ITEMS)))
-        higher2 = gl.maximum(bound2, _power_of_two(_item(largest, 2, ITEMS)))
-        higher3 = gl.maximum(bound3, _power_of_two(_item(largest, 3, ITEMS)))
-        p0 = p * (gl.convert_layout(scales[0], KEY_ROWS, assert_trivial=True) * (TOP / higher0))[:, None]
-        p1 = p * (gl.convert_layout(scales[1], KEY_ROWS, assert_trivial=True) * (TOP / higher1))[:, None]
-        p2 = p * (gl.convert_layout(scales[2], KEY_ROWS, assert_trivial=True) * (TOP / higher2))[:, None]
-        p3 = p * (gl.convert_layout(scales[3], KEY_ROWS, assert_trivial=True) * (TOP / higher3))[:, None]
-        p_shared.index(0).store(p0.to(gl.float16))
-        p_shared.index(1).store(p1.to(gl.float16))
-        p_shared.index(2).store(p2.to(gl.float16))
-        p_shared.index(3).store(p3.to(gl.float16))
-        decays = (
-            decay * (bound0 / higher0),
-            decay * (bound1 / higher1),
-            decay * (bound2 / higher2),
-            decay * (bound3 / higher3),
+        decays, bound0, bound1, bound2, bound3 = _store_weights(
+            p, decay, scales, bound0, bound1, bound2, bound3, largest_shared, p_shared
         )
-        bound0, bound1, bound2, bound3 = higher0, higher1, higher2, higher3
         hopper.fence_async_shared()
         barrier()
 
-        # acc [PAIRS, HEADS] += codes^T p, the codes of even and of odd latents transposed as they are read
-        updated = ()
-        even, odd = _widen(codes.slice(0, PAIRS, dim=1).permute((1, 0)).load(FRAGMENT), True)
-        first, second = _values(
-            even, odd, p_shared.index(base), accs[0] * decays[0][None, :], accs[1] * decays[0][None, :]
-        )
-        for j in gl.static_range(1, TILES):
-            next_even, next_odd = _widen(codes.slice(j * PAIRS, PAIRS, dim=1).permute((1, 0)).load(FRAGMENT), True)
-            next_first, next_second = _values(
-                next_even,
-                next_odd,
-                p_shared.index(base + j),
-                accs[2 * j] * decays[j][None, :],
-                accs[2 * j + 1] * decays[j][None, :],
-            )
-            first, second, even, odd = hopper.warpgroup_mma_wait(2, deps=(first, second, even, odd))
-            updated += (first, second)
-            first, second, even, odd = next_first, next_second, next_even, next_odd
-        first, second, even, odd = hopper.warpgroup_mma_wait(0, deps=(first, second, even, odd))
-        updated += (first, second)
-        accs = updated
+        accs = _add_values(codes, accs, decays, p_shared, base)
         # All warps have read the codes: their buffer is free.
         barrier()
         mbarrier.arrive(empty.index(buffer), count=1)

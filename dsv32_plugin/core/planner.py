@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv32_plugin.core.dsa import Dense, Expanded, Plan, Sparse, Staged
+from dsv32_plugin.core.plans import Dense, Expanded, Plan, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import MAX_GATHERED_KEYS, Step
 
@@ -59,8 +59,10 @@ class Planner:
     def _choose(self, step: Step, latents: torch.dtype, dtype: torch.dtype) -> Plan:
         # Where no token may see more keys than it may select, every key is selected and scoring is skipped.
         if step.max_visible <= self.topk:
-            return Expanded(step) if self._expands(step) else Dense(step)
-        return Staged(step) if self._stages(step, latents, dtype) else Sparse(step)
+            way = Expanded if self._expands(step) else Dense
+        else:
+            way = Staged if self._stages(step, latents, dtype) else Sparse
+        return way(step, self.policy)
 
     def _expands(self, step: Step) -> bool:
         """Whether prefills have so many pairs that expanding the keys to every head pays.

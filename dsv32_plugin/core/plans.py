@@ -1,7 +1,7 @@
 """DeepSeek Sparse Attention over one step: which keys each token attends to, and the attention over them.
 
 A plan is one way of doing that. A new one, such as latents that lie elsewhere or a selection that is replayed, is
-another class here and a line in `plan.Planner`.
+another class here and a line in `planner.Planner`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from dsv32_plugin import kernels
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import PrefillChunk, Step, aligned
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 
@@ -31,6 +32,7 @@ class Plan:
     """A way of attending in one step."""
 
     step: Step
+    policy: Policy
     selects: ClassVar[bool] = False
     """Layers with an indexer call `select`, and those without use the slots that the last one of these has left."""
 
@@ -108,6 +110,7 @@ class Dense(Plan):
             step.visible_t,
             scale,
             max_visible=step.max_visible,
+            batch_invariant=self.policy.batch_invariant,
         )[0]
 
 
@@ -120,7 +123,7 @@ class Expanded(Plan):
         assert self.step.decodes is not None
         rows = self.step.decodes.tokens
         seq_t, visible_t = aligned(self.step.seq_t[rows]), aligned(self.step.visible_t[rows])
-        return Dense(replace(self.step, seq_t=seq_t, visible_t=visible_t))
+        return Dense(replace(self.step, seq_t=seq_t, visible_t=visible_t), self.policy)
 
     def values(
         self,
@@ -137,12 +140,18 @@ class Expanded(Plan):
             values_thv[rows] = self._decodes.values(up, q_thd[rows], latent_cache, None, scale, ready)
         for chunk in self.step.prefill_chunks:
             rows = chunk.tokens
-            rows_sc = kernels.gather_latents(
-                latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=q_thd.dtype
-            )
-            k_shd, v_shv = up.expand(rows_sc)
+            k_shd, v_shv = self.expand(up, chunk, latent_cache, q_thd.dtype)
             kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, scale, out=values_thv[rows])
         return values_thv
+
+    def expand(
+        self, up: LatentUpProjection, chunk: PrefillChunk, latent_cache: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [S, H, nope + R] and values [S, H, v] of a chunk's sequences."""
+        rows_sc = kernels.gather_latents(
+            latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=dtype
+        )
+        return up.expand(rows_sc)
 
 
 @dataclass(frozen=True)
@@ -231,7 +240,8 @@ class Sparse(Plan):
         scale: float,
     ) -> torch.Tensor:
         assert slots_tk is not None
-        return kernels.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale)[0]
+        invariant = self.policy.batch_invariant
+        return kernels.sparse_mla(q_latent_thc, q_rope_thr, latent_cache, slots_tk, scale, batch_invariant=invariant)[0]
 
 
 @dataclass(frozen=True)
