@@ -58,6 +58,7 @@ class Planner:
 
     def _choose(self, step: Step, latents: torch.dtype, dtype: torch.dtype) -> Plan:
         # Where no token may see more keys than it may select, every key is selected and scoring is skipped.
+        way: type[Plan]
         if step.max_visible <= self.topk:
             way = Expanded if self._expands(step) else Dense
         else:

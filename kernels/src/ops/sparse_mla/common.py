@@ -30,13 +30,13 @@ INTERPRETED = Chip(TARGETS["gfx942"], 1)
 class Attention(NamedTuple):
     """One call: absorbed queries, and the keys that they attend to.
 
-    These are the slots `index` [T, K] or, with `seq_t`, the first visible_t positions of the block table `index`.
+    These are the slots `index_tx` [T, K] or, with `seq_t`, the first visible_t positions of the block table that it is.
     """
 
     q_latent_thc: torch.Tensor
     q_rope_thr: torch.Tensor
     latent_cache: torch.Tensor
-    index: torch.Tensor
+    index_tx: torch.Tensor
     scale: float
     num_keys: int
     """At most, of a token."""
@@ -62,7 +62,7 @@ class Attention(NamedTuple):
             self.q_latent_thc[rows],
             self.q_rope_thr[rows],
             self.latent_cache,
-            self.index if self.paged else self.index[rows],
+            self.index_tx if self.paged else self.index_tx[rows],
             None if self.seq_t is None else self.seq_t[rows],
             None if self.visible_t is None else self.visible_t[rows],
             part,
@@ -70,13 +70,13 @@ class Attention(NamedTuple):
             *self.q_latent_thc.stride()[:2],
             *self.q_rope_thr.stride()[:2],
             self.latent_cache.stride(0),
-            self.index.stride(0),
+            self.index_tx.stride(0),
             *part.stride()[:2],
             self.latent_cache.shape[0] * self.page_size,
             self.num_keys,
             chunk,
             self.q_latent_thc.shape[1],
-            self.index.shape[1],
+            self.index_tx.shape[1],
         )
 
 
