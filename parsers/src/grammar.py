@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
 from . import ebnf, regex
 from .ebnf import Mode, Ranges
+from .options import Array, Leaf, Object, Option, Wrapped
 from .protocol import PARAMETER_END, parameter_start
 from .shapes import All, Schema, Shape, types_of
 from .tags import Tag, read_tag
@@ -45,86 +45,6 @@ class TooLargeError(ValueError):
     """The grammar of a schema would be too large."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """A grammar that needs no other value."""
-
-    body: str
-
-    def needs(self) -> Iterable[str]:
-        return ()
-
-    def uses(self) -> Iterable[str]:
-        return ()
-
-    def with_names(self, names: Mapping[str, str]) -> "_Leaf":
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class _Wrapped:
-    """A value between two texts."""
-
-    before: str
-    value: str
-    after: str
-
-    def needs(self) -> Iterable[str]:
-        return (self.value,)
-
-    def uses(self) -> Iterable[str]:
-        return (self.value,)
-
-    def with_names(self, names: Mapping[str, str]) -> "_Wrapped":
-        return replace(self, value=names.get(self.value, self.value))
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """Members in order, then those of other names."""
-
-    members: list[tuple[str, str, bool]]
-    """What stands before the value, the rule of the value, whether it is required."""
-    free: list[tuple[str, str]]
-    least: int
-    most: int | None
-    begin: str
-    separator: str
-    end: str
-    empty: str
-
-    def needs(self) -> Iterable[str]:
-        return (value for _, value, required in self.members if required)
-
-    def uses(self) -> Iterable[str]:
-        return [*(value for _, value, _ in self.members), *(value for _, value in self.free)]
-
-    def with_names(self, names: Mapping[str, str]) -> "_Object":
-        members = [(key, names.get(value, value), required) for key, value, required in self.members]
-        return replace(self, members=members, free=[(key, names.get(value, value)) for key, value in self.free])
-
-
-@dataclass(frozen=True, slots=True)
-class _Array:
-    prefix: list[str]
-    item: str | None
-    least: int
-    most: int | None
-
-    def needs(self) -> Iterable[str]:
-        return [*self.prefix, self.item or ""][: self.least]
-
-    def uses(self) -> Iterable[str]:
-        return [*self.prefix, self.item] if self.item else self.prefix
-
-    def with_names(self, names: Mapping[str, str]) -> "_Array":
-        prefix = [names.get(value, value) for value in self.prefix]
-        return replace(self, prefix=prefix, item=names.get(self.item, self.item) if self.item else None)
-
-
-_Option = _Leaf | _Wrapped | _Object | _Array
-
-
 class Values:
     """Rules of a grammar, each made once, for all values of all schemas in it.
 
@@ -134,7 +54,7 @@ class Values:
 
     def __init__(self) -> None:
         self.rules: dict[str, str] = {}
-        self._options: dict[str, list[_Option]] = {}
+        self._options: dict[str, list[Option]] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._waiting: list[tuple[str, str, Schema, All]] = []
         self._finite: set[str] = set()
@@ -183,8 +103,12 @@ class Values:
             used = {rule for option in self._options[name] for rule in option.uses() if rule in finite} - written
             written |= used
             waiting += sorted(used)
-            bodies = [self._write(name, index, option, finite) for index, option in enumerate(self._options[name])]
-            self.rules[name] = " | ".join(dict.fromkeys(body for body in bodies if body is not None))
+            bodies = [
+                option.write(f"{name}_{index}", finite, self.rules)
+                for index, option in enumerate(self._options[name])
+                if finite.issuperset(option.needs())
+            ]
+            self.rules[name] = " | ".join(dict.fromkeys(bodies))
 
     def _named(self, kind: str, schema: Schema, schemas: All) -> str:
         # What says nothing is the same in every schema.
@@ -223,30 +147,30 @@ class Values:
 
     # What a value may be
 
-    def _json(self, schema: Schema, schemas: All, without: frozenset[str] = frozenset()) -> Iterator[_Option]:
+    def _json(self, schema: Schema, schemas: All, without: frozenset[str] = frozenset()) -> Iterator[Option]:
         for shape in schema.shapes(schemas):
             types = shape.all_types() - without
             if shape.values is not None:
-                yield from (_Leaf(ebnf.json_text(value)) for value in shape.values if types_of(value) & types)
+                yield from (Leaf(ebnf.json_text(value)) for value in shape.values if types_of(value) & types)
                 continue
             if "string" in types:
-                yield from (_Leaf(body) for body in self._string(schema, shape, "json"))
+                yield from (Leaf(body) for body in self._string(schema, shape, "json"))
             if types & {"number", "integer"} and (body := _number(shape, "number" in types)):
-                yield _Leaf(body)
+                yield Leaf(body)
             if "boolean" in types:
-                yield _Leaf('"true" | "false"')
+                yield Leaf('"true" | "false"')
             if "null" in types:
-                yield _Leaf('"null"')
+                yield Leaf('"null"')
             if "array" in types:
                 yield from self._array(schema, shape)
             if "object" in types:
                 yield from self._object(schema, shape, "json")
 
-    def _unquoted(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+    def _unquoted(self, schema: Schema, schemas: All) -> Iterator[Option]:
         """JSON that is no string."""
         return self._json(schema, schemas, frozenset({"string"}))
 
-    def _argument(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+    def _argument(self, schema: Schema, schemas: All) -> Iterator[Option]:
         """A parameter from its attribute to its end: strings as they are, all else as JSON."""
         attribute = 'string="true">'
         for shape in schema.shapes(schemas):
@@ -255,22 +179,22 @@ class Values:
             if shape.values is not None:
                 texts = (value for value in shape.values if isinstance(value, str))
                 yield from (
-                    _Leaf(ebnf.text(f"{attribute}{value}{_RAW_END}"))
+                    Leaf(ebnf.text(f"{attribute}{value}{_RAW_END}"))
                     for value in texts
                     if PARAMETER_END not in value and ebnf.is_text(value)
                 )
                 continue
             for body in self._string(schema, shape, "raw"):
-                yield _Leaf(f"{ebnf.text(attribute)} {body} {ebnf.text(_RAW_END)}")
+                yield Leaf(f"{ebnf.text(attribute)} {body} {ebnf.text(_RAW_END)}")
         value = self._named("unquoted", schema, schemas)
-        yield _Wrapped(ebnf.text('string="false">'), value, ebnf.text(_RAW_END))
+        yield Wrapped(ebnf.text('string="false">'), value, ebnf.text(_RAW_END))
 
-    def _arguments(self, schema: Schema, schemas: All) -> Iterator[_Option]:
+    def _arguments(self, schema: Schema, schemas: All) -> Iterator[Option]:
         for shape in schema.shapes(schemas):
             if "object" in shape.all_types():
                 yield from self._object(schema, shape, "raw")
 
-    def _array(self, schema: Schema, shape: Shape) -> Iterator[_Option]:
+    def _array(self, schema: Schema, shape: Shape) -> Iterator[Option]:
         least, most = _counts(schema, shape, "Items")
         never = {index for index, item in enumerate(shape.prefix) if False in item}
         prefix = shape.prefix[: min(never, default=len(shape.prefix))]
@@ -279,9 +203,9 @@ class Values:
             most, item = min(most if most is not None else len(prefix), len(prefix)), None
         if most is None or least <= most:
             rule = None if most is not None and most <= len(prefix) else self.value(schema, item or ())
-            yield _Array([self.value(schema, part) for part in prefix], rule, least, most)
+            yield Array([self.value(schema, part) for part in prefix], rule, least, most)
 
-    def _object(self, schema: Schema, shape: Shape, mode: Mode) -> Iterator[_Option]:
+    def _object(self, schema: Schema, shape: Shape, mode: Mode) -> Iterator[Option]:
         raw = mode == "raw"
         kind = "argument" if raw else "json"
         declared = dict.fromkeys((*(shape.properties or ()), *shape.required))
@@ -311,7 +235,7 @@ class Values:
 
     def _sized(
         self, schema: Schema, shape: Shape, mode: Mode, members: list[Any], free: list[tuple[str, str]]
-    ) -> _Object:
+    ) -> Object:
         least, most = _counts(schema, shape, "Properties")
         named = sum(required for _, _, required in members)
         least = max(least - named, 0)
@@ -324,7 +248,7 @@ class Values:
         # A call without parameters has an empty line.
         layout = ("", "", "", '"\\n"') if mode == "raw" else ('"{"', '", "', '"}"', '""')
         begin, separator, end, empty = layout
-        return _Object(members, free, least, most, begin, separator, end, empty)
+        return Object(members, free, least, most, begin, separator, end, empty)
 
     @staticmethod
     def _key(name: str, mode: Mode) -> str:
@@ -375,74 +299,6 @@ class Values:
             yield f"{quote} {ebnf.repeat(ebnf.one_of(ebnf.EVERY, mode), least, most)} {quote}"
         else:
             yield "string" if mode == "json" else "text"
-
-    # What is written
-
-    def _write(self, name: str, index: int, option: _Option, finite: set[str]) -> str | None:
-        """None for what can never end."""
-        if not all(needed in finite for needed in option.needs()):
-            return None
-        if isinstance(option, _Leaf):
-            return option.body
-        if isinstance(option, _Wrapped):
-            return f"{option.before} {option.value} {option.after}"
-        if isinstance(option, _Array):
-            return _write_array(option, finite)
-        return self._write_object(f"{name}_{index}", option, finite)
-
-    def _write_object(self, name: str, option: _Object, finite: set[str]) -> str:
-        """Each member knows what may follow it; the first that is there has no separator."""
-        members = [(f"{key} {value}", required) for key, value, required in option.members if value in finite]
-        free = " | ".join(f"{key} {value}" for key, value in option.free if value in finite)
-        least, most = option.least, option.most
-        options, rest = [], '""'
-        if free and most != 0:
-            self.rules[f"{name}_free"] = free
-            again = f"{option.separator} {name}_free"
-            rest = ebnf.repeat(f"({again})", least, most)
-            first_of_free = ebnf.repeat(f"({again})", max(least - 1, 0), None if most is None else most - 1)
-            options.append(f"{name}_free {first_of_free}")
-        if not least:
-            options.append(option.empty)
-        for place in range(len(members))[::-1]:
-            member, required = members[place]
-            self.rules[f"{name}_{place}"] = member
-            self.rules[f"{name}_after_{place}"] = rest
-            follows = f"{name}_{place} {name}_after_{place}"
-            options = [follows] if required else [follows, *options]
-            rest = (
-                f"{option.separator} {follows}"
-                if required
-                else f"({option.separator} {follows}) | {name}_after_{place}"
-            )
-        return f"{option.begin} ({' | '.join(options)}) {option.end}"
-
-
-def _write_array(option: _Array, finite: set[str]) -> str:
-    prefix = []
-    for value in option.prefix:
-        if value not in finite:
-            break
-        prefix.append(value)
-    item = option.item if option.item in finite and len(prefix) == len(option.prefix) else None
-    most = option.most if item is not None else len(prefix)
-    least = option.least
-    if most == 0:
-        return '"[]"'
-    after = '""'
-    if item is not None and (most is None or most > len(prefix)):
-        further = None if most is None else most - len(prefix)
-        needed = max(least - len(prefix), 0)
-        if prefix:
-            after = ebnf.repeat(f'(", " {item})', needed, further)
-        else:
-            more = ebnf.repeat(f'(", " {item})', max(needed - 1, 0), None if further is None else further - 1)
-            after = f"{item} {more}" if needed else f"({item} {more})?"
-    for place in range(len(prefix if most is None else prefix[:most]))[::-1]:
-        separator = '", " ' if place else ""
-        one = f"{separator}{prefix[place]} {after}"
-        after = one if place < least else f"({one})?"
-    return f'"[" {after} "]"'
 
 
 def _is_name(name: str) -> bool:
