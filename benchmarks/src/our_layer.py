@@ -301,11 +301,13 @@ class OurLayer(Side):
             assert self.caches.index_keys is not None
             check_selection(f"token {token}", self.caches.index_keys, *query, table, visible, slots)
         q_nope_hd, q_rope_hr = seen.q_thd[token].float().split([up.nope, up.rope], -1)
-        given = isinstance(up, GivenUp)
-        q_latent_hc = up.q_latent_thc[token] if given else torch.einsum("hd,hdc->hc", q_nope_hd, up.w_uk_hdc.float())
+        if isinstance(up, GivenUp):
+            q_latent_hc = up.q_latent_thc[token]
+        else:
+            q_latent_hc = torch.einsum("hd,hdc->hc", q_nope_hd, up.w_uk_hdc.float())
         query = q_latent_hc[None].float(), q_rope_hr[None]
         out_thc, _ = attend_exactly(*query, self.caches.latents, slots[None].int(), self.layer.scale)
-        if given:
+        if isinstance(up, GivenUp):
             check_close(up.out_thc[token], out_thc[0])
         else:
             check_close(seen.values_thv[token], torch.einsum("hc,hcv->hv", out_thc[0], up.w_uv_hcv.float()))
