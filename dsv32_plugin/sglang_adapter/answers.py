@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers import ended_parameters
 from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.parsers import DsaToolDetector, LastText
 from dsv32_plugin.sglang_adapter.upstream import FunctionResponse, ToolCall, ToolCallProcessingResult
@@ -87,7 +88,7 @@ def tag_by_tag(output: dict[str, Any], said: int, *, incremental: bool) -> Itera
 def says_new_text_only(serving: OpenAIServingChat) -> bool:
     """Whether outputs of the engine hold what is new, and not all that was said so far."""
     published = getattr(upstream, "get_serving", None)
-    options = published() if published is not None else serving.tokenizer_manager.server_args
+    options = published() if published is not None else in_effect(serving.tokenizer_manager.server_args)
     return bool(options.incremental_streaming_output)
 
 

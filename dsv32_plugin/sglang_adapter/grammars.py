@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xgrammar import StructuralTag
 
 from dsv32_plugin.core.chat import call_grammar
+from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def process_around(
 async def create_responses_around(
     original: Callable[..., Any], serving: Any, request: ResponsesRequest, raw_request: Any = None
 ) -> Any:
-    """Keep `text.format` for the grammar; 0.5.15 does not know it."""
+    """Keep `text.format` for the grammar; before 0.5.18 SGLang does not know it."""
     body = {} if raw_request is None else await raw_request.json()
     text = body.get("text") if isinstance(body, dict) else None
     token = _text_format.set(text.get("format") if isinstance(text, dict) else None)
@@ -66,7 +67,7 @@ async def create_responses_around(
 def responses_parameters_around(
     original: Callable[..., dict[str, Any]], request: ResponsesRequest, *args: Any, **kwargs: Any
 ) -> dict[str, Any]:
-    """The grammar of the calls says what `text.format` does; 0.5.23 refuses to have both."""
+    """The grammar of the calls says what `text.format` does; from 0.5.18 on SGLang refuses to have both."""
     if kwargs.get("tool_call_constraint") is not None and getattr(request, "text", None) is not None:
         request = request.model_copy(update={"text": None})
     return original(request, *args, **kwargs)
@@ -99,7 +100,7 @@ def _grammar_of_calls(serving: Any, request: ChatCompletionRequest, schema: Any)
             "regex, ebnf, response_format of type structural_tag: expected none beside strict tools, "
             "or a response_format of JSON; both cannot be followed"
         )
-    backend = serving.tokenizer_manager.server_args.grammar_backend
+    backend = in_effect(serving.tokenizer_manager.server_args).grammar_backend
     if backend != "xgrammar":
         raise ValueError(
             f"tool_choice, strict tools, response_format beside tools: expected {OPTION} xgrammar (the default), "
