@@ -42,6 +42,8 @@ def read(body: JsonObject, server: Server) -> Exchange:
     if continues:
         changed["continue_final_message"] = True
         changed.setdefault("add_generation_prompt", False)
+    if not server.ends_prompts:
+        changed.pop("add_generation_prompt", None)
     changed["chat_template_kwargs"] = engine_kwargs(body, conversation)
     _set_tools(changed, body, tools)
     return Exchange(changed, conversation, ChatAnswer(tools) if tools.needs_translation else Answer())

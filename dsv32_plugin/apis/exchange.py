@@ -56,11 +56,13 @@ class Server:
         default_thinking: whether it thinks where a request doesn't say.
         stores: whether it stores answers of the Responses API.
         hides_unused_tools: whether a prompt is without tools where none may be called.
+        ends_prompts: whether the engine is told how a prompt ends. SGLang 0.5.23 refuses that without a template.
     """
 
     default_thinking: bool = False
     stores: bool = True
     hides_unused_tools: bool = False
+    ends_prompts: bool = True
 
 
 def openai_error(refusal: Refusal) -> JsonObject:

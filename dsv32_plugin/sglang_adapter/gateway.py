@@ -27,7 +27,12 @@ def run_server_around(
     if renders(tokenizer_manager):
         from dsv32_plugin.sglang_adapter.upstream import app, envs
 
-        server = Server(default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()))
+        if given := getattr(arguments.in_effect(server_args), "default_chat_template_kwargs", None):
+            raise NotImplementedError(
+                f"--default-chat-template-kwargs: expected nothing for a model without a chat template, got {given}; "
+                "leave it out; with SGLANG_DEFAULT_THINKING=1 a request that says nothing is thought about"
+            )
+        server = Server(default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()), ends_prompts=False)
         # Innermost: what others decompress or refuse comes before.
         app.user_middleware.append(_middleware(server))
     return original(server_args, tokenizer_manager, *args, **kwargs)
