@@ -17,7 +17,8 @@ from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.sglang_adapter import arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS
-from dsv32_plugin.sglang_adapter.upstream import declares_options, installed_version
+from dsv32_plugin.sglang_adapter.options import REFUSED
+from dsv32_plugin.sglang_adapter.upstream import installed_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,33 +27,6 @@ IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
 MAX_DRAFTS = 7
 """Their kernels take up to 8 tokens of a sequence, of which the first is no draft."""
-UNSUPPORTED = (
-    *("pp_size", "enable_dp_attention", "enable_prefill_cp", "attn_cp_size", "dcp_size", "moe_dp_size"),
-    *("moe_dense_tp_size", "enable_attn_tp_input_scattered", "enable_two_batch_overlap", "enable_single_batch_overlap"),
-    *("enable_pdmux", "disaggregation_mode", "disaggregation_decode_enable_offload_kvcache"),
-    *("enable_hierarchical_cache", "enable_lmcache", "enable_hisparse", "enable_unified_memory"),
-    *("enable_page_major_kv_layout", "prefill_only_disable_kv_cache", "kv_canary"),
-    *("cpu_offload_gb", "offload_group_size", "kt_weight_path", "enable_torch_compile"),
-    *("lora_paths", "enable_lora", "enable_return_indexer_topk", "dllm_algorithm"),
-    *("enable_eplb", "ep_num_redundant_experts", "init_expert_location", "elastic_ep_backend", "moe_a2a_backend"),
-    *("dsa_prefill_backend", "dsa_decode_backend", "dsa_paged_mqa_logits_backend", "dsa_topk_backend"),
-    *("enable_multi_layer_eagle", "decoupled_spec_role", "speculative_adaptive", "speculative_moe_a2a_backend"),
-    *("speculative_draft_attention_backend", "speculative_draft_window_size", "speculative_token_map"),
-    "speculative_use_rejection_sampling",
-)
-"""Options that change how attention, caches or experts are laid out or computed: the plugin has SGLang's defaults."""
-UNSUPPORTED_WHERE_DECLARED = (
-    *("attn_dp_size", "dcp_replicate_q_proj", "dsa_triton_union", "dwdp_size", "enable_amd_monokernel"),
-    *("enable_cp_decode_attn_tp", "enable_cp_tp_group_sharing", "enable_dense_mlp_attn_tp"),
-    *("enable_dsa_cache_layer_split", "enable_dsa_fused_indexer", "enable_flexkv", "enable_kv_cache_sharding"),
-    *("enable_layernorm_sp", "enable_lean_attention", "enable_linker_mla_dedup", "enable_nvidia_megakernel"),
-    *("enable_paged_experts", "enable_pd_role_switch", "enable_return_aux_hidden_states"),
-    *("enable_shared_experts_attn_tp", "enable_unified_cache_external_linker", "enable_waterfill"),
-    *("prefill_kv_cache_dequant_dtype", "shared_experts_tp_size", "speculative_draft_kv_cache_dtype"),
-    *("speculative_draft_sink_size", "speculative_dsa_topk_backend", "speculative_use_block_verification"),
-    *("startup_weight_load_mode", "weight_cache_mode"),
-)
-"""Those that the releases have which declare their options."""
 
 
 def read_config(options: Any) -> DsaConfig:
@@ -69,15 +43,19 @@ def check_given(options: Any) -> None:
     from dsv32_plugin.sglang_adapter.upstream import ServerArgs
 
     _check_chats()
-    newer = UNSUPPORTED_WHERE_DECLARED if declares_options() else ()
     declared = inspect.signature(ServerArgs).parameters
-    for option in (*UNSUPPORTED, *newer):
+    for option in sorted(REFUSED & declared.keys()):
         value, default = getattr(options, option), declared[option].default
         if (value or None) != (default or None):
             raise NotImplementedError(
                 f"--{option.replace('_', '-')}: expected {_shown(default)}, got {_shown(value)}; "
                 f"the plugin does not support it: leave it out, or {IN_TREE_HINT}"
             )
+    if options.cuda_graph_backend_prefill not in (None, "disabled"):
+        raise NotImplementedError(
+            f"--cuda-graph-backend-prefill: expected nothing or disabled, got {options.cuda_graph_backend_prefill}; "
+            "the shape of a prefill changes from step to step"
+        )
     if options.device == "cpu" and options.ep_size != 1:
         raise NotImplementedError(
             f"--ep-size: expected 1 without a GPU, got {options.ep_size}; leave it out, --tp-size cuts the experts, too"
@@ -109,6 +87,11 @@ def check_options(options: Any) -> None:
     model = model_config(options)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
+    stored = "fp8" if read_config(options).weight_block_size else None
+    if options.quantization not in (None, stored):
+        raise NotImplementedError(
+            f"--quantization: expected nothing, got {options.quantization}; weights are taken as they are stored"
+        )
     backends = attention_backends(options)
     if backends != {BACKEND_NAME}:
         found = ", ".join(sorted(str(backend) for backend in backends))
@@ -163,6 +146,11 @@ def _check_speculation(options: Any) -> None:
         )
     if options.device == "cpu" and getattr(options, "enable_watermark", False):
         raise NotImplementedError("--enable-watermark: not with drafts on a CPU; leave it out")
+    thresholds = (options.speculative_accept_threshold_single, options.speculative_accept_threshold_acc)
+    if options.device == "cpu" and thresholds != (1, 1):
+        raise NotImplementedError(
+            f"--speculative-accept-threshold-…: expected 1 without a GPU, got {thresholds}; leave them out"
+        )
     drafts = options.speculative_num_steps
     if not 1 <= drafts <= MAX_DRAFTS:
         raise NotImplementedError(f"--speculative-num-steps: expected 1 to {MAX_DRAFTS}, got {drafts}")

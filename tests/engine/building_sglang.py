@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -86,21 +87,38 @@ BAD_OPTIONS = [
         id="draft-window",
     ),
 ]
-if upstream.declares_options():
+BAD_OPTIONS += [
+    pytest.param({"quantization": "fp8"}, "--quantization: expected nothing, got fp8", id="quantisation"),
+    pytest.param(
+        {"cuda_graph_backend_prefill": "full"},
+        "--cuda-graph-backend-prefill: expected nothing or disabled, got full",
+        id="graphs-of-prefills",
+    ),
+    pytest.param(
+        {"speculative_algorithm": "EAGLE", "speculative_accept_threshold_acc": 0.5},
+        r"--speculative-accept-threshold-…: expected 1 without a GPU, got (1.0, 0.5)",
+        id="accept-threshold",
+    ),
+]
+DECLARED = inspect.signature(ServerArgs).parameters
+if "startup_weight_load_mode" in DECLARED:
     BAD_OPTIONS += [
         pytest.param(
             {"startup_weight_load_mode": "overlap"},
             "--startup-weight-load-mode: expected serial, got overlap",
             id="overlapped-load",
         ),
+    ]
+if "enable_return_aux_hidden_states" in DECLARED:
+    BAD_OPTIONS += [
         pytest.param(
             {"enable_return_aux_hidden_states": True, "speculative_algorithm": "EAGLE3"},
             "--enable-return-aux-hidden-states: expected nothing, got True",
             id="aux-hidden-states",
         ),
     ]
-TESTED_VERSIONS = [ENGINE.install, "0.5.23"]
-UNTESTED_VERSIONS = ["0.5.14", "0.5.16", "0.5.24", "0.6.0", "dev"]
+TESTED_VERSIONS = [ENGINE.install, *(release.name for release in ENGINE.releases)]
+UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
 
 
 def publish(server_args: ServerArgs) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("sglang")
 
+from building_sglang import DECLARED
 from checkpoints import Build
 from sglang.srt.environ import envs
 from sglang.srt.plugins import hook_registry, load_plugins
@@ -18,6 +20,7 @@ import dsv32_plugin.sglang_adapter
 from dsv32_plugin import settings
 from dsv32_plugin.engines import SGLANG as ENGINE
 from dsv32_plugin.sglang_adapter import arguments, guard, hooks, registration, upstream
+from dsv32_plugin.sglang_adapter.options import REFUSED
 
 pytestmark = pytest.mark.engine
 
@@ -76,21 +79,20 @@ def test_a_hook_that_does_not_fit_names_the_versions(target: str, parameters: tu
     assert f"sglang=={ENGINE.install}" in str(error.value)
 
 
-@pytest.mark.skipif(not upstream.declares_options(), reason="this release has hooks for it")
-def test_a_step_that_is_gone_names_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sglang.srt.arg_groups import resolution_hooks
-
-    monkeypatch.setattr(resolution_hooks, "_OVERRIDABLE_HOOKS", frozenset())
-    with pytest.raises(hooks.HookError, match="expected step handle_model_specific_adjustments to hook into") as error:
-        registration._register_steps()
-    assert f"sglang=={ENGINE.install}" in str(error.value)
-
-
 @pytest.mark.skipif(not hasattr(envs, "SGLANG_RUST_SERVER"), reason="this release has none")
 def test_the_server_in_rust_is_refused(build: Build, damageable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
     with pytest.raises(NotImplementedError, match="SGLANG_RUST_SERVER: it has none of the plugin's encoding"):
         build(damageable)
+
+
+@pytest.mark.parametrize("option", sorted(REFUSED & DECLARED.keys()))
+def test_an_option_is_refused_by_its_name(option: str) -> None:
+    given = SimpleNamespace(**{name: parameter.default for name, parameter in DECLARED.items()} | {"device": "cpu"})
+    guard.check_given(given)
+    setattr(given, option, "something")
+    with pytest.raises(NotImplementedError, match=f"--{option.replace('_', '-')}: expected .*, got something"):
+        guard.check_given(given)
 
 
 def test_a_failed_registration_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
