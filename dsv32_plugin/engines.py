@@ -140,10 +140,9 @@ SGLANG = Engine(
     distribution="sglang",
     adapter="dsv32_plugin.sglang_adapter",
     install="0.5.15.post1",
-    # Between them SGLang moved piece by piece.
     releases=(
         Release((0, 5, 15), "0.5.15"),
-        Release((0, 5, 23), "0.5.23", "tested without a GPU only; 0.5.15.post1 with one, too"),
+        *(Release((0, 5, patch), f"0.5.{patch}", "tested without a GPU only") for patch in range(16, 24)),
     ),
     entry_points=("sglang.srt.plugins", "sglang.srt.platforms"),
     allowed_plugins="SGLANG_PLUGINS",

@@ -99,6 +99,32 @@ def test_who_thinks(endpoints: Endpoints, options: dict[str, Any], thinks: bool)
     assert endpoints.chat._get_reasoning_from_request(request) is thinks
 
 
+def is_in(release: str, releases: str) -> bool:
+    """Whether a cell of the page means it: `all`, `0.5.15`, `to 0.5.21`, `from 0.5.16`, `0.5.16 to 0.5.21`."""
+    first, _, last = releases.removeprefix("from ").partition("to ")
+    if releases == "all" or not releases.startswith(("0", "to ", "from ")):
+        return releases == "all"
+    if "to " not in releases:
+        last = "" if releases.startswith("from ") else first
+    low, high, here = (tuple(int(part) for part in text.split(".") if part.strip()) for text in (first, last, release))
+    return low <= here and (not high or here <= high)
+
+
+@pytest.mark.parametrize(
+    ("releases", "of"),
+    [
+        ("all", [15, 18, 23]),
+        ("0.5.15", [15]),
+        ("to 0.5.18", [15, 18]),
+        ("from 0.5.18", [18, 23]),
+        ("0.5.16 to 0.5.21", [18]),
+        ("why", []),
+    ],
+)
+def test_a_cell_of_the_page_names_releases(releases: str, of: list[int]) -> None:
+    assert [patch for patch in (15, 18, 23) if is_in(f"0.5.{patch}", releases)] == of
+
+
 def test_the_page_of_patches_names_every_hook() -> None:
     """For the release that is installed here."""
     page = (Path(__file__).parent.parent / "docs" / "patches.md").read_text(encoding="utf-8")
@@ -106,6 +132,6 @@ def test_the_page_of_patches_names_every_hook() -> None:
         page = page.partition("Only without a GPU")[0]
     release = upstream.installed_version().partition(".post")[0]
     cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
-    rows = {target.strip("`") for _, target, releases, *_ in cells if releases in ("both", release)}
+    rows = {target.strip("`") for _, target, releases, *_ in cells if is_in(release, releases)}
     wanted = [*hooks.of_process(), *hooks.of_drafts()]
     assert {hook.target.removeprefix("sglang.") for hook in wanted} == rows

@@ -94,7 +94,7 @@ def test_other_parsers_are_left_alone() -> None:
 
 @pytest.mark.parametrize("with_tools", [False, True])
 def test_the_text_format_of_responses_is_a_format(with_tools: bool) -> None:
-    """0.5.15 does not know it and answered in any text."""
+    """Releases before 0.5.18 do not know it and answered in any text."""
     text_format = {"type": "json_schema", "name": "s", "schema": SCHEMA}
     made: list[Any] = []
 

@@ -264,7 +264,7 @@ def test_sglang_makes_room_for_latents(monkeypatch: pytest.MonkeyPatch, dtype: t
 
 
 def test_a_pool_must_be_ours_and_hold_what_is_selected_from() -> None:
-    """One layer selects, the other shares; SGLang 0.5.23 gives the latter no index keys."""
+    """One layer selects, the other shares; from 0.5.18 on SGLang gives the latter no index keys."""
     made: Any = object.__new__(caches.DsaTokenToKVPool)
     made.start_layer = 4
     made._hold_index_keys([torch.zeros(3, 8), torch.zeros(0, 8)])

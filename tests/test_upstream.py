@@ -155,8 +155,12 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
         "assembles_chats": ("vllm.entrypoints.openai.chat_completion.stream_processor.ChatStreamProcessor.step", None),
     },
     "sglang": {
-        "declares_options": ("sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", None),
-        "knows_cut_answers": ("sglang.srt.function_call.base_format_detector:BaseFormatDetector", "finish"),
+        "declares_options": ("sglang.srt.arg_groups.overrides:declare_resolution", None),
+        "knows_cut_answers": (
+            "sglang.srt.entrypoints.openai.serving_responses:OpenAIServingResponses",
+            "_build_response",
+        ),
+        "tells_detectors": ("sglang.srt.function_call.base_format_detector:BaseFormatDetector", "finish"),
         "keeps_special_tokens": (
             "sglang.srt.entrypoints.openai.protocol:MessageProcessingResult",
             "skip_special_tokens",
@@ -166,7 +170,7 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
             "supports_native_reasoning_history",
         ),
         "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
-        "reckons_fp8_latents": ("sglang.srt.mem_cache.kv_cache_configurator:KVCacheConfigurator", None),
+        "reckons_fp8_latents": ("sglang.srt.mem_cache.kv_cache_configurator:calculate_mla_kv_cache_dim", None),
         "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
         "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
     },

@@ -1,6 +1,6 @@
 """SGLang's start-up options, read and decided upon in both of the forms that they have.
 
-0.5.15 keeps them as fields of one object, which whoever decides writes to. 0.5.23 seals the object once the options are
+Up to 0.5.18 they are fields of one object, which whoever decides writes to. From 0.5.19 on it is sealed once they are
 given: what is decided is declared beside it, and read through a view. What is called `options` in this adapter is read
 only; `server_args` is SGLang's object, for `decide`.
 """

@@ -120,14 +120,14 @@ def announce_index_keys(model_dtype: torch.dtype) -> None:
         DsaTokenToKVPool.index_k_with_scale_buffer_dtype = model_dtype
 
 
-def reckon_latents(original: Callable[[Any, Any, int], int], configurator: Any, runner: Any, num_layers: int) -> int:
+def reckon_latents(original: Callable[[Any, Any, int], int], configurator: Any, sizes: Any, num_layers: int) -> int:
     """Goes around SGLang's bytes of a token in all layers, by which it fills the memory that is free.
 
     It takes latents in fp8 for a byte an element; they have scales, too, and their rope part is bfloat16.
     """
-    token_bytes = original(configurator, runner, num_layers)
+    token_bytes = original(configurator, sizes, num_layers)
     ours = BACKEND_NAME in arguments.attention_backends(arguments.of_process())
-    if ours and runner.kv_cache_dtype == torch.float8_e4m3fn:
+    if ours and sizes.kv_cache_dtype == torch.float8_e4m3fn:
         token_bytes += num_layers * (cache_layout.LATENT_BYTES_FP8 - cache_layout.LATENT_WIDTH)
     return token_bytes
 

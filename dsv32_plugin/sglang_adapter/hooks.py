@@ -101,11 +101,11 @@ def of_process() -> list[Hook]:
     for step in ("update_weights_from_tensor", "update_weights_from_distributed", "update_weights_from_ipc"):
         wanted.append(at(f"SchedulerWeightUpdaterManager.{step}", f"updates.{step}_around"))
     wanted.append(at("SchedulerWeightUpdaterManager.update_weights_from_disk", "updates.disk_around"))
-    if not upstream.declares_options():
-        wanted += [
-            at("ServerArgs._handle_model_specific_adjustments", "engine_config.adjust_for_model"),
-            at("ServerArgs._handle_deterministic_inference", "engine_config.adjust_for_determinism"),
-        ]
+    step = "" if upstream.declares_options() else "ServerArgs._"
+    wanted += [
+        at(f"{step}handle_model_specific_adjustments", "engine_config.adjust_for_model"),
+        at(f"{step}handle_deterministic_inference", "engine_config.adjust_for_determinism"),
+    ]
     if not upstream.reckons_fp8_latents():
         wanted.append(at("DefaultPoolConfigurator._compute_cell_size", "caches.reckon_latents"))
     if current_platform.is_out_of_tree() and not upstream.asks_the_platform():
@@ -133,7 +133,7 @@ def _chat_hooks() -> list[Hook]:
     ]
     if not upstream.gives_reasoning():
         wanted.append(at("AnthropicServing._convert_to_chat_completion_request", "rendering.history_around"))
-    if not upstream.knows_cut_answers():
+    if not upstream.tells_detectors():
         wanted += [
             at("FunctionCallParser.parse_non_stream", "parsers.parse_around"),
             at("ReasoningParser.__init__", "parsers.reasoning_parser_around"),
@@ -199,7 +199,7 @@ def _cpu_draft_hooks() -> list[Hook]:
 
 
 def _verdict_hook() -> Hook:
-    """0.5.23 hands a grammar's mask over with what applies it."""
+    """From 0.5.17 on a grammar's mask comes with what applies it."""
     if upstream.masks_itself():
         return at("eagle_sample_masked", "cpu.speculation.eagle_sample_masked", replaces=True)
     return at("eagle_sample", "cpu.speculation.eagle_sample", replaces=True)

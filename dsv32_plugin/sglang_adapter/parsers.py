@@ -108,7 +108,7 @@ class DsaReasoningDetector(BaseReasoningFormatDetector):
     def finish(self) -> ReasoningResult:
         """The stream is over: what was held back. Nothing where the last text has been seen."""
         result = self.parse_streaming_increment(LastText("", ended=False))
-        # 0.5.23 adds what is true to the last text, whose sum would not say how the answer ended.
+        # From 0.5.18 on SGLang adds what is true to the last text, whose sum would not say how the answer ended.
         result.normal_text = str(result.normal_text)
         return result
 
@@ -193,7 +193,7 @@ def reasoning_parser_around(
     request: Any = None,
     **options: Any,
 ) -> None:
-    """Tell the detector whether a tool detector follows, as 0.5.23 does."""
+    """Tell the detector whether a tool detector follows, as 0.5.18 does."""
     original(parser, model_type, stream_reasoning, force_reasoning, request, **options)
     if isinstance(parser.detector, DsaReasoningDetector) and getattr(request, "tools", None):
         follows = request.tool_choice != "none" and arguments.of_process().tool_call_parser is not None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from dsv32_plugin.engines import SGLANG
 from dsv32_plugin.sglang_adapter import hooks, upstream
@@ -16,8 +14,6 @@ def register() -> None:
     SGLANG.check_version(upstream.installed_version())
     _register_model_and_backend()
     _register_parsers()
-    if upstream.declares_options():
-        _register_steps()
     hooks.apply(hooks.of_process())
     # Without these, speculative decoding is refused, and all else works.
     with suppress(hooks.HookError):
@@ -45,23 +41,3 @@ def _register_parsers() -> None:
 
     FunctionCallParser.ToolCallParserEnum[PARSER_NAME] = DsaToolDetector
     ReasoningParser.DetectorMap[PARSER_NAME] = DsaReasoningDetector
-
-
-def _register_steps() -> None:
-    """The steps of deciding upon options that SGLang lets a plugin go around."""
-    from dsv32_plugin.sglang_adapter import engine_config
-    from dsv32_plugin.sglang_adapter.upstream import register_resolution_hook
-
-    for name, code in (
-        ("handle_model_specific_adjustments", engine_config.adjust_for_model),
-        ("handle_deterministic_inference", engine_config.adjust_for_determinism),
-    ):
-        try:
-            register_resolution_hook(name)(_as_step(code))
-        except ValueError as error:
-            raise hooks.HookError(hooks.hook_problem(f"step {name}", "none of that name")) from error
-
-
-def _as_step(code: Callable[[Callable[[Any], None], Any], None]) -> Callable[[Any, Callable[[Any], None]], None]:
-    """SGLang's hooks are given what they go around first, its steps are given it last."""
-    return lambda server_args, original: code(original, server_args)

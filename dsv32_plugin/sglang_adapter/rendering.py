@@ -63,7 +63,7 @@ def encodes(serving: OpenAIServingChat) -> bool:
 def history_around(
     original: Callable[..., ChatCompletionRequest], serving: AnthropicServing, request: AnthropicMessagesRequest
 ) -> ChatCompletionRequest:
-    """Anthropic's conversation as Chat's, past thoughts as reasoning: 0.5.15 writes them into the text, in tags."""
+    """Anthropic's conversation as Chat's, past thoughts as reasoning. Before 0.5.19 they become text."""
     if not encodes(serving.openai_serving_chat):
         return original(serving, request)
     answers = [message for message in request.messages if message.role == "assistant"]

@@ -1,6 +1,7 @@
 """Answers of the Responses API: what the parsers are told, and a cut answer that says so.
 
-SGLang 0.5.23 has a status for calls and answers that are cut off. For 0.5.15 every answer is completed.
+0.5.23 has a status for calls and answers that are cut off. From 0.5.18 on an answer that reached its limit has one;
+before, every answer is completed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, OpenAIServingResponses, ResponsesRequest
 
 INCOMPLETE: Literal["incomplete"] = "incomplete"
+MARKED = ("response.output_item.done", "response.completed", "response.incomplete")
+"""Events that tell of an end. From 0.5.20 on one of an answer that reached its limit is `response.incomplete`."""
 
 
 class CutResponse(ResponsesResponse):
-    """0.5.15 has no such status."""
+    """Before 0.5.18 there is no such status."""
 
     status: Literal["incomplete"]
 
@@ -124,7 +127,7 @@ async def whole_around(
     *args: Any,
     **options: Any,
 ) -> Any:
-    """A whole answer of 0.5.15, which says so if it is cut."""
+    """A whole answer of a release before 0.5.23, which says so if it is cut."""
     response = await original(serving, request, sampling_params, result_generator, context, *args, **options)
     if serving.tool_call_parser != PARSER_NAME or not isinstance(response, ResponsesResponse):
         return response
@@ -140,7 +143,7 @@ async def stream_around(
     *args: Any,
     **options: Any,
 ) -> AsyncIterator[str]:
-    """The events of 0.5.15; the last ones say so if the answer is cut."""
+    """The events of a release before 0.5.23; the last ones say so if the answer is cut."""
     finish: dict[str, Any] | None = None
 
     async def outputs() -> AsyncIterator[Any]:
@@ -152,7 +155,7 @@ async def stream_around(
     async for event in original(serving, request, sampling_params, outputs(), *args, **options):
         name, _, data = event.partition("\ndata: ")
         kind = name.removeprefix("event: ")
-        if serving.tool_call_parser != PARSER_NAME or kind not in ("response.output_item.done", "response.completed"):
+        if serving.tool_call_parser != PARSER_NAME or kind not in MARKED:
             yield event
             continue
         fields = json.loads(data)

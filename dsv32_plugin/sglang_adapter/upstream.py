@@ -6,11 +6,9 @@ what a release, installed or unpacked, has otherwise than those that the adapter
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ NAMES = names_in(
     {
         "sglang": "ENGINE_VERSION=__version__",
         "sglang.srt.arg_groups.overrides": "attention_backends_of declare_resolution model_config_of resolving_view",
-        "sglang.srt.arg_groups.resolution_hooks": "register_resolution_hook",
         "sglang.srt.constrained.base_grammar_backend": "GrammarMask",
         "sglang.srt.distributed": "tensor_model_parallel_all_gather tensor_model_parallel_all_reduce",
         "sglang.srt.entrypoints.anthropic.protocol": (
@@ -63,6 +60,7 @@ NAMES = names_in(
         "sglang.srt.managers.tokenizer_manager": "TokenizerManager",
         "sglang.srt.mem_cache.allocator.paged": "PagedTokenToKVPoolAllocator",
         "sglang.srt.mem_cache.index_key_cache": "IndexKeyCache",
+        "sglang.srt.mem_cache.kv_cache_configurator": "calculate_mla_kv_cache_dim",
         "sglang.srt.mem_cache.memory_pool": "DSATokenToKVPool MLATokenToKVPool",
         "sglang.srt.model_executor.cuda_graph_config": "Backend Phase check_cuda_graph_backend",
         "sglang.srt.model_executor.forward_batch_info": "ForwardBatch",
@@ -145,6 +143,12 @@ PLACES: dict[str, Place] = {
         ),
         ("self", "recv_req"),
     ),
+    "handle_model_specific_adjustments": Place(
+        ("sglang.srt.arg_groups.model_hook.handle_model_specific_adjustments",), ("server_args",)
+    ),
+    "handle_deterministic_inference": Place(
+        ("sglang.srt.arg_groups.attention_hook.handle_deterministic_inference",), ("server_args",)
+    ),
     "ServerArgs._handle_model_specific_adjustments": Place(
         ("sglang.srt.server_args.ServerArgs._handle_model_specific_adjustments",), ("self",)
     ),
@@ -153,7 +157,7 @@ PLACES: dict[str, Place] = {
     ),
     "DefaultPoolConfigurator._compute_cell_size": Place(
         ("sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",),
-        ("self", "mr", "num_layers"),
+        ("self",),
     ),
     "_setup_and_run_http_server": Place(
         ("sglang.srt.entrypoints.http_server._setup_and_run_http_server",), ("server_args", "tokenizer_manager")
@@ -296,7 +300,10 @@ PLACES: dict[str, Place] = {
         ),
     ),
     "assign_extend_cache_locs_func": Place(
-        ("sglang.srt.speculative.triton_ops.cache_locs.assign_extend_cache_locs_func",),
+        (
+            "sglang.kernels.ops.speculative.cache_locs.assign_extend_cache_locs_func",
+            "sglang.srt.speculative.triton_ops.cache_locs.assign_extend_cache_locs_func",
+        ),
         ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "batch_size", "draft_token_num", "device"),
     ),
     "eagle_sample": Place(
@@ -321,57 +328,58 @@ def installed_version() -> str:
 
 
 def declares_options() -> bool:
-    """Whether options are sealed once given, and decided upon beside them, in steps that a plugin may go around.
+    """Whether options are sealed once given, and decided upon beside them, in functions of their own.
 
-    0.5.23: yes. In 0.5.15 they are fields of one object, which is written to.
+    From 0.5.19 on. Before, they are fields of one object, which its methods write to.
     """
-    return find_spec("sglang.srt.arg_groups.resolution_hooks") is not None
+    return _has("declare_resolution")
 
 
 def knows_cut_answers() -> bool:
-    """Whether parsers are told that a stream is over, and a call or an answer can say that it is cut. 0.5.23: yes."""
+    """Whether an item of Responses can say that it is cut. 0.5.23: yes; from 0.5.18 on an answer alone can."""
+    return hasattr(lookup(NAMES, "OpenAIServingResponses"), "_build_response")
+
+
+def tells_detectors() -> bool:
+    """Whether a detector is told what follows it and that a stream is over, and its reading is kept. From 0.5.18 on."""
     return hasattr(lookup(NAMES, "BaseFormatDetector"), "finish")
 
 
 def keeps_special_tokens() -> bool:
-    """Whether the Responses API asks for the special tokens that its parsers need, as Chat does. 0.5.23: yes."""
+    """Whether the Responses API asks for the special tokens that its parsers need, as Chat does. From 0.5.18 on."""
     return "skip_special_tokens" in lookup(NAMES, "MessageProcessingResult").__dataclass_fields__
 
 
 def serves_responses() -> bool:
     """Whether the Responses API can be served here. SGLang goes on without it where a package of its is missing."""
-    try:
-        pkgutil.resolve_name("sglang.srt.entrypoints.openai.serving_responses")
-    except ImportError:
-        return False
-    return True
+    return _has("OpenAIServingResponses")
 
 
 def gives_reasoning() -> bool:
-    """Whether past thoughts of an Anthropic conversation stay reasoning. 0.5.23: yes."""
+    """Whether past thoughts of an Anthropic conversation stay reasoning. From 0.5.19 on."""
     return hasattr(lookup(NAMES, "OpenAIServingChat"), "supports_native_reasoning_history")
 
 
 def asks_the_platform() -> bool:
-    """Whether a platform says what its device can do, and SGLang leaves out what it cannot. 0.5.23: yes.
+    """Whether a platform says what its device can do, and SGLang leaves out what it cannot. From 0.5.22 on.
 
-    0.5.15 runs Triton and NCCL wherever they are installed.
+    Before, Triton and NCCL run wherever they are installed.
     """
     return hasattr(lookup(NAMES, "SRTPlatform"), "capabilities")
 
 
 def reckons_fp8_latents() -> bool:
-    """Whether SGLang knows how many bytes latents in fp8 take, when it sizes the pool. 0.5.23: yes."""
-    return find_spec("sglang.srt.mem_cache.kv_cache_configurator") is not None
+    """Whether SGLang knows how many bytes latents in fp8 take, when it sizes the pool. From 0.5.17 on."""
+    return _has("calculate_mla_kv_cache_dim")
 
 
 def wraps_index_keys() -> bool:
-    """Whether a pool holds its index keys in an object of their own. 0.5.23: yes. In 0.5.15 they are a list."""
-    return find_spec("sglang.srt.mem_cache.index_key_cache") is not None
+    """Whether a pool holds its index keys in an object of their own. From 0.5.18 on. Before, they are a list."""
+    return _has("IndexKeyCache")
 
 
 def masks_itself() -> bool:
-    """Whether a batch's grammar mask knows how it is applied. 0.5.23: yes. In 0.5.15 it is a tensor."""
+    """Whether a batch's grammar mask knows how it is applied. From 0.5.17 on. Before, it is a tensor."""
     return _has("GrammarMask")
 
 

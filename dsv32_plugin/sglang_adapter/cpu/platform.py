@@ -65,11 +65,11 @@ class DsaCpuPlatform(SRTPlatform):
         return BACKEND_NAME
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
-        """0.5.23; None where SGLang's own will do."""
+        """From 0.5.22 on; None where SGLang's own will do."""
         return self.get_dsa_kv_pool_cls() if kind == "dsa" else None
 
     def get_dsa_kv_pool_cls(self) -> type:
-        """0.5.15."""
+        """Before 0.5.22."""
         from dsv32_plugin.sglang_adapter.caches import DsaTokenToKVPool
 
         return DsaTokenToKVPool

@@ -140,7 +140,7 @@ def eagle_sample_masked(
     *of_other_algorithms: Any,
     **of_watermarks: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`eagle_sample` of 0.5.23; the guard lets no watermarks in here."""
+    """`eagle_sample` from 0.5.17 on; the guard lets no watermarks in here."""
     mask = None if grammar_mask is None else grammar_mask.apply
     return _verdict(verify_input, batch, logits_output.next_token_logits, mask)
 
