@@ -12,7 +12,7 @@ from dsv32_plugin.core.step import LayerCaches
 from dsv32_plugin.kernels import cache_layout
 from dsv32_plugin.sglang_adapter import arguments, upstream
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
-from dsv32_plugin.sglang_adapter.upstream import DSATokenToKVPool, MLATokenToKVPool
+from dsv32_plugin.sglang_adapter.upstream import GPU_MEMORY_TYPE_KV_CACHE, DSATokenToKVPool, MLATokenToKVPool
 
 
 class DsaTokenToKVPool(DSATokenToKVPool):
@@ -74,12 +74,12 @@ class DsaTokenToKVPool(DSATokenToKVPool):
             width, index_dtype = index_head_dim, model_dtype
         self.index_k_with_scale_buffer_dtype = index_dtype
         pages = ((size if index_buf_size is None else index_buf_size) + page_size + 1) // page_size
-        self._hold_index_keys(
-            [
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+            buffers = [
                 torch.zeros((0 if shares else pages, page_size * width), dtype=index_dtype, device=device)
                 for shares in self.skip_topk_layers
             ]
-        )
+        self._hold_index_keys(buffers)
         self._finalize_allocation_log(size)
 
     def _hold_index_keys(self, buffers: list[torch.Tensor]) -> None:

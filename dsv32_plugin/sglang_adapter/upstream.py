@@ -18,6 +18,7 @@ NAMES = names_in(
     {
         "sglang": "ENGINE_VERSION=__version__",
         "sglang.srt.arg_groups.overrides": "attention_backends_of declare_resolution model_config_of resolving_view",
+        "sglang.srt.constants": "GPU_MEMORY_TYPE_KV_CACHE",
         "sglang.srt.constrained.base_grammar_backend": "GrammarMask",
         "sglang.srt.distributed": "tensor_model_parallel_all_gather tensor_model_parallel_all_reduce",
         "sglang.srt.entrypoints.anthropic.protocol": (
