@@ -124,7 +124,9 @@ UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
 def publish(server_args: ServerArgs) -> None:
     """Make them those of this process, its first rank."""
     if upstream.declares_options():
-        runtime_context.publish(server_args, role="scheduler", ranks=runtime_context.SpawnRanks(world_rank=0))
+        has_ranks = hasattr(runtime_context, "SpawnRanks")
+        ranks = {"ranks": runtime_context.SpawnRanks(world_rank=0)} if has_ranks else {}
+        runtime_context.publish(server_args, role="scheduler", **ranks)
     else:
         runtime_context.get_context().set_server_args(server_args)
 
