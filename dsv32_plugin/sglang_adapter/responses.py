@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, OpenAIServingResponses, ResponsesRequest
 
 INCOMPLETE: Literal["incomplete"] = "incomplete"
-MARKED = ("response.output_item.done", "response.completed", "response.incomplete")
-"""Events that tell of an end. From 0.5.20 on one of an answer that reached its limit is `response.incomplete`."""
+MARKED = ("response.output_item.done", "response.completed", "response.incomplete", "response.failed")
+"""Events that tell of an end. From 0.5.20 on the last one says by its name how the answer ended."""
 
 
 class CutResponse(ResponsesResponse):
@@ -162,8 +162,9 @@ async def stream_around(
         if kind == "response.output_item.done":
             _mark(fields["item"])
         else:
-            said = _said_of(fields["response"]["output"], finish)
-            fields["response"] |= said
+            response = fields["response"]
+            said = _said_of(response["output"], finish, response["status"])
+            response |= said
             fields["type"] = kind = "response.incomplete" if said else kind
             if stored := serving.response_store.get(request.request_id):
                 await _stored_as_cut(serving, stored, finish)
@@ -175,11 +176,12 @@ async def _stored_as_cut(
 ) -> ResponsesResponse:
     """The response, or in its place one that says that it is cut."""
     items = [item.model_dump() for item in response.output]
-    said = _said_of(items, finish)
+    said = _said_of(items, finish, response.status)
+    for item, fields in zip(response.output, items, strict=True):
+        if fields.get("status") == INCOMPLETE:
+            item.status = INCOMPLETE
     if not said:
         return response
-    for item, fields in zip(response.output, items, strict=True):
-        item.status = fields["status"]
     cut = CutResponse.model_construct(**{**dict(response), **said})
     async with serving.response_store_lock:
         if serving.response_store.get(response.id) is response:
@@ -187,11 +189,11 @@ async def _stored_as_cut(
     return cut
 
 
-def _said_of(items: list[dict[str, Any]], finish: dict[str, Any] | None) -> dict[str, Any]:
-    """What a response says of itself that is cut, nothing of another; its unfinished calls are marked."""
+def _said_of(items: list[dict[str, Any]], finish: dict[str, Any] | None, status: str) -> dict[str, Any]:
+    """What a response says of itself that is cut, nothing of others and of one that failed; cut calls are marked."""
     marked = [_mark(item) for item in items]
     limited = finish is not None and finish["type"] == "length"
-    if not (limited or any(marked)):
+    if status == "failed" or not (limited or any(marked)):
         return {}
     return {"status": INCOMPLETE, "incomplete_details": {"reason": "max_output_tokens"} if limited else None}
 
