@@ -22,6 +22,7 @@ from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Mo
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.sglang_adapter import float32, upstream
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
+from dsv32_plugin.surface import first_of
 from dsv32_plugin.tools.tiny import TinySpec
 
 pytestmark = pytest.mark.engine
@@ -178,7 +179,7 @@ print(json.dumps(errors))
 
 def test_the_kernel_can_store_float32() -> None:
     """SGLang's kernel itself, in Triton's interpreter: it is the type that it is given which costs 13 bits."""
-    module = upstream.first_of(*upstream.PLACES["invoke_fused_moe_kernel"].targets).rpartition(".")[0]
+    module = first_of(*upstream.PLACES["invoke_fused_moe_kernel"].targets).rpartition(".")[0]
     program = PRODUCT.replace("{module}", module)
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True

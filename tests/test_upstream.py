@@ -170,7 +170,6 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
             "supports_native_reasoning_history",
         ),
         "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
-        "reckons_fp8_latents": ("sglang.srt.mem_cache.kv_cache_configurator:calculate_mla_kv_cache_dim", None),
         "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
         "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
     },
@@ -178,9 +177,9 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
 """What one of an engine's newest release and its oldest that is served has, and the other has not."""
 PROBES = {
     "vllm": {"surface_names"},
-    "sglang": {"serves_responses", "installed_version", "without_dsa", "surface_names"},
+    "sglang": {"serves_responses", "installed_version", "reckons_fp8_latents", "without_dsa", "surface_names"},
 }
-"""What else is asked there: `serves_responses` asks for a package."""
+"""What else is asked there: `serves_responses` asks for a package, `reckons_fp8_latents` for what a function calls."""
 
 
 @engines

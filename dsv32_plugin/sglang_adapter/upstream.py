@@ -6,6 +6,8 @@ what a release, installed or unpacked, has otherwise than those that the adapter
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -61,7 +63,6 @@ NAMES = names_in(
         "sglang.srt.managers.tokenizer_manager": "TokenizerManager",
         "sglang.srt.mem_cache.allocator.paged": "PagedTokenToKVPoolAllocator",
         "sglang.srt.mem_cache.index_key_cache": "IndexKeyCache",
-        "sglang.srt.mem_cache.kv_cache_configurator": "calculate_mla_kv_cache_dim",
         "sglang.srt.mem_cache.memory_pool": "DSATokenToKVPool MLATokenToKVPool",
         "sglang.srt.model_executor.cuda_graph_config": "Backend Phase check_cuda_graph_backend",
         "sglang.srt.model_executor.forward_batch_info": "ForwardBatch",
@@ -370,8 +371,12 @@ def asks_the_platform() -> bool:
 
 
 def reckons_fp8_latents() -> bool:
-    """Whether SGLang knows how many bytes latents in fp8 take, when it sizes the pool. From 0.5.17 on."""
-    return _has("calculate_mla_kv_cache_dim")
+    """Whether SGLang knows how many bytes latents in fp8 take, when it sizes the pool. From 0.5.17 on.
+
+    0.5.16 has a function that knows it, and does not ask it here.
+    """
+    size = inspect.unwrap(pkgutil.resolve_name(PLACES["DefaultPoolConfigurator._compute_cell_size"].targets[0]))
+    return "calculate_mla_kv_cache_dim" in size.__code__.co_names
 
 
 def wraps_index_keys() -> bool:
