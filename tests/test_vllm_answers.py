@@ -366,5 +366,9 @@ def test_the_page_of_patches_names_every_hook() -> None:
     ]
     assert [f"vllm.{row}" for row in rows] == [
         "vllm.parser.ParserManager.get_parser",
-        *(target for place, _ in endpoints.HOOKS for target in upstream.PLACES[place].targets),
+        *(
+            target
+            for place, _ in endpoints.HOOKS + endpoints.LABELS + endpoints.ASSEMBLED_LABELS
+            for target in upstream.PLACES[place].targets
+        ),
     ]

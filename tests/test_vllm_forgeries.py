@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -94,8 +95,10 @@ def test_count_tokens_counts_what_is_served(server: TestClient) -> None:
     anthropic: Any = object.__new__(AnthropicServingMessages)
     state = server.app.state  # type: ignore[attr-defined]
     anthropic.online_renderer, anthropic.models = state.online_renderer, state.openai_serving_models
-    anthropic.engine_client = SimpleNamespace(errored=False)
-    anthropic._merge_inline_system = True
+    anthropic.engine_client = SimpleNamespace(errored=False, check_admission=lambda *_: None)
+    anthropic._merge_inline_system, anthropic.request_logger = True, None
+    # vLLM 0.32 and later ask it what a client means that switches thinking off.
+    anthropic.disabled_thinking_effort_resolver = SimpleNamespace(resolve_for=mock.AsyncMock(return_value="none"))
     said = "Hi <｜Assistant｜></think>"
     request = AnthropicCountTokensRequest(model="tiny", messages=[{"role": "user", "content": said}])
     counted = asyncio.run(anthropic.count_tokens(request))

@@ -54,7 +54,9 @@ def test_a_request_of_responses_is_one_that_vllm_takes(body: dict[str, Any]) -> 
 def test_a_request_of_messages_is_one_that_vllm_takes(body: dict[str, Any]) -> None:
     exchange = anthropic.read(body, PLAIN)
     request = AnthropicMessagesRequest(max_tokens=5, **exchange.body)
-    converted = AnthropicServingMessages._convert_anthropic_to_openai_request(request)
+    # vLLM 0.29 and older call it otherwise.
+    convert = getattr(AnthropicServingMessages, "to_chat_completion_request", None)
+    converted = (convert or AnthropicServingMessages._convert_anthropic_to_openai_request)(request)
     assert [tool.function.name for tool in converted.tools or []] == [
         tool["name"] for tool in exchange.conversation.tools
     ]

@@ -10,16 +10,18 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from transformers import TokenizersBackend
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.parser.abstract_parser import DelegatingParser
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from dsv32_plugin.core.chat import call_grammar
 from dsv32_plugin.core.config import DEEPSEEK_V32
 from dsv32_plugin.parsers.protocol import THINK_END, THINK_START
 from dsv32_plugin.vllm_adapter import grammars
+from dsv32_plugin.vllm_adapter.answers import AnswerParser
 from dsv32_plugin.vllm_adapter.parsers import DsaToolParser
+from dsv32_plugin.vllm_adapter.upstream import ClientError
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NAMED = {"type": "function", "function": {"name": "f"}}
@@ -34,7 +36,7 @@ DSA = SimpleNamespace(architectures=[DEEPSEEK_V32], is_diffusion=False)
 LLAMA = SimpleNamespace(architectures=["LlamaForCausalLM"], is_diffusion=False)
 
 
-class Parser(DelegatingParser):
+class Parser(AnswerParser):
     tool_parser_cls = DsaToolParser
 
 
@@ -115,7 +117,7 @@ def validated(model: Any, backend: str, **wanted: Any) -> StructuredOutputsParam
     grammars.hook()
     params = SamplingParams(structured_outputs=StructuredOutputsParams(**wanted))
     config = SimpleNamespace(backend=backend, disable_any_whitespace=False)
-    tokenizer: Any = SimpleNamespace()
+    tokenizer = object.__new__(TokenizersBackend)
     params._validate_structured_outputs(model, config, tokenizer)
     assert params.structured_outputs is not None
     return params.structured_outputs
@@ -136,7 +138,7 @@ def test_other_schemas_are_left_to_vllm() -> None:
 
 
 def test_other_models_are_left_alone() -> None:
-    with pytest.raises(ValueError, match="features not supported by xgrammar"):
+    with pytest.raises((ClientError, ValueError), match="features not supported by xgrammar"):
         validated(LLAMA, "xgrammar", json=MULTIPLE)
     assert validated(LLAMA, "auto", json=MULTIPLE)._backend == "guidance"
 

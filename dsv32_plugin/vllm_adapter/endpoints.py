@@ -74,9 +74,9 @@ async def whole_response(original: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def _mark_incomplete(response: ResponsesResponse) -> None:
+    for item in response.output:
+        _label_call(item)
     open_calls = [item for item in response.output if _is_open_call(item)]
-    for item in open_calls:
-        item.status = "incomplete"
     if response.status == "completed" and open_calls:
         response.status = "incomplete"
         # OpenAI names two reasons, and this is neither: a stop string, or a model that ended inside a call.
@@ -88,6 +88,12 @@ def _mark_incomplete(response: ResponsesResponse) -> None:
 def _is_cut_short(response: ResponsesResponse) -> bool:
     details = response.incomplete_details
     return response.status == "incomplete" and details is not None and details.reason == CUT_SHORT
+
+
+def _label_call(item: Any) -> None:
+    """A call is complete once it is whole, also where vLLM 0.33 goes by the limit."""
+    if item.type == "function_call":
+        item.status = "incomplete" if _is_open_call(item) else "completed"
 
 
 def _is_open_call(item: Any) -> bool:
@@ -103,10 +109,13 @@ class ResponseIncompleteEvent(OpenAIResponseIncompleteEvent):
 async def streamed_response(
     original: Callable[..., AsyncIterator[Any]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[Any]:
-    """The events of a response: items that were cut are incomplete, and so is the response at the end."""
+    """The events of a response: items that were cut are incomplete, and so is the response at the end.
+
+    vLLM 0.33 has an event for that itself.
+    """
     done: Any = None  # the event of an item, held back: it is the last one, or not
     async for event in original(*args, **kwargs):
-        ended = isinstance(event, ResponseCompletedEvent)
+        ended = event.type in ("response.completed", "response.incomplete")
         if done is not None:
             if ended and _is_cut_short(event.response) and done.item.type in ("message", "reasoning"):
                 done.item.status = "incomplete"
@@ -114,9 +123,8 @@ async def streamed_response(
             done = None
         if isinstance(event, ResponseOutputItemDoneEvent):
             done = event
-            if _is_open_call(done.item):
-                done.item.status = "incomplete"
-        elif ended and event.response.status == "incomplete":
+            _label_call(done.item)
+        elif isinstance(event, ResponseCompletedEvent) and event.response.status == "incomplete":
             fields = {"sequence_number": event.sequence_number, "response": event.response}
             yield ResponseIncompleteEvent(type="response.incomplete", **fields)
         else:
@@ -140,36 +148,50 @@ def whole_message(
 ) -> AnthropicMessagesResponse:
     """A message of Anthropic's API. `input` is an object, so that of a call that was cut holds what ended."""
     choice = completion.choices[0]
+    is_cut = any(cut_reason(call.function) is not None for call in choice.message.tool_calls)
     for call in choice.message.tool_calls:
         if not is_complete(call.function.arguments):
             value_is_open = getattr(call.function, "_value_is_open", True)
             ended, _ = ended_parameters(call.function.arguments, value_is_open=value_is_open)
             call.function = call.function.model_copy(update={"arguments": json.dumps(ended)})
     message = original(serving, completion)
-    if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):
-        message.stop_reason, message.stop_sequence = "stop_sequence", choice.stop_reason
+    # Up to 0.28 vLLM does not say that a stop sequence came; from 0.32 on every call is a use of a tool.
+    if choice.finish_reason == "stop" and (is_cut or message.stop_reason == "end_turn"):
+        stop_sequence = choice.stop_reason if isinstance(choice.stop_reason, str) else None
+        message.stop_reason = "end_turn" if stop_sequence is None else "stop_sequence"
+        message.stop_sequence = stop_sequence
     return message
 
 
 async def streamed_message(
-    original: Callable[..., AsyncIterator[str]], serving: Any, completion: AsyncGenerator[str, None]
+    original: Callable[..., AsyncIterator[str]], serving: Any, completion: AsyncGenerator[Any, None]
 ) -> AsyncIterator[str]:
-    """The events of a message."""
+    """The events of a message, with the same reasons for its end."""
     stop_sequence: str | None = None
+    arguments: str | None = None  # of the last call
 
-    async def chunks() -> AsyncIterator[str]:
+    async def chunks() -> AsyncIterator[Any]:
         nonlocal stop_sequence
         async for chunk in completion:
-            if '"stop_reason":"' in chunk:
+            # 0.33 hands objects on, and says itself that a stop sequence came.
+            if isinstance(chunk, str) and '"stop_reason":"' in chunk:
                 for choice in json.loads(chunk.removeprefix("data:"))["choices"]:
                     stop_sequence = choice["stop_reason"] if choice["finish_reason"] == "stop" else None
             yield chunk
 
     async for event in original(serving, chunks()):
-        if stop_sequence is not None and event.startswith("event: message_delta\n"):
-            head, _, data = event.partition("data: ")
+        head, _, data = event.partition("data: ")
+        if head.startswith("event: content_block_start\n") and '"tool_use"' in data:
+            arguments = ""
+        elif '"input_json_delta"' in data and arguments is not None:
+            arguments += json.loads(data)["delta"]["partial_json"]
+        elif head.startswith("event: message_delta\n"):
             content = json.loads(data)
-            content["delta"] |= {"stop_reason": "stop_sequence", "stop_sequence": stop_sequence}
+            delta = content["delta"]
+            if delta["stop_reason"] == "end_turn" and stop_sequence is not None:
+                delta |= {"stop_reason": "stop_sequence", "stop_sequence": stop_sequence}
+            elif delta["stop_reason"] == "tool_use" and arguments is not None and not is_complete(arguments):
+                delta["stop_reason"] = "end_turn"
             event = f"{head}data: {json.dumps(content, ensure_ascii=False)}\n\n"
         yield event
 

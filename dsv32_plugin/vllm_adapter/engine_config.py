@@ -44,6 +44,7 @@ def _verify_and_update(vllm_config: VllmConfig) -> None:
     from dsv32_plugin.vllm_adapter import guard
 
     guard.check_checkpoint(vllm_config)
+    guard.check_given(vllm_config)
     guard.check_options(vllm_config)
     # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
     vllm_config.model_config.disable_cascade_attn = True

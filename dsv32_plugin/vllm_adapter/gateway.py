@@ -69,5 +69,5 @@ def _answer_anthropic_errors() -> None:
 async def _answering(handler: Callable[..., Awaitable[Any]], serving: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return await handler(serving, *args, **kwargs)
-    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+    except (upstream.ClientError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
         return serving.create_error_response(error)

@@ -43,12 +43,22 @@ def check_checkpoint(vllm_config: VllmConfig) -> None:
         raise ConfigError("num_nextn_predict_layers", "at least 1 for method mtp", 0, "leave --speculative-config out")
 
 
+def check_given(vllm_config: VllmConfig) -> None:
+    """Raise NotImplementedError for an option that is refused; asked before vLLM fills in what was left out."""
+    for expected, default, value in options.refused(vllm_config):
+        raise NotImplementedError(f"{expected} {default}, got {value}; leave it out, or {IN_TREE_HINT}")
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and "HiSparse" in f"{transfer.kv_connector} {transfer.kv_connector_extra_config}":
+        raise NotImplementedError(
+            f"--kv-transfer-config: expected no HiSparseConnector, got {transfer.kv_connector}; leave it out, "
+            f"or {IN_TREE_HINT}"
+        )
+
+
 def check_options(vllm_config: VllmConfig) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
     if vllm_config.lora_config is not None:
         raise NotImplementedError(f"--enable-lora: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
-    for expected, default, value in options.refused(vllm_config):
-        raise NotImplementedError(f"{expected} {default}, got {value}; leave it out, or {IN_TREE_HINT}")
     model = vllm_config.model_config
     if model.dtype not in DsaBackend.supported_dtypes:
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")

@@ -176,7 +176,7 @@ class DsaForCausalLM(nn.Module, SupportsPP):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.loader = weights.Loader(self, config, vllm_config)
         guard.check_backend()
-        hooks.at("GPUModelRunner.reload_weights", updates.reload_around)
+        hooks.at("Worker.reload_weights", updates.reload_around)
         choices = dispatch.choices(vllm_config.device_config.device)
         logger.info_once(
             "dsv32: serving %s with dsv32-plugin %s on %s; kernels: %s",

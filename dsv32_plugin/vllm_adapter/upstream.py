@@ -29,6 +29,7 @@ NAMES = names_in(
         ),
         "vllm.entrypoints.openai.responses.protocol": "ResponseCompletedEvent ResponsesRequest ResponsesResponse",
         "vllm.envs": "VLLM_BATCH_INVARIANT VLLM_ENABLE_RESPONSES_API_STORE",
+        "vllm.exceptions": "ClientError=VLLMClientError ClientError=VLLMValidationError",
         "vllm.forward_context": "get_forward_context",
         "vllm.inputs": "EngineInput",
         "vllm.logger": "init_logger",
@@ -88,7 +89,6 @@ NAMES = names_in(
         "vllm.v1.kv_cache_interface": "AttentionSpec MLAAttentionSpec",
         "vllm.v1.kv_cache_layout": "KVCacheLayout",
         "vllm.v1.structured_output.backend_xgrammar": "has_xgrammar_unsupported_json_features",
-        "vllm.v1.worker.gpu_model_runner": "GPUModelRunner",
     }
 )
 """What we call it -> where it is; `ours=theirs` where these differ."""
@@ -146,9 +146,7 @@ PLACES: dict[str, Place] = {
         ("vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",),
         ("self", "scheduler_output", "sampler_output"),
     ),
-    "GPUModelRunner.reload_weights": Place(
-        ("vllm.v1.worker.gpu_model_runner.GPUModelRunner.reload_weights",), ("self", "weights_iterator", "weights_path")
-    ),
+    "Worker.reload_weights": Place(("vllm.v1.worker.gpu_worker.Worker.reload_weights",), ("self",)),
 }
 """Where our code is called, by the end of the path (see `hooks` and docs/patches.md)."""
 

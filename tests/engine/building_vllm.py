@@ -20,6 +20,7 @@ from vllm.distributed import (
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker
 
 from dsv32_plugin.engines import VLLM as ENGINE
 from dsv32_plugin.tools.serving import free_port
@@ -37,7 +38,7 @@ BAD_OPTIONS = [
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
 TESTED_VERSIONS = [ENGINE.install, "0.26.0+cpu"]
-UNTESTED_VERSIONS = ["0.25.9", "0.27.0", "1.0.0", "dev"]
+UNTESTED_VERSIONS = ["0.25.9", "0.34.0", "1.0.0", "dev"]
 
 
 @contextmanager
@@ -56,16 +57,16 @@ def builder() -> Iterator[Build]:
 
 def update_from_disk(model: Any, folder: Path) -> None:
     """What `collective_rpc("reload_weights", ...)` calls; raises what it raises."""
-    runner = SimpleNamespace(
-        get_model=lambda: model,
-        model_config=model.loader._model_config,
-        load_config=LoadConfig(),
-        reset_encoder_cache=lambda: None,
-        reset_mm_cache=lambda: None,
-    )
+    runner = object.__new__(GPUModelRunner)
+    runner.model, runner.lora_config = model, None
+    runner.model_config, runner.load_config = model.loader._model_config, LoadConfig()
+    runner.reset_lora_state = runner.reset_encoder_cache = runner.reset_mm_cache = lambda: None
+    config = SimpleNamespace(model_config=runner.model_config, load_config=runner.load_config, lora_config=None)
+    worker = SimpleNamespace(model_runner=runner, vllm_config=config)
+    runner.vllm_config = config
     before = runner.model_config.model
     try:
-        GPUModelRunner.reload_weights(runner, weights_path=str(folder))
+        Worker.reload_weights(worker, weights_path=str(folder))
     except BaseException:
         assert runner.model_config.model == before, "the next reload is not from the bad folder"
         raise

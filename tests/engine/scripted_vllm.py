@@ -135,7 +135,10 @@ def serve(model: Path, *options: str) -> Iterator[ScriptedServer]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         given = ["--model", str(model), "--served-model-name", "tiny", "--max-model-len", str(CONTEXT), *options]
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(given)
+        parser = make_arg_parser(FlexibleArgumentParser())
+        # Derendering, from 0.30 on.
+        given += ["--enable-scale-out"] * ("--enable-scale-out" in parser._option_string_actions)
+        args = parser.parse_args(given)
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         script, made = Script(), {}
 

@@ -35,8 +35,9 @@ KEYS = gl.constexpr(64)
 """Keys a step."""
 UNIT = gl.constexpr(16)
 """Rows and pages begin at multiples of so many elements."""
-# Triton 3.6 calls it thread_barrier; can go with it.
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+NEWER = hasattr(gl, "barrier")
+"""Triton 3.7 or newer, which gives out registers otherwise; can go with 3.6, whose barrier is thread_barrier."""
+barrier = gl.barrier if NEWER else gl.thread_barrier
 """Every thread of the program waits here for the others."""
 
 

@@ -14,6 +14,9 @@ RELOADED = "a few addresses, reloaded once a step; the accumulator fills half of
 SPILLS = (
     Spill("attend", {"BLOCK_H": 64}, 80, RELOADED),
     Spill("attend", {}, 16, RELOADED),
+    Spill(
+        "many_heads", {"FP8": True}, 24, "a few values of the left half, with Triton 3.7 and 3.8 in the widest variant"
+    ),
     Spill("few_heads_fp8", {}, 16, "a few addresses of the warps that fetch, once a step of 64 keys"),
 )
 TOPK = 2048
