@@ -25,7 +25,6 @@ from sglang.srt.model_loader import get_model
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dsv32_plugin.engines import SGLANG as ENGINE
 from dsv32_plugin.sglang_adapter import arguments, upstream
 from dsv32_plugin.tools.serving import free_port
 
@@ -117,8 +116,6 @@ if "enable_return_aux_hidden_states" in DECLARED:
             id="aux-hidden-states",
         ),
     ]
-TESTED_VERSIONS = [ENGINE.install, *(release.name for release in ENGINE.releases)]
-UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
 
 
 def publish(server_args: ServerArgs) -> None:

@@ -21,7 +21,6 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from dsv32_plugin.engines import VLLM as ENGINE
 from dsv32_plugin.tools.serving import free_port
 
 PAGE_SIZE = 64 if torch.cuda.is_available() else 16
@@ -36,8 +35,6 @@ BAD_OPTIONS = [
     ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
-TESTED_VERSIONS = [ENGINE.install, "0.26.0+cpu"]
-UNTESTED_VERSIONS = ["0.25.9", "0.27.0", "1.0.0", "dev"]
 
 
 @contextmanager

@@ -47,16 +47,3 @@ def test_a_bad_option_is_named(build: Build, damageable: Path, options: dict[str
     with pytest.raises((ValueError, RuntimeError), match="--") as error:
         build(damageable, **options)
     assert says in str(error.value)
-
-
-@pytest.mark.parametrize("version", building.UNTESTED_VERSIONS)
-def test_an_untested_engine_is_refused_by_its_version(version: str) -> None:
-    problem = building.ENGINE.version_problem(version)
-    assert problem is not None
-    assert version in problem
-    assert building.ENGINE.install in problem
-
-
-@pytest.mark.parametrize("version", building.TESTED_VERSIONS)
-def test_the_tested_engine_is_accepted(version: str) -> None:
-    assert building.ENGINE.version_problem(version) is None
