@@ -4,16 +4,19 @@ PYTHON ?= python3
 ENGINE ?= vllm
 BIN := .venv/bin
 SGLANG_BIN := .venv-sglang/bin
-# A newer SGLang that the plugin also serves; pyproject.toml has the one to use.
-SGLANG_NEXT := 0.5.23
-SGLANG_NEXT_BIN := .venv-sglang-next/bin
+# The other end of what is served has two more environments, and `make test-releases` one after the other.
+OLDEST_BIN := .venv-oldest/bin
+SGLANG_OLDEST_BIN := .venv-sglang-oldest/bin
 # Real clients and agents, in front of the server of the ENGINE.
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
 UV := .tools/bin/uv
 READY := .venv/.ready
 SGLANG_READY := .venv-sglang/.ready
-SGLANG_NEXT_READY := .venv-sglang-next/.ready
+OLDEST_READY := .venv-oldest/.ready
+SGLANG_OLDEST_READY := .venv-sglang-oldest/.ready
+# The first and the last release of an engine in its record.
+release = $(shell $(PYTHON) -c 'from dsv32_plugin.engines import ENGINES; print(ENGINES["$(1)"].releases[$(2)].name)')
 TYPED := build/typed
 PYTEST_OPTIONS ?=
 
@@ -23,18 +26,19 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-vllm test-sglang test-sglang-next test-clients lint wheel clean
+.PHONY: help demo check test test-fast test-vllm test-sglang test-oldest test-vllm-oldest test-sglang-oldest test-releases test-clients lint wheel clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make check   lint, types and the fast tests, before a commit: three minutes"
-	@echo "make test    lint, types and tests, those with the real engines included"
+	@echo "make test    lint, types and tests, with the newest release of each engine"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
+	@echo "make test-oldest     what a release can break, with the oldest release of each engine; OLDEST=tests for all"
+	@echo "make test-releases   the demo with every release of each engine, installed one after the other"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel, into dist/"
 	@echo "make clean   remove what these made, the environments included"
 	@echo "make test-clients       real clients in front of a server of vLLM, or ENGINE=sglang; needs npm"
-	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"
 
 ifeq ($(ENGINE),sglang)
 demo: $(SGLANG_READY)
@@ -52,7 +56,7 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -q -m "not engine and not gpu" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -q -m "not engine and not gpu and not index" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
 
 # Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)
@@ -60,13 +64,30 @@ test: lint $(SGLANG_READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
 
 test-vllm: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not index" $(PYTEST_OPTIONS)
 
+# The shorter of the two has what only one needs to do.
 test-sglang: $(SGLANG_READY)
-	$(SGLANG_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m "engine or upstream or index" $(PYTEST_OPTIONS)
 
-test-sglang-next: $(SGLANG_NEXT_READY)
-	$(SGLANG_NEXT_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
+# What depends on the engine's release, in minutes: the names and hooks, start-up and what is refused, a chat with tools
+# through the real server, and tokens and log-probabilities of batches as Hugging Face has them. What our own code computes
+# from there on the newest release shows for all. With vLLM also the kernels, by the oldest Triton.
+OLDEST := tests/test_upstream.py tests/test_doctor.py tests/test_demo.py tests/engine/test_bad_input.py \
+	tests/engine/test_parity.py::test_concurrent_chunked_and_mixed_batches
+VLLM_OLDEST := $(OLDEST) $(if $(filter tests,$(OLDEST)),,tests/test_vllm_chat_hooks.py tests/kernels/test_aot.py)
+SGLANG_OLDEST := $(OLDEST) $(if $(filter tests,$(OLDEST)),,tests/test_sglang_chat_hooks.py)
+test-oldest: $(OLDEST_READY) $(SGLANG_OLDEST_READY)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm-oldest test-sglang-oldest
+
+test-vllm-oldest: $(OLDEST_READY)
+	DSV32_AOT_SHARE=16 $(OLDEST_BIN)/python -m pytest $(VLLM_OLDEST) $(PYTEST_OPTIONS)
+
+test-sglang-oldest: $(SGLANG_OLDEST_READY)
+	$(SGLANG_OLDEST_BIN)/python -m pytest -m "engine or upstream" $(SGLANG_OLDEST) $(PYTEST_OPTIONS)
+
+test-releases: | $(UV)
+	$(PYTHON) tools/releases.py $(ENGINES)
 
 ifeq ($(ENGINE),sglang)
 test-clients: ENGINE_BIN := $(SGLANG_BIN)
@@ -94,12 +115,14 @@ wheel: | $(UV)
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv .venv-sglang .venv-sglang-next $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-oldest .venv-sglang-oldest .venv-release $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): WANTED := -e ".[vllm,dev]"
-$(SGLANG_READY): WANTED := -e ".[sglang,dev]"
-$(SGLANG_NEXT_READY): WANTED := -e ".[dev]" sglang==$(SGLANG_NEXT)
-$(READY) $(SGLANG_READY) $(SGLANG_NEXT_READY): pyproject.toml | $(UV)
+# The extras take the newest there is; the tests, the newest that the plugin knows.
+$(READY): WANTED = -e ".[vllm,dev]" vllm==$(call release,vllm,-1)
+$(SGLANG_READY): WANTED = -e ".[sglang,dev]" sglang==$(call release,sglang,-1)
+$(OLDEST_READY): WANTED = -e ".[vllm,dev]" vllm==$(call release,vllm,0)
+$(SGLANG_OLDEST_READY): WANTED = -e ".[sglang,dev]" sglang==$(call release,sglang,0)
+$(READY) $(SGLANG_READY) $(OLDEST_READY) $(SGLANG_OLDEST_READY): pyproject.toml dsv32_plugin/engines.py | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
 	$(UV) pip install --python $(@D)/bin/python $(WANTED)
 	@touch $@
