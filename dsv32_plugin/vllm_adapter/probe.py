@@ -65,7 +65,8 @@ def registered() -> dict[str, Any]:
 def _path(entry: Any) -> str | None:
     if entry is None:
         return None
-    return f"{getattr(entry, 'module_name', '')}:{getattr(entry, 'class_name', '')}"
+    model = getattr(entry, "model_cls", None)  # of a class that was registered as such
+    return f"{model.__module__}:{model.__qualname__}" if model else f"{entry.module_name}:{entry.class_name}"
 
 
 def _model(entry: Any) -> str | None:

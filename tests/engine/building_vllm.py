@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,8 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.models import ModelRegistry
+from vllm.v1.attention.backends import registry
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from dsv32_plugin.tools.serving import free_port
@@ -35,6 +37,15 @@ BAD_OPTIONS = [
     ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
+
+
+TAKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "DeepseekV32ForCausalLM": lambda patch: patch.setitem(
+        ModelRegistry.models, "DeepseekV32ForCausalLM", ModelRegistry.models["DeepseekV3ForCausalLM"]
+    ),
+    "CUSTOM": lambda patch: patch.setitem(registry._ATTN_OVERRIDES, registry.AttentionBackendEnum.CUSTOM, "a.Rival"),
+}
+"""What another plugin does that registers itself in a place of ours, after us."""
 
 
 @contextmanager

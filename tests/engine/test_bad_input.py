@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, an option or the engine's version is said at start-up, by its name."""
+"""What is wrong with a checkpoint, an option or a plugin beside ours is said at start-up, by its name."""
 
 from __future__ import annotations
 
@@ -47,3 +47,15 @@ def test_a_bad_option_is_named(build: Build, damageable: Path, options: dict[str
     with pytest.raises((ValueError, RuntimeError), match="--") as error:
         build(damageable, **options)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("place", building.TAKEN)
+def test_a_place_that_another_plugin_has_taken_is_named(
+    build: Build, damageable: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """It would serve in ours, or break it, and nobody would know."""
+    build(damageable)
+    building.TAKEN[place](monkeypatch)
+    with pytest.raises(RuntimeError, match=f"{place}: expected dsv32_plugin.* to be registered") as error:
+        build(damageable)
+    assert "_PLUGINS=dsv32" in str(error.value)
