@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -67,14 +68,13 @@ class Installed:
 
     def check(self, kind: str) -> str:
         """What a check that has passed is remembered as."""
-        ours, torch, triton = (
-            f"dsv32-plugin-{__version__}",
-            f"torch-{_version('torch')}",
-            f"triton-{_version('triton')}",
-        )
-        return "_".join([f"{self.engine.distribution}-{self.version}", ours, torch, triton, self.device]) + f".{kind}"
+        versions = {self.engine.distribution: self.version, "dsv32-plugin": __version__}
+        versions |= {name: _version(name) for name in ("torch", "triton")}
+        return "_".join([*map("-".join, versions.items()), self.device]) + f".{kind}"
 
     def _lacks(self) -> str | None:
+        if find_spec(self.engine.distribution) is None:
+            return "nothing but its metadata is here"
         upstream = import_module(f"{self.engine.adapter}.upstream")
         folder = Path(str(upstream.__file__)).parent
         newest, before = list(surface.stored(folder).items())[-1]
@@ -122,8 +122,8 @@ def admit(found: Installed) -> None:
     """Raise RuntimeError for a release that cannot serve; called in every process, before anything is registered."""
     is_first = parent_process() is None
     if is_first:
-        for problem in installation.problems(found.engine):
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        for wrong in installation.problems(found.engine):
+            warnings.warn(str(wrong), RuntimeWarning, stacklevel=2)
     if settings.allow_untested_engine():
         problem = found.engine.version_problem(found.version, found.device)
         if is_first and (problem is not None or found.is_new):

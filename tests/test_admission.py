@@ -165,6 +165,17 @@ def test_it_can_be_allowed_without_a_look(checks: list[str], monkeypatch: pytest
     assert checks == []
 
 
+def test_what_is_wrong_with_the_packages_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = admission.installation.Problem("vllm 0.26.0 was built for torch==2.11.0, found 2.12.0", "pip install it")
+    monkeypatch.setattr(admission.installation, "problems", lambda engine: [problem])
+    assert start(a_release("0.26.0")) == [str(problem)]
+
+
+def test_metadata_without_a_package_is_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "find_spec", lambda name: None)
+    assert "nothing but its metadata is here" in str(NEW.refusal())
+
+
 def test_the_server_of_the_trial_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would never end. Nor does it wait for the peers of who asked."""
     given: dict[str, str] = {}
