@@ -8,6 +8,7 @@ model was trained to make. Exit status 0 means that both were right.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from dsv32_plugin.engines import ENGINES
 from dsv32_plugin.tools import demo, serving
 from dsv32_plugin.training import tasks
 
@@ -25,19 +27,20 @@ TOLERANCE = 1e-3
 ANSWER_SECONDS = 300
 
 
-def wrong(engine: str) -> list[str]:
+def wrong(engine: str, log_path: Path) -> list[str]:
     """What the engine answers otherwise than it should; raises ServerError where it does not serve at all."""
-    given = [*demo.COMMON_OPTIONS, *demo.ENGINES[engine].demo_options]
-    with tempfile.TemporaryDirectory() as folder, serving.stopping_on_sigterm():
-        log_path = Path(folder) / "server.log"
-        with serving.SERVERS[engine](demo.TRAINED, given, log_path=log_path, env=demo.ENVIRONMENT) as server:
-            server.wait_until_ready(demo.START_SECONDS)
-            try:
-                found = [*_continuation(server.url), *_call(server.url)]
-            except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
-                server.check_running()
-                found = [f"{type(error).__name__}: {error}"]
-            return found if "dsv32: serving" in server.log() else ["it was not served by the plugin", *found]
+    given = [*demo.COMMON_OPTIONS, *ENGINES[engine].demo_options]
+    with (
+        serving.stopping_on_sigterm(),
+        serving.SERVERS[engine](demo.TRAINED, given, log_path=log_path, env=demo.ENVIRONMENT) as server,
+    ):
+        server.wait_until_ready(demo.START_SECONDS)
+        try:
+            found = [*_continuation(server.url), *_call(server.url)]
+        except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
+            server.check_running()
+            found = [f"{type(error).__name__}: {error}"]
+        return found if "dsv32: serving" in server.log() else ["it was not served by the plugin", *found]
 
 
 def _continuation(url: str) -> list[str]:
@@ -77,12 +80,17 @@ def _shown(logprobs: list[float]) -> str:
 
 
 def main(engine: str) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="dsv32-"))
     try:
-        found = wrong(engine)
+        found = wrong(engine, folder / "server.log")
     except serving.ServerError as error:
         found = [str(error)]
-    print("\n".join(found))
-    return int(bool(found))
+    if not found:
+        shutil.rmtree(folder)
+        return 0
+    # The reason of a failed start is seldom among the last lines.
+    print("\n".join([*found, f"the server's whole log is {folder / 'server.log'}"]))
+    return 1
 
 
 if __name__ == "__main__":
