@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from dsv32_plugin import admission
-from dsv32_plugin.sglang_adapter import hooks, probe, upstream
+from dsv32_plugin.sglang_adapter import hooks, probe
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS, PARSER_NAME
 
 
