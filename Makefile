@@ -4,16 +4,19 @@ PYTHON ?= python3
 ENGINE ?= vllm
 BIN := .venv/bin
 SGLANG_BIN := .venv-sglang/bin
-# A newer SGLang that the plugin also serves; pyproject.toml has the one to use.
-SGLANG_NEXT := 0.5.23
-SGLANG_NEXT_BIN := .venv-sglang-next/bin
+# The newest of what is served has two more environments, and `make test-releases` one after the other.
+NEWEST_BIN := .venv-newest/bin
+SGLANG_NEWEST_BIN := .venv-sglang-newest/bin
 # Real clients and agents, in front of the server of the ENGINE.
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
 UV := .tools/bin/uv
 READY := .venv/.ready
 SGLANG_READY := .venv-sglang/.ready
-SGLANG_NEXT_READY := .venv-sglang-next/.ready
+NEWEST_READY := .venv-newest/.ready
+SGLANG_NEWEST_READY := .venv-sglang-newest/.ready
+# Of an engine's record: the release that every test has passed on, and the newest that is served.
+record = $(shell $(PYTHON) -c 'from dsv32_plugin.engines import ENGINES; print(ENGINES["$(1)"].$(2))')
 TYPED := build/typed
 PYTEST_OPTIONS ?=
 
@@ -23,18 +26,19 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-vllm test-sglang test-sglang-next test-clients lint wheel clean
+.PHONY: help demo check test test-fast test-vllm test-sglang test-newest test-vllm-newest test-sglang-newest test-releases test-clients lint wheel clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make check   lint, types and the fast tests, before a commit: three minutes"
-	@echo "make test    lint, types and tests, those with the real engines included"
+	@echo "make test    lint, types and tests, with the release of each engine that its record names to install"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
+	@echo "make test-newest     what a release can break, with the newest release of each engine; NEWEST=tests for all"
+	@echo "make test-releases   the demo with every release of each engine, installed one after the other"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel, into dist/"
 	@echo "make clean   remove what these made, the environments included"
 	@echo "make test-clients       real clients in front of a server of vLLM, or ENGINE=sglang; needs npm"
-	@echo "make test-sglang-next   the tests with SGLang, with $(SGLANG_NEXT) in an environment of its own"
 
 ifeq ($(ENGINE),sglang)
 demo: $(SGLANG_READY)
@@ -52,7 +56,7 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -q -m "not engine and not gpu" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -q -m "not engine and not gpu and not index" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
 
 # Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)
@@ -60,13 +64,30 @@ test: lint $(SGLANG_READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
 
 test-vllm: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not index" $(PYTEST_OPTIONS)
 
+# The shorter of the two has what only one needs to do.
 test-sglang: $(SGLANG_READY)
-	$(SGLANG_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m "engine or upstream or index" $(PYTEST_OPTIONS)
 
-test-sglang-next: $(SGLANG_NEXT_READY)
-	$(SGLANG_NEXT_BIN)/python -m pytest -m engine $(PYTEST_OPTIONS)
+# What depends on the engine's release, in minutes: the names and hooks, start-up and what is refused, a chat with tools
+# through the real server, and tokens and log-probabilities of batches as Hugging Face has them; with vLLM also the
+# kernels, by the newest Triton.
+NEWEST := tests/test_upstream.py tests/test_doctor.py tests/test_demo.py tests/engine/test_bad_input.py \
+	tests/engine/test_parity.py::test_concurrent_chunked_and_mixed_batches
+VLLM_NEWEST := $(NEWEST) $(if $(filter tests,$(NEWEST)),,tests/test_vllm_chat_hooks.py tests/kernels/test_aot.py)
+SGLANG_NEWEST := $(NEWEST) $(if $(filter tests,$(NEWEST)),,tests/test_sglang_chat_hooks.py)
+test-newest: $(NEWEST_READY) $(SGLANG_NEWEST_READY)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm-newest test-sglang-newest
+
+test-vllm-newest: $(NEWEST_READY)
+	DSV32_AOT_SHARE=16 $(NEWEST_BIN)/python -m pytest $(VLLM_NEWEST) $(PYTEST_OPTIONS)
+
+test-sglang-newest: $(SGLANG_NEWEST_READY)
+	$(SGLANG_NEWEST_BIN)/python -m pytest -m "engine or upstream" $(SGLANG_NEWEST) $(PYTEST_OPTIONS)
+
+test-releases: | $(UV)
+	$(PYTHON) tools/releases.py $(ENGINES)
 
 ifeq ($(ENGINE),sglang)
 test-clients: ENGINE_BIN := $(SGLANG_BIN)
@@ -94,12 +115,14 @@ wheel: | $(UV)
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv .venv-sglang .venv-sglang-next $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-newest .venv-sglang-newest .venv-release $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): WANTED := -e ".[vllm,dev]"
-$(SGLANG_READY): WANTED := -e ".[sglang,dev]"
-$(SGLANG_NEXT_READY): WANTED := -e ".[dev]" sglang==$(SGLANG_NEXT)
-$(READY) $(SGLANG_READY) $(SGLANG_NEXT_READY): pyproject.toml | $(UV)
+# The extras take the newest there is.
+$(READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,install)
+$(SGLANG_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,install)
+$(NEWEST_READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,releases[-1].name)
+$(SGLANG_NEWEST_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,releases[-1].name)
+$(READY) $(SGLANG_READY) $(NEWEST_READY) $(SGLANG_NEWEST_READY): pyproject.toml dsv32_plugin/engines.py | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
 	$(UV) pip install --python $(@D)/bin/python $(WANTED)
 	@touch $@

@@ -4,4 +4,4 @@ Importing this package has no side effects and imports neither torch nor an engi
 their entry points; people use the command `dsv32`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

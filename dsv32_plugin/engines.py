@@ -6,10 +6,7 @@ An engine release is added here and in its adapter's `upstream`. Nothing here im
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
-
-from dsv32_plugin import settings
 
 CONTEXT = "8192"
 """Of the demonstration."""
@@ -30,6 +27,10 @@ class Release:
     broken_on_cpu: str = ""
     """The same, without a GPU."""
 
+    def fault(self, device: str) -> str:
+        """Why it cannot serve on a type of device, or nothing."""
+        return self.broken or (self.broken_on_cpu if device == "cpu" else "")
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -43,7 +44,7 @@ class Engine:
     install: str
     """The release to install: every test runs against it, those for a GPU included."""
     releases: tuple[Release, ...]
-    """Those whose hooks the adapter was written for."""
+    """Those that the adapter is written for, the oldest first."""
     entry_points: tuple[str, ...]
     allowed_plugins: str
     """The variable that names the plugins to load."""
@@ -61,38 +62,51 @@ class Engine:
     on_gpus: str
     """The command that serves the real model."""
 
-    def version_problem(self, version: str) -> str | None:
-        """Say why `version` of the engine is none of the tested ones, or None when it is."""
-        numbers = _numbers(version)
+    def release(self, version: str) -> Release | None:
+        """The release of ours that a version is one of."""
+        numbers = _numbers(version) or ()
+        return next((known for known in self.releases if numbers[: len(known.numbers)] == known.numbers), None)
+
+    @property
+    def range(self) -> str:
+        """In words."""
+        oldest, newest = self.releases[0].name, self.releases[-1].name
+        return oldest if oldest == newest else f"{oldest} to {newest}"
+
+    def version_problem(self, version: str, device: str) -> str | None:
+        """Say why `version` cannot serve on a type of device, whatever it has; None also for one not known yet."""
+        numbers, release = _numbers(version), self.release(version)
         if numbers is None:
             return f"{self.distribution}: expected a release number such as {self.install}, got {version!r}"
-        if self._release(numbers) is not None:
-            return None
-        tested = " and ".join(release.name for release in self.releases)
+        if release is None and numbers < self.releases[0].numbers:
+            ways_out = self.ways_out(f"{self.distribution}=={self.install}")
+            return f"{self.distribution}: dsv32-plugin is written for {self.range} and on, found {version}; {ways_out}"
+        if release is not None and release.fault(device):
+            ways_out = self.ways_out(self._nearest(release, device))
+            return f"{self.distribution} {version}: {release.fault(device)}; {ways_out}"
+        return None
+
+    def ways_out(self, good: str) -> str:
+        """What to do about a release that is refused."""
         return (
-            f"{self.distribution}: dsv32-plugin is written for {tested}, found {version}; "
-            f"install {self.distribution}=={self.install}, or set DSV32_PLUGIN=0 to run {self.name}'s own code, "
+            f"install {good}, or set DSV32_PLUGIN=0 to run {self.name}'s own code, "
             f"or set DSV32_ALLOW_UNTESTED_ENGINE=1 to try anyway"
         )
 
-    def version_remark(self, version: str) -> str:
-        """How far a version without a problem is tested."""
-        release = self._release(_numbers(version) or ())
-        assert release is not None, version
-        return release.remark
+    def check_place(self, place: str, found: str | None, ours: str) -> None:
+        """Raise RuntimeError unless what is registered as `place`, an architecture or a backend, is our own code."""
+        if found != ours:
+            raise RuntimeError(
+                f"{place}: expected {ours} to be registered in {self.name}, found {found}; uninstall the plugin "
+                f"of that, or leave it out with {self.allowed_plugins}=dsv32; 'dsv32 doctor' names it"
+            )
 
-    def check_version(self, version: str) -> None:
-        """Raise RuntimeError for a release that is not tested, unless the user has allowed it."""
-        problem = self.version_problem(version)
-        if problem is None:
-            return
-        if not settings.allow_untested_engine():
-            raise RuntimeError(problem)
-        warnings.warn(problem, RuntimeWarning, stacklevel=2)
-
-    def _release(self, numbers: tuple[int, ...]) -> Release | None:
-        known = (release for release in self.releases if numbers[: len(release.numbers)] == release.numbers)
-        return next(known, None)
+    def _nearest(self, broken: Release, device: str) -> str:
+        """The good releases on both sides of a broken one."""
+        at = self.releases.index(broken)
+        sides = (reversed(self.releases[:at]), self.releases[at + 1 :])
+        found = (next((release for release in side if not release.fault(device)), None) for side in sides)
+        return " or ".join(f"{self.distribution}=={release.name}" for release in found if release is not None)
 
 
 def _numbers(version: str) -> tuple[int, ...] | None:
@@ -141,7 +155,7 @@ SGLANG = Engine(
     adapter="dsv32_plugin.sglang_adapter",
     install="0.5.15.post1",
     releases=(
-        Release((0, 5, 15), "0.5.15"),
+        Release((0, 5, 15), "0.5.15.post1"),
         *(Release((0, 5, patch), f"0.5.{patch}", "tested without a GPU only") for patch in range(16, 24)),
     ),
     entry_points=("sglang.srt.plugins", "sglang.srt.platforms"),

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,23 @@ def plugin_enabled() -> bool:
 
 
 def allow_untested_engine() -> bool:
-    """`DSV32_ALLOW_UNTESTED_ENGINE` (default 0): 1 starts on an engine version outside the tested range."""
+    """`DSV32_ALLOW_UNTESTED_ENGINE` (default 0): 1 starts on any release, without looking further."""
     return _flag("DSV32_ALLOW_UNTESTED_ENGINE", False)
+
+
+def admitted() -> list[str]:
+    """`DSV32_ADMITTED` (set by the plugin): what the process that started this one has found right."""
+    return os.environ.get("DSV32_ADMITTED", "").split()
+
+
+def admit(check: str) -> None:
+    """Tell the processes that this one will start."""
+    os.environ["DSV32_ADMITTED"] = " ".join([*admitted(), check])
+
+
+def cache_folder() -> Path:
+    """`XDG_CACHE_HOME` (default ~/.cache): where the plugin keeps what it may lose."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsv32"
 
 
 def allow_developer_role() -> bool:
@@ -70,6 +86,7 @@ def variant() -> Variant | None:
 
 _READERS: dict[str, Callable[[], object]] = {
     "DSV32_PLUGIN": plugin_enabled,
+    "DSV32_ADMITTED": admitted,
     "DSV32_ALLOW_UNTESTED_ENGINE": allow_untested_engine,
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
     "DSV32_BATCH_INVARIANT": batch_invariant,

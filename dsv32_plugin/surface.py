@@ -14,7 +14,7 @@ import ast
 import json
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -266,13 +266,55 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return lines
 
 
+def missing(before: Mapping[str, Any], after: Mapping[str, Any], used: Container[str]) -> list[str]:
+    """What a release lacks of what a served one has, a line for each name, member or parameter.
+
+    Of `differences` those that would be an error: a name or member that is gone; a parameter that is gone and that we
+    give, or must have given; one that is new and must be given. The rest shows in what comes out, if at all.
+    """
+    lines = []
+    for name, old in sorted(before.items()):
+        new, shown = after.get(name), name.replace(":", ".")
+        if old is None or (new is None and name == "__init__"):
+            continue  # a dataclass has no __init__ to be read
+        if new is None:
+            lines.append(f"{shown}: gone")
+        elif isinstance(old, dict) and isinstance(new, dict):
+            lines += [f"{shown}.{line}" for line in missing(old, new, used)]
+        elif str(old).startswith("(") and str(new).startswith("("):
+            lines += [f"{shown}: {line}" for line in _unlike(_parameters(old), _parameters(new), used)]
+    return lines
+
+
+def _unlike(old: Mapping[str, bool], new: Mapping[str, bool], used: Container[str]) -> Iterator[str]:
+    """What no longer fits between the parameters of a call or of a method in our place; name -> may be left out."""
+    takes_any = any(name.startswith("**") for name in new)
+    for name, optional in old.items():
+        if name not in new and not takes_any and not name.startswith("*") and (not optional or name in used):
+            yield f"takes no {name}"
+    for name, optional in new.items():
+        if name not in old and not optional and not name.startswith("*"):
+            yield f"must be given {name}"
+    kept = [name for name, optional in old.items() if not optional and name in new]
+    if kept != [name for name in new if name in kept]:
+        yield f"takes {', '.join(kept)} in another order"
+
+
+def _parameters(signature: str) -> dict[str, bool]:
+    """Name -> whether it may be left out, of what `_signature` writes."""
+    parts = (part for part in signature[1:-1].split(", ") if part not in ("", "*"))
+    return {part.removesuffix("="): part.endswith("=") for part in parts}
+
+
 def _shown(described: Any) -> str:
     return "class" if isinstance(described, dict) else str(described)
 
 
 def stored(folder: Path) -> dict[str, Surface]:
-    """Release -> its surface, of those that the adapter in `folder` is written for."""
-    files = sorted(folder.glob("surface-*.json"))
+    """Release -> its surface, of those that the adapter in `folder` is written for, the oldest first."""
+    files = sorted(
+        folder.glob("surface-*.json"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)]
+    )
     return {path.stem.partition("-")[2]: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
@@ -286,7 +328,7 @@ def main(package: str, folder: Path, names: Iterable[str], argv: list[str] | Non
     parser.add_argument("--check", nargs="?", const="", metavar="FOLDER", help="the release: installed, or unpacked")
     parser.add_argument("--write", action="store_true", help="keep the surface of the release that is checked")
     arguments = parser.parse_args(argv)
-    release = Release(Path(arguments.check) if arguments.check else _installed(package))
+    release = Release(Path(arguments.check) if arguments.check else installed(package))
     surface = release.surface(names, members_used(folder))
     known = stored(folder)
     if arguments.write:
@@ -300,7 +342,8 @@ def main(package: str, folder: Path, names: Iterable[str], argv: list[str] | Non
     return 1 if lines else 0
 
 
-def _installed(package: str) -> Path:
+def installed(package: str) -> Path:
+    """Its folder, without importing it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed here; name the folder of a release")

@@ -29,7 +29,7 @@ THEIRS = SimpleNamespace(name="rival", dist=SimpleNamespace(name="rival-plugin")
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine on which all is well, without starting vLLM."""
     for name in (*settings.chosen(), "VLLM_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
@@ -37,6 +37,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", versions.get)
     monkeypatch.setattr(doctor, "entry_points", lambda group: [OURS])
     monkeypatch.setattr(doctor, "_probe", lambda engine: HEALTHY)
+    monkeypatch.setattr(doctor.installation, "problems", lambda engine: [])
+    for check in ("_lacks", "_answers_wrong"):
+        monkeypatch.setattr(doctor.admission.Installed, check, lambda self: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def found(level: str) -> dict[str, doctor.Finding]:
@@ -107,18 +111,30 @@ def test_the_last_line_of_a_failed_probe_is_shown(monkeypatch: pytest.MonkeyPatc
     assert doctor._probe(VLLM) == "RuntimeError: two platforms"
 
 
+def test_an_older_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {"vllm": "0.25.1"}.get)
+    assert f"install vllm=={VLLM.install}" in found("wrong")["vllm"].advice
+
+
 @pytest.mark.parametrize(
-    ("installed", "level"),
-    [
-        pytest.param("0.32.0", "wrong", id="newer"),
-        pytest.param("0.25.1", "wrong", id="older"),
-    ],
+    ("check", "finds"),
+    [("_lacks", "vllm.config.ModelConfig: gone"), ("_answers_wrong", "expected the call, got a sonnet")],
 )
-def test_the_engine_version(monkeypatch: pytest.MonkeyPatch, installed: str, level: str) -> None:
-    monkeypatch.setattr(doctor, "_version", {"vllm": installed}.get)
-    finding = found(level)["vllm"]
-    assert "install" in finding.advice
-    assert "0.26.0" in finding.advice
+def test_a_new_engine_is_tried(monkeypatch: pytest.MonkeyPatch, check: str, finds: str) -> None:
+    monkeypatch.setattr(doctor, "_version", {"vllm": "99.0"}.get)
+    monkeypatch.setattr(doctor.admission.Installed, check, lambda self: finds)
+    assert finds in found("wrong")["vllm"].advice
+    assert cli.main(["doctor"]) == 1
+    monkeypatch.setattr(doctor.admission.Installed, check, lambda self: None)
+    assert "newer than" in found("warning")["vllm"].advice
+    assert cli.main(["doctor"]) == 0
+
+
+def test_what_is_wrong_with_the_packages_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = doctor.installation.Problem("vllm 0.26.0 was built for torch==2.11.0, found 2.12.0", "pip install it")
+    monkeypatch.setattr(doctor.installation, "problems", lambda engine: [problem])
+    finding = found("warning")["vllm"]
+    assert (finding.found, finding.advice) == (problem.what, problem.advice)
 
 
 def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +143,7 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_untested_engine_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", {"vllm": "0.32.0"}.get)
+    monkeypatch.setattr(doctor, "_version", {"vllm": "0.25.0"}.get)
     monkeypatch.setenv("DSV32_ALLOW_UNTESTED_ENGINE", "1")
     assert "vllm" in found("warning")
 

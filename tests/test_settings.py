@@ -45,7 +45,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_true_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """DSV32_BATCH_INVARIANT=true was no error, and had no effect."""
     for name, reader in settings._READERS.items():
-        if name not in ("DSV32_KERNELS", "DSV32_VARIANT"):
+        if name not in ("DSV32_ADMITTED", "DSV32_KERNELS", "DSV32_VARIANT"):
             monkeypatch.setenv(name, value)
             assert reader() is True, name
 
@@ -71,4 +71,4 @@ def test_a_start_names_a_variable_that_it_does_not_know(
     monkeypatch.setenv("DSV32_KERNEL", "triton")
     monkeypatch.setattr(settings.logger, "handlers", [caplog.handler])  # an engine's logger keeps its lines to itself
     settings.check()
-    assert "DSV32_KERNEL: expected one of DSV32_ALLOW_DEVELOPER" in caplog.text
+    assert "DSV32_KERNEL: expected one of DSV32_ADMITTED, DSV32_ALLOW_DEVELOPER" in caplog.text

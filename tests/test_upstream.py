@@ -54,6 +54,7 @@ def test_no_other_file_spells_a_module_of_the_engine(engine: str) -> None:
                 assert found is None or found[0] == LOGGER, f"{name}: line {node.lineno}: {node.value}"
 
 
+@pytest.mark.upstream
 @engines
 def test_no_name_is_a_module(engine: str) -> None:
     """Of which all could be used and nothing be said."""
@@ -87,6 +88,7 @@ def installed(engine: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+@pytest.mark.upstream
 @engines
 def test_the_stored_surface_is_that_of_the_release(engine: str) -> None:
     release = surface.Release(installed(engine))
@@ -105,6 +107,7 @@ def test_every_release_has_a_stored_surface(engine: str) -> None:
         assert any(name.startswith(".".join(map(str, release.numbers))) for name in stored), release.name
 
 
+@pytest.mark.upstream
 @engines
 def test_a_release_is_compared_in_seconds_and_without_torch(engine: str) -> None:
     root = installed(engine)

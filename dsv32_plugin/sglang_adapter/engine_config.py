@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dsv32_plugin import admission
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
-from dsv32_plugin.sglang_adapter import float32, guard
+from dsv32_plugin.sglang_adapter import float32, guard, probe
 from dsv32_plugin.sglang_adapter.arguments import architecture, attention_backends, decide, in_effect, model_config
 from dsv32_plugin.sglang_adapter.grammars import warn_of_backend
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS
@@ -34,6 +35,8 @@ def adjust_for_model(original: Callable[[ServerArgs], None], server_args: Server
         original(server_args)
         return
     guard.check_given(options)
+    probe.check_ours(architecture(model_config(options)))
+    admission.prove(probe.installed())
     warn_of_backend(options.grammar_backend)
     if (options.speculative_eagle_topk or 1) != 1:
         raise NotImplementedError(

@@ -8,7 +8,30 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS
+from dsv32_plugin.admission import Installed
+from dsv32_plugin.engines import SGLANG
+from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, BACKEND_PATH, MODELS
+
+
+def installed() -> Installed:
+    """The release that this process runs, and on what."""
+    from dsv32_plugin.sglang_adapter.upstream import installed_version
+
+    try:
+        from dsv32_plugin.sglang_adapter.upstream import current_platform
+
+        device = current_platform.device_type
+    except (ImportError, AttributeError):
+        device = "unknown"  # a name of the engine is gone, and what is asked of this will say which
+    return Installed(SGLANG, installed_version(), device)
+
+
+def check_ours(architecture: str) -> None:
+    """Raise RuntimeError where another plugin has taken the place of our model or backend."""
+    from dsv32_plugin.sglang_adapter.upstream import ATTENTION_BACKENDS, ModelRegistry
+
+    SGLANG.check_place(architecture, _path(ModelRegistry.models.get(architecture), ":"), MODELS[architecture])
+    SGLANG.check_place(BACKEND_NAME, _path(ATTENTION_BACKENDS.get(BACKEND_NAME), "."), BACKEND_PATH)
 
 
 def registered() -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from dsv32_plugin.engines import SGLANG
-from dsv32_plugin.sglang_adapter import hooks, upstream
+from dsv32_plugin import admission
+from dsv32_plugin.sglang_adapter import hooks, probe
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, MODELS, PARSER_NAME
 
 
 def register() -> None:
     """Register everything; raises RuntimeError where SGLang is not as expected."""
-    SGLANG.check_version(upstream.installed_version())
+    admission.admit(probe.installed())
     _register_model_and_backend()
     _register_parsers()
     hooks.apply(hooks.of_process())

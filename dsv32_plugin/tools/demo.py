@@ -102,7 +102,7 @@ def run(
 
 
 def _cache() -> Path:
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsv32"
+    path = settings.cache_folder()
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -22,7 +22,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dsv32_plugin import __version__, settings
+from dsv32_plugin import __version__, admission, installation, settings
 from dsv32_plugin.console import stderr, stdout
 from dsv32_plugin.engines import ENGINES, Engine
 
@@ -62,16 +62,33 @@ def _versions() -> Iterator[Finding]:
     yield Finding(section, DISTRIBUTION, __version__)
     yield Finding(section, "Python", platform.python_version())
     for engine in installed():
-        found = _version(engine.distribution) or ""
-        problem = engine.version_problem(found)
-        level = "ok" if problem is None else "warning" if settings.allow_untested_engine() else "wrong"
-        yield Finding(section, engine.distribution, found, level, problem or engine.version_remark(found))
+        yield _release(admission.Installed(engine, _version(engine.distribution) or "", _device()))
+        for problem in installation.problems(engine):
+            yield Finding(section, engine.distribution, problem.what, "warning", problem.advice)
     if not installed():
         advice = f"pip install '{DISTRIBUTION}[vllm]' or '{DISTRIBUTION}[sglang]'"
         yield Finding(section, "vllm or sglang", "not installed", "wrong", advice)
     for name in ("torch", "triton", "transformers"):
         yield Finding(section, name, _version(name) or "not installed")
     yield Finding(section, "NVIDIA driver", _driver() or "none")
+
+
+def _release(found: admission.Installed) -> Finding:
+    """How a release stands; a new one is tried, as its first start would."""
+    with stderr.status(f"looking at {found.name}"):
+        allowed = settings.allow_untested_engine()
+        problem = found.refusal() or (None if allowed else found.failure())
+    level = "ok" if problem is None and not found.is_new else "warning" if problem is None or allowed else "wrong"
+    return Finding("versions", found.engine.distribution, found.version, level, problem or found.remark())
+
+
+def _device() -> str:
+    """The type of device that an engine would find."""
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _devices() -> Iterator[Finding]:

@@ -4,8 +4,7 @@ vLLM calls the two functions below through its entry points, in every process an
 lazy: nothing of torch or vLLM is imported before the engine itself has imported it.
 """
 
-from dsv32_plugin import settings
-from dsv32_plugin.engines import VLLM
+from dsv32_plugin import admission, settings
 from dsv32_plugin.vllm_adapter.names import CPU_PLATFORM_PATH
 
 
@@ -13,9 +12,9 @@ def register() -> None:
     """Entry point `vllm.general_plugins`: put our model and our attention backend into vLLM's registries."""
     if not settings.plugin_enabled():
         return
-    from dsv32_plugin.vllm_adapter.upstream import ENGINE_VERSION
+    from dsv32_plugin.vllm_adapter import probe
 
-    VLLM.check_version(ENGINE_VERSION)
+    admission.admit(probe.installed())
     settings.check()
     from dsv32_plugin.vllm_adapter import registration
 

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
-from dsv32_plugin.vllm_adapter import grammars
+from dsv32_plugin import admission
+from dsv32_plugin.vllm_adapter import grammars, probe
 from dsv32_plugin.vllm_adapter.names import MTP_ARCHITECTURE
 from dsv32_plugin.vllm_adapter.upstream import (
     CompilationMode,
@@ -46,6 +47,8 @@ def _verify_and_update(vllm_config: VllmConfig) -> None:
     guard.check_checkpoint(vllm_config)
     guard.check_given(vllm_config)
     guard.check_options(vllm_config)
+    probe.check_ours(vllm_config.model_config.hf_config.architectures)
+    admission.prove(probe.installed())
     # Cascade attention, for prefixes that a whole batch shares, has no counterpart here.
     vllm_config.model_config.disable_cascade_attn = True
     grammars.choose_backend(vllm_config)

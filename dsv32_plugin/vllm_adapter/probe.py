@@ -6,9 +6,35 @@ It runs in a process of its own because loading plugins changes the process, and
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from dsv32_plugin.vllm_adapter.names import MODELS
+from dsv32_plugin.admission import Installed
+from dsv32_plugin.engines import VLLM
+from dsv32_plugin.vllm_adapter.names import BACKEND_PATH, MODELS
+
+
+def installed() -> Installed:
+    """The release that this process runs, and on what."""
+    from dsv32_plugin.vllm_adapter.upstream import ENGINE_VERSION
+
+    try:
+        from dsv32_plugin.vllm_adapter.upstream import current_platform
+
+        device = current_platform.device_type
+    except (ImportError, AttributeError):
+        device = "unknown"  # a name of the engine is gone, and what is asked of this will say which
+    return Installed(VLLM, ENGINE_VERSION, device)
+
+
+def check_ours(architectures: Iterable[str]) -> None:
+    """Raise RuntimeError where another plugin has taken the place of our model or backend."""
+    from dsv32_plugin.vllm_adapter.upstream import AttentionBackendEnum, ModelRegistry
+
+    backend = AttentionBackendEnum.CUSTOM
+    for architecture in MODELS.keys() & architectures:
+        VLLM.check_place(architecture, _path(ModelRegistry.models.get(architecture)), MODELS[architecture])
+    VLLM.check_place(VLLM.backend, backend.get_path() if backend.is_overridden() else None, BACKEND_PATH)
 
 
 def registered() -> dict[str, Any]:
@@ -36,10 +62,15 @@ def registered() -> dict[str, Any]:
     }
 
 
-def _model(entry: Any) -> str | None:
+def _path(entry: Any) -> str | None:
     if entry is None:
         return None
-    path = f"{getattr(entry, 'module_name', '')}:{getattr(entry, 'class_name', '')}"
+    model = getattr(entry, "model_cls", None)  # of a class that was registered as such
+    return f"{model.__module__}:{model.__qualname__}" if model else f"{entry.module_name}:{entry.class_name}"
+
+
+def _model(entry: Any) -> str | None:
+    path = _path(entry)
     if path in MODELS.values():
         loaded = entry.load_model_cls()  # what is named must exist
         return f"{loaded.__module__}:{loaded.__qualname__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,15 @@ from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
 from sglang.srt.distributed.parallel_state import cleanup_dist_env_and_memory
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.dp_attention import initialize_dp_attention
 from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.model_loader import get_model
+from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dsv32_plugin.engines import SGLANG as ENGINE
 from dsv32_plugin.sglang_adapter import arguments, upstream
 from dsv32_plugin.tools.serving import free_port
 
@@ -117,8 +118,15 @@ if "enable_return_aux_hidden_states" in DECLARED:
             id="aux-hidden-states",
         ),
     ]
-TESTED_VERSIONS = [ENGINE.install, *(release.name for release in ENGINE.releases)]
-UNTESTED_VERSIONS = ["0.5.14", "0.5.24", "0.6.0", "dev"]
+
+
+TAKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "DeepseekV32ForCausalLM": lambda patch: patch.setitem(
+        ModelRegistry.models, "DeepseekV32ForCausalLM", ModelRegistry.models["DeepseekV3ForCausalLM"]
+    ),
+    "dsv32": lambda patch: patch.setitem(ATTENTION_BACKENDS, "dsv32", ATTENTION_BACKENDS["triton"]),
+}
+"""What another plugin does that registers itself in a place of ours, after us."""
 
 
 def publish(server_args: ServerArgs) -> None:

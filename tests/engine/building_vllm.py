@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +19,11 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.models import ModelRegistry
+from vllm.v1.attention.backends import registry
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from dsv32_plugin.engines import VLLM as ENGINE
 from dsv32_plugin.tools.serving import free_port
 
 PAGE_SIZE = 64 if torch.cuda.is_available() else 16
@@ -37,8 +38,15 @@ BAD_OPTIONS = [
     ),
     pytest.param({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype: expected auto, bfloat16 or fp8", id="kv-dtype"),
 ]
-TESTED_VERSIONS = [ENGINE.install, "0.26.0+cpu"]
-UNTESTED_VERSIONS = ["0.25.9", "0.34.0", "1.0.0", "dev"]
+
+
+TAKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "DeepseekV32ForCausalLM": lambda patch: patch.setitem(
+        ModelRegistry.models, "DeepseekV32ForCausalLM", ModelRegistry.models["DeepseekV3ForCausalLM"]
+    ),
+    "CUSTOM": lambda patch: patch.setitem(registry._ATTN_OVERRIDES, registry.AttentionBackendEnum.CUSTOM, "a.Rival"),
+}
+"""What another plugin does that registers itself in a place of ours, after us."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, an option or the engine's version is said at start-up, by its name."""
+"""What is wrong with a checkpoint, an option or a plugin beside ours is said at start-up, by its name."""
 
 from __future__ import annotations
 
@@ -49,14 +49,13 @@ def test_a_bad_option_is_named(build: Build, damageable: Path, options: dict[str
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("version", building.UNTESTED_VERSIONS)
-def test_an_untested_engine_is_refused_by_its_version(version: str) -> None:
-    problem = building.ENGINE.version_problem(version)
-    assert problem is not None
-    assert version in problem
-    assert building.ENGINE.install in problem
-
-
-@pytest.mark.parametrize("version", building.TESTED_VERSIONS)
-def test_the_tested_engine_is_accepted(version: str) -> None:
-    assert building.ENGINE.version_problem(version) is None
+@pytest.mark.parametrize("place", building.TAKEN)
+def test_a_place_that_another_plugin_has_taken_is_named(
+    build: Build, damageable: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """It would serve in ours, or break it, and nobody would know."""
+    build(damageable)
+    building.TAKEN[place](monkeypatch)
+    with pytest.raises(RuntimeError, match=f"{place}: expected dsv32_plugin.* to be registered") as error:
+        build(damageable)
+    assert "_PLUGINS=dsv32" in str(error.value)

@@ -71,7 +71,7 @@ def main() -> None:
     if MODE == "ignores-sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if MODE != "in-tree":
-        print("INFO dsv32: serving DeepseekV32ForCausalLM with dsv32-plugin 0.1.0; kernels: all=reference", flush=True)
+        print("INFO dsv32: serving DeepseekV32ForCausalLM with dsv32-plugin 0.2.0; kernels: all=reference", flush=True)
     port = int(sys.argv[sys.argv.index("--port") + 1])
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     time.sleep(0.2)
