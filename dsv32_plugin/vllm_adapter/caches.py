@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -45,7 +47,7 @@ class PagedCache(nn.Module, AttentionLayerBase):
             raise ValueError(f"two layers are named {prefix}")
         context[prefix] = self
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "kv_cache":
             assert isinstance(value, torch.Tensor)

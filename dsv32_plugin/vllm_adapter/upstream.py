@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
-from dsv32_plugin.vllm_adapter import options
+from dsv32_plugin.vllm_adapter.options import OPTIONS as JUDGED
 
 NAMES = names_in(
     {
@@ -156,7 +156,7 @@ WATCHED = (
 )
 """Classes of objects that it is handed: what it reads of them is looked at, too."""
 
-OPTIONS = tuple(f"vllm.config:{name}.*" for name in options.OPTIONS)
+OPTIONS = tuple(f"vllm.config:{name}.*" for name in JUDGED)
 """Classes of options: all that they have is looked at."""
 
 

@@ -315,7 +315,7 @@ def define_missing() -> None:
     # Where experts can go without these two, they take the presence of one for that of all.
     experts = _EXPERTS if packs_experts() else {}
     linear = _WRITTEN_LINEAR if writes_packed_products() else _PACKED_LINEAR
-    names = {write_packed_linear: weight_packed_linear.__name__}
+    names: dict[Callable[..., object], str] = {write_packed_linear: weight_packed_linear.__name__}
     for function, schema in (_SCHEMAS | experts | linear).items():
         name = names.get(function, function.__name__)
         if not hasattr(torch.ops._C, name):
