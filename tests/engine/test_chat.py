@@ -147,45 +147,65 @@ def test_a_forced_call_is_made_in_dsml(chat: Callable[..., Heard], choice: Any, 
 
 
 @pytest.fixture(scope="module")
-def closers(checkpoint: Callable[[TinySpec], Path]) -> dict[str, float]:
-    """A bias that ends what a random model would go on with: strings, lists, numbers, values, calls."""
+def ending(checkpoint: Callable[[TinySpec], Path]) -> dict[str, Any]:
+    """Options that end what a random model would go on with: strings, lists, numbers, values, calls.
+
+    Either end of a string may stand in the other kind of string; the penalty tries them in turn.
+    """
     vocabulary = Tokenizer.from_file(str(checkpoint(TinySpec()) / "tokenizer.json"))
-    ids = {text: vocabulary.token_to_id(text) for text in ('"', "]", "}", "</", "｜DSML｜", ",")}
-    assert None not in ids.values(), ids
-    bias = {"</": 100, "｜DSML｜": 100, ",": 50}
-    return {str(token): bias.get(text, 96) for text, token in ids.items()}
+    biases = {'"': 96, "]": 96, "}": 96, "</": 100, "｜DSML｜": 100, ",": 50}
+    bias = {str(vocabulary.token_to_id(text)): bias for text, bias in biases.items()}
+    return {"logit_bias": bias, "frequency_penalty": 2, "presence_penalty": 2, "max_tokens": 200}
 
 
-def test_forced_calls_are_what_their_schemas_allow(chat: Callable[..., Heard], closers: dict[str, float]) -> None:
-    """Every schema is taken; a random model comes to an end with most of them."""
+def is_schema_of_2020(schema: Any) -> bool:
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError:
+        return False
+    return True
 
-    def forced(name: str) -> Heard:
+
+def test_forced_calls_are_what_their_schemas_allow(chat: Callable[..., Heard], ending: dict[str, Any]) -> None:
+    """Every schema is taken that the engine takes; a random model comes to an end with half of them."""
+
+    def forced(name: str) -> Heard | None:
         tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMAS[name]}}
-        options = {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": closers}
-        return chat(tools=[tool], frequency_penalty=2, presence_penalty=2, max_tokens=200, **options)
+        try:
+            return chat(tools=[tool], tool_choice="required", parallel_tool_calls=False, **ending)
+        except openai.BadRequestError:
+            return None
 
     with ThreadPoolExecutor(16) as pool:
         answers = dict(zip(SCHEMAS, pool.map(forced, SCHEMAS), strict=True))
-    ended = {name: heard for name, heard in answers.items() if heard.finish == "tool_calls"}
-    assert {heard.finish for heard in answers.values()} <= {"tool_calls", "length"}
-    assert len(ended) > len(SCHEMAS) // 2, sorted(set(SCHEMAS) - set(ended))
+    # Each engine's own server looks at them: SGLang's by the latest draft, and vLLM's wants an object.
+    refuses = {"vllm": lambda schema: isinstance(schema, bool), "sglang": lambda schema: not is_schema_of_2020(schema)}
+    expected = {name for name in SCHEMAS if refuses[installed().name](SCHEMAS[name])}
+    assert {name for name, heard in answers.items() if heard is None} == expected
+    heard_of = {name: heard for name, heard in answers.items() if heard is not None}
+    assert {heard.finish for heard in heard_of.values()} <= {"tool_calls", "length"}
+    ended = {name: heard for name, heard in heard_of.items() if heard.finish == "tool_calls"}
+    assert len(ended) >= 30, sorted(set(heard_of) - set(ended))
     for name, heard in ended.items():
         assert heard.names == ["f"], name
         jsonschema.Draft202012Validator(as_2020(SCHEMAS[name])).validate(heard.calls[0])
 
 
 @pytest.mark.parametrize("thinking", [False, True], ids=["chat", "thinking"])
-def test_a_schema_or_calls_after_the_reasoning(
-    chat: Callable[..., Heard], closers: dict[str, float], thinking: bool
-) -> None:
+def test_a_schema_or_calls_after_the_reasoning(chat: Callable[..., Heard], thinking: bool) -> None:
     """Neither engine gives `response_format` beside tools: the answer follows the one or the others."""
-    schema = SCHEMAS["openai-weather"]
+    if thinking and ENGINE.grammar_takes_reasoning:
+        pytest.skip("this server was told to apply grammars to the reasoning")
+    score = {"type": "integer", "minimum": 0, "maximum": 5}
+    schema = {"type": "object", "properties": {"score": score}, "required": ["score"], "additionalProperties": False}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-    bias = closers | ({str(THINK_END_ID): 100} if thinking else {})
-    heard = chat(tools=[WEATHER], response_format=wanted, thinking=thinking, logit_bias=bias)
+    options = {"logit_bias": {str(THINK_END_ID): 100}} if thinking else {}
+    heard = chat(tools=[BOUNDED_WEATHER], response_format=wanted, thinking=thinking, **options)
     assert bool(heard.content) != bool(heard.calls), heard
-    judge = jsonschema.Draft202012Validator(schema if heard.content else WEATHER["function"]["parameters"])
-    judge.validate(json.loads(heard.content) if heard.content else heard.calls[0])
+    assert heard.finish == ("tool_calls" if heard.calls else "stop")
+    said = [json.loads(heard.content)] if heard.content else heard.calls
+    for value in said:
+        jsonschema.validate(value, schema if heard.content else BOUNDED_WEATHER["function"]["parameters"])
 
 
 @whole_and_streamed
