@@ -23,13 +23,16 @@ SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 def configured(monkeypatch: pytest.MonkeyPatch, *, cpu: bool = False, **parts: Any) -> SimpleNamespace:
     compilation = {"mode": None, "cudagraph_mode": None, **parts.pop("compilation", {})}
     config = SimpleNamespace(
-        model_config=SimpleNamespace(disable_cascade_attn=False, dtype=torch.bfloat16),
+        model_config=SimpleNamespace(
+            disable_cascade_attn=False, dtype=torch.bfloat16, hf_config=SimpleNamespace(architectures=[])
+        ),
         compilation_config=SimpleNamespace(**compilation),
         structured_outputs_config=SimpleNamespace(backend="auto"),
         **{"speculative_config": None, **parts},
     )
-    monkeypatch.setattr(guard, "check_checkpoint", lambda config: None)
-    monkeypatch.setattr(guard, "check_options", lambda config: None)
+    for check in ("check_checkpoint", "check_given", "check_options"):
+        monkeypatch.setattr(guard, check, lambda config: None)
+    monkeypatch.setattr(engine_config.probe, "check_ours", lambda architectures: None)
     monkeypatch.setattr(engine_config, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
     monkeypatch.setenv(SAMPLER, "set by the test, so that it is restored")
     monkeypatch.delenv(SAMPLER)
