@@ -39,13 +39,13 @@ def blank(value: Any, key: str = "") -> Any:
     return blanked + _length(value[end:])
 
 
-def fill(value: Any, longest: int | None = None) -> Any:
-    """The opposite of `blank`, with words for lengths, of which none becomes more than the `longest`."""
+def fill(value: Any) -> Any:
+    """The opposite of `blank`, with words for lengths."""
     if isinstance(value, dict):
-        return {name: fill(part, longest) for name, part in value.items()}
+        return {name: fill(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [fill(part, longest) for part in value]
-    return _LENGTH.sub(lambda length: words(int(length[1]))[:longest], value) if isinstance(value, str) else value
+        return [fill(part) for part in value]
+    return _LENGTH.sub(lambda length: words(int(length[1])), value) if isinstance(value, str) else value
 
 
 def words(length: int) -> str:

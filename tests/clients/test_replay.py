@@ -23,8 +23,6 @@ from dsv32_plugin.tools import tiny
 installed()  # or skip
 # test_recordings.py has the others.
 LOOPS = sorted((Path(__file__).parent / "recorded").glob("*-loop*.json"))
-# Fields, shapes and marks decide here, no prose: and an agent has 20,000 tokens of it.
-LONGEST_TEXT = 200
 RECORDED = [path for path in LOOPS if "parallel" not in path.stem]
 
 pytestmark = pytest.mark.engine
@@ -48,7 +46,7 @@ def answered(url: str) -> dict[Path, list[httpx.Response]]:
 
 def replay(url: str, path: Path) -> list[httpx.Response]:
     return [
-        httpx.post(f"{url}{request['path']}", json=filler.fill(request["body"], LONGEST_TEXT), timeout=400)
+        httpx.post(f"{url}{request['path']}", json=filler.fill(request["body"]), timeout=400)
         for request in recorded(path)
     ]
 
