@@ -55,6 +55,15 @@ def lookup(names: Mapping[str, tuple[str, ...]], name: str) -> Any:
     return pkgutil.resolve_name(first_of(*names[name]))
 
 
+def has(names: Mapping[str, tuple[str, ...]], name: str) -> bool:
+    """Whether this release has what one of `names` stands for."""
+    try:
+        lookup(names, name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def targets_of(names: Mapping[str, tuple[str, ...]], places: Mapping[str, Place]) -> list[str]:
     """All that an adapter uses, for a comparison with a release."""
     found = [target for targets in names.values() for target in targets]

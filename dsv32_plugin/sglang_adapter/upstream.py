@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
+from dsv32_plugin.surface import Place, has, lookup, main, names_in, targets_of
 
 NAMES = names_in(
     {
@@ -334,7 +334,7 @@ def declares_options() -> bool:
 
     From 0.5.19 on. Before, they are fields of one object, which its methods write to.
     """
-    return _has("declare_resolution")
+    return has(NAMES, "declare_resolution")
 
 
 def knows_cut_answers() -> bool:
@@ -354,7 +354,7 @@ def keeps_special_tokens() -> bool:
 
 def serves_responses() -> bool:
     """Whether the Responses API can be served here. SGLang goes on without it where a package of its is missing."""
-    return _has("OpenAIServingResponses")
+    return has(NAMES, "OpenAIServingResponses")
 
 
 def gives_reasoning() -> bool:
@@ -381,20 +381,12 @@ def reckons_fp8_latents() -> bool:
 
 def wraps_index_keys() -> bool:
     """Whether a pool holds its index keys in an object of their own. From 0.5.18 on. Before, they are a list."""
-    return _has("IndexKeyCache")
+    return has(NAMES, "IndexKeyCache")
 
 
 def masks_itself() -> bool:
     """Whether a batch's grammar mask knows how it is applied. From 0.5.17 on. Before, it is a tensor."""
-    return _has("GrammarMask")
-
-
-def _has(name: str) -> bool:
-    try:
-        lookup(NAMES, name)
-    except (ImportError, AttributeError):
-        return False
-    return True
+    return has(NAMES, "GrammarMask")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.surface import Place, lookup, main, names_in, targets_of
+from dsv32_plugin.surface import Place, has, lookup, main, names_in, targets_of
 from dsv32_plugin.vllm_adapter.options import OPTIONS as JUDGED
 
 NAMES = names_in(
@@ -182,7 +182,7 @@ def packs_experts() -> bool:
 
 def writes_packed_products() -> bool:
     """Whether the operator for packed weights is given the tensor to write to. From 0.29 on."""
-    return _has("weight_packed_linear_cpu")
+    return has(NAMES, "weight_packed_linear_cpu")
 
 
 def assembles_chats() -> bool:
@@ -190,14 +190,6 @@ def assembles_chats() -> bool:
     target = PLACES["ChatStreamProcessor.step"].targets[0].rpartition(".")[0]
     try:
         pkgutil.resolve_name(target)
-    except (ImportError, AttributeError):
-        return False
-    return True
-
-
-def _has(name: str) -> bool:
-    try:
-        lookup(NAMES, name)
     except (ImportError, AttributeError):
         return False
     return True
