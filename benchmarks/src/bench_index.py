@@ -113,14 +113,19 @@ def select(rows: int, length: int) -> Work:
     if vllm is None:
         work.missing["vllm top-k and index conversion"] = reason
         return work
-    choose = vllm.select(rows, TOPK, length)
     convert = vllm.slots(torch.arange(rows, dtype=torch.int32, device=DEVICE), table, HEADS)
-    work.peers["vllm top-k and index conversion"] = lambda: convert(choose(logits, end))
 
-    def peer_check() -> None:
-        assert torch.equal(convert(choose(logits, end)).sort(1).values, out.sort(1).values), "another selection"
+    def add(name: str) -> None:
+        choose = vllm.select(rows, TOPK, length, name)
 
-    work.peer_checks["vllm top-k and index conversion"] = peer_check
+        def peer_check() -> None:
+            assert torch.equal(convert(choose(logits, end)).sort(1).values, out.sort(1).values), "another selection"
+
+        peer = f"vllm {name} top-k and index conversion"
+        work.peers[peer], work.peer_checks[peer] = lambda: convert(choose(logits, end)), peer_check
+
+    for name in vllm.selections(rows):
+        add(name)
     return work
 
 

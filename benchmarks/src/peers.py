@@ -24,6 +24,14 @@ MAX_LOGITS_BYTES = 512 << 20
 """Its default for the scores of one prefill chunk (VLLM_SPARSE_INDEXER_MAX_LOGITS_MB)."""
 
 
+def most_cooperative_rows() -> int:
+    """Up to how many rows its layer takes the cooperative selection. Newer releases name it; before it is 32."""
+    try:
+        return int(pkgutil.resolve_name("vllm.model_executor.layers.indexer_topk:AUTO_COOPERATIVE_MAX_ROWS"))
+    except (ImportError, AttributeError):
+        return 32
+
+
 @functools.cache
 def load() -> tuple[Vllm | None, str]:
     """(the kernels, "") or (None, why not)."""
@@ -54,6 +62,7 @@ class Vllm:
         self.sparse_utils: ModuleType = sparse_utils
         self.flashmla: ModuleType = flashmla
         self.multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+        self._most_cooperative_rows = most_cooperative_rows()
 
     def norm_rope(
         self,
@@ -109,16 +118,27 @@ class Vllm:
 
         return launch
 
-    def select(self, rows: int, topk: int, longest: int) -> Callable[..., torch.Tensor]:
-        """The faster of its two selections for this number of rows, as its layer chooses."""
+    def selections(self, rows: int) -> list[str]:
+        """Those of its selections that take a decode of this many rows, its layer's choice first."""
+        return [*(["cooperative"] if rows <= self._most_cooperative_rows else []), "persistent", "per_row"]
+
+    def select(self, rows: int, topk: int, longest: int, name: str = "") -> Callable[..., torch.Tensor]:
+        """One of its selections for a decode, by its name; its layer's choice where none is given."""
         out = torch.full((rows, topk), -1, dtype=torch.int32, device="cuda")
         workspace = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
-        operation = torch.ops._C.cooperative_topk if rows <= 32 else torch.ops._C.persistent_topk
+        name = name or self.selections(rows)[0]
+
+        def per_row(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            self.ops.top_k_per_row_decode(logits, 1, lengths, out, rows, *logits.stride(), topk)
+            return out
 
         def launch(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
             operation(logits, lengths, out, workspace, topk, longest)
             return out
 
+        if name == "per_row":
+            return per_row
+        operation = getattr(torch.ops._C, f"{name}_topk")
         return launch
 
     def slots(self, sequence: torch.Tensor, table: torch.Tensor, heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
