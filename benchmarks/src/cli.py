@@ -20,7 +20,7 @@ def add_command(subparsers: Any) -> None:
         "bench", help="measure the kernels, a layer or a server next to their peers", description=__doc__
     )
     commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
-    for add in (_add_kernels, _add_layer, _add_serve, _add_cost, _add_compare, _add_plot, _add_report):
+    for add in (_add_kernels, _add_layer, _add_engine, _add_serve, _add_cost, _add_compare, _add_plot, _add_report):
         add(commands)
 
 
@@ -39,6 +39,34 @@ def _add_layer(commands: Any) -> None:
     parser.add_argument("--heads", type=_sizes, help="attention heads of this rank (default: 128,16)")
     _add_run_options(parser)
     parser.set_defaults(handler=_layer)
+
+
+def _add_engine(commands: Any) -> None:
+    parser = commands.add_parser("engine", help="vLLM whole, step by step: prefill, decode, start-up, memory")
+    parser.add_argument(
+        "--sides", default=",".join(records.BACKENDS), help="comma-separated: " + ", ".join(records.BACKENDS)
+    )
+    parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
+    parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
+    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
+    parser.add_argument("--experts", type=int, default=16, help="routed experts, the same on every side (V3.2 has 256)")
+    parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
+    parser.add_argument(
+        "--head-start", type=float, default=0.0, help="then, seconds that the first side begins before the others"
+    )
+    parser.add_argument(
+        "--next-to", action="append", default=[], metavar="PYTHON",
+        help="the Python of another environment, with another release of vLLM and this package; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("--cache-gib", type=float, default=4.0, help="size of the KV cache")
+    parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
+    parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
+    parser.add_argument("--logs", type=Path, help="keep the engines' logs in this folder")
+    parser.add_argument("--output", type=Path, help="the record (default: benchmarks/results/GPU/engine.json)")
+    parser.add_argument("--table", action="store_true", help="print the record and stop")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add these records to --output and stop")
+    parser.set_defaults(handler=_engine)
 
 
 def _add_serve(commands: Any) -> None:
@@ -162,6 +190,15 @@ def _layer(arguments: argparse.Namespace) -> int:
 
         record = layer.run(plan, output, seconds=arguments.seconds, started=started, on_row=on_row)
     return views.show(record)
+
+
+def _engine(arguments: argparse.Namespace) -> int:
+    try:
+        from dsv32_plugin.benchmarks import engine
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[vllm]'") from error
+
+    return engine.handle(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

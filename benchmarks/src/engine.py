@@ -1,8 +1,9 @@
 """The whole engine, ours beside vLLM's own: prefill, decode, start-up and memory at DeepSeek-V3.2's sizes.
 
-    python -m dsv32_plugin.benchmarks.engine                                     # every side, every case
-    python -m dsv32_plugin.benchmarks.engine --sides plugin --heads 16 --only decode
-    python -m dsv32_plugin.benchmarks.engine --table                             # print the record
+    dsv32 bench engine                                     # every side, every case
+    dsv32 bench engine --sides plugin --heads 16 --only decode
+    dsv32 bench engine --next-to /other/venv/bin/python    # that environment's release, too, in the same run
+    dsv32 bench engine --table                             # print the record
 
 Real sizes but 5 layers, dummy bfloat16 weights and fewer experts, so that one GPU holds all sides at once. The sides
 get the same arguments; each runs in a process of its own. They are started one after the other, then take turns, case
@@ -37,6 +38,7 @@ from typing import Any
 from dsv32_plugin.benchmarks import records, serve, views
 from dsv32_plugin.benchmarks.engine_worker import MARK
 from dsv32_plugin.benchmarks.records import BACKENDS, Record, Row
+from dsv32_plugin.console import CommandError
 
 LAYERS, DENSE_LAYERS = 5, 3
 LENGTHS = (2048, 32768, 131072)
@@ -61,6 +63,11 @@ ENVIRONMENT = {
     # The worker asks the engine's process for its memory with a function of its own.
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
+TOLD = (
+    "sides", "heads", "kv_cache_dtype", "only", "experts", "start_together", "head_start", "cache_gib", "options",
+    "seconds",
+)  # fmt: skip
+"""What a record says of its command."""
 CACHE_VARIABLES = (
     "HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR",
@@ -73,19 +80,44 @@ OWN_START = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
+class Environment:
+    """An interpreter and what is installed for it."""
+
+    python: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, python: str) -> Environment:
+        """Raises CommandError where it does not run, or has no vLLM or no dsv32-plugin."""
+        ask = (
+            "import json, sys\nfrom importlib.metadata import version\n"
+            "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
+        )
+        try:
+            done = subprocess.run(
+                [python, "-c", ask, "vllm", "dsv32-plugin", "torch", "triton"],
+                capture_output=True, text=True, check=True, env={**os.environ, "VLLM_PLUGINS": ""},
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+            raise CommandError(f"{python}: expected a Python that has vllm and dsv32-plugin: {why}") from error
+        return cls(python, json.loads(done.stdout))
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """One engine: what is compared is what differs in `side` alone."""
+    """One engine: what is compared is what differs in `side`, or in the release, alone."""
 
     side: str
     heads: int
     cache: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.side}, {self.heads} heads, {self.cache} cache"
+    release: str = ""
+    """vLLM's, where the record compares several."""
 
     def row(self, workload: str, **case: Any) -> Row:
         about: dict[str, Any] = {"engine": "vllm", "heads": self.heads, "cache": self.cache, "workload": workload}
+        if self.release:
+            about["release"] = self.release
         return {"case": about | case, "side": self.side}
 
 
@@ -137,9 +169,12 @@ def merge(record: Record, other: Record) -> None:
     """Add what another record of the same GPU and versions holds; its rows replace those of the same case."""
     if any(record[key] != other[key] for key in ("gpu", "versions")):
         names = [f"{found['gpu']}, {found['versions']}" for found in (record, other)]
-        raise SystemExit(f"expected a record of {names[0]}, got one of {names[1]}; give another --output")
+        raise CommandError(f"expected a record of {names[0]}, got one of {names[1]}; give another --output")
     record["rows"] = records.replaced(record["rows"], other["rows"])
-    runs = {(run["side"], run["heads"], run["cache"]): run for run in (*record["runs"], *other["runs"])}
+    runs = {
+        (run["side"], run["heads"], run["cache"], run.get("release", "")): run
+        for run in (*record["runs"], *other["runs"])
+    }
     record["runs"] = list(runs.values())
 
 
@@ -188,22 +223,22 @@ def environment(run: Run, caches: Path) -> dict[str, str]:
 class Worker:
     """One side's process. What it says beside results goes to its log."""
 
-    def __init__(self, run: Run, args: argparse.Namespace) -> None:
+    def __init__(self, run: Run, place: Environment, args: argparse.Namespace) -> None:
         self.run = run
         self.tail: deque[str] = deque(maxlen=15)
         self.own_start: tuple[int, float] | None = None
         self._folder = tempfile.TemporaryDirectory()
-        caches = (args.caches or Path(self._folder.name, "caches")).resolve() / run.side
+        caches = (args.caches or Path(self._folder.name, "caches")).resolve() / f"{run.side}{run.release}"
         self.state = "warm" if caches.exists() else "cold"
         write_config(run, args.experts, Path(self._folder.name))
         options = engine_options(run, args)
         self.about: dict[str, Any] = {"options": options | {"experts": args.experts}, "variables": ENVIRONMENT}
-        self.about |= {**machine(args), "failed": None}
-        log_path = args.logs / f"{run.side}-{run.heads}-{run.cache}.log" if args.logs else Path(os.devnull)
+        self.about |= {"versions": place.versions, **machine(args), "failed": None}
+        log_path = args.logs / f"{run.side}{run.release}-{run.heads}-{run.cache}.log" if args.logs else Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         task = {"model": self._folder.name, "options": options, "started": time.time()}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dsv32_plugin.benchmarks.engine_worker", json.dumps(task)],
+            [place.python, "-m", "dsv32_plugin.benchmarks.engine_worker", json.dumps(task)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=environment(run, caches), cwd=self._folder.name, start_new_session=True,
         )  # fmt: skip
@@ -244,14 +279,14 @@ class Worker:
         self._folder.cleanup()
 
 
-def measure(runs: list[Run], args: argparse.Namespace, record: Record, deadline: float) -> None:
+def measure(runs: list[tuple[Run, Environment]], args: argparse.Namespace, record: Record, deadline: float) -> None:
     """Start the sides, then let them take turns; the record is on disk after every result."""
     workers: list[Worker] = []
     try:
-        for run in runs:
+        for run, place in runs:
             if len(workers) == 1 and args.start_together:
                 time.sleep(args.head_start)
-            workers.append(Worker(run, args))
+            workers.append(Worker(run, place, args))
             if not args.start_together:
                 started(workers[-1], args, record, workers[-1].result())
         if args.start_together:
@@ -298,7 +333,7 @@ def add(worker: Worker, args: argparse.Namespace, record: Record, row: Row) -> N
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to repeat this run, and what tells two machines apart."""
-    chosen = {name: value for name, value in vars(args).items() if name not in ("caches", "logs", "output", "merge")}
+    chosen = {name: getattr(args, name) for name in TOLD}
     return {
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
         "commit": records.commit(),
@@ -308,9 +343,13 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def gpu_and_driver() -> tuple[str, str]:
-    """Their names, without a CUDA context in this process."""
+    """Their names, without a CUDA context in this process. Raises CommandError where there is no GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise CommandError(f"expected an NVIDIA GPU, but nvidia-smi found none ({error})") from error
+    gpu, driver = found.split(", ")
     return gpu, driver
 
 
@@ -328,26 +367,8 @@ def open_record(path: Path) -> Record:
     return record
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default=",".join(BACKENDS), help="comma-separated: " + ", ".join(BACKENDS))
-    parser.add_argument("--heads", default="128,16", help="attention heads: 128, or 16 as on one of 8 ranks")
-    parser.add_argument("--kv-cache-dtype", default="fp8_ds_mla", help="comma-separated: fp8_ds_mla, bfloat16")
-    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'decode B=1 L=2048'")
-    parser.add_argument("--experts", type=int, default=16, help="routed experts, the same on every side (V3.2 has 256)")
-    parser.add_argument("--start-together", action="store_true", help="start all sides at once; no start is timed then")
-    parser.add_argument(
-        "--head-start", type=float, default=0.0, help="then, seconds that the first side begins before the others"
-    )
-    parser.add_argument("--cache-gib", type=float, default=4.0, help="size of the KV cache")
-    parser.add_argument("--options", default="{}", help="more arguments of vLLM's LLM for every side, as JSON")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this after the start")
-    parser.add_argument("--caches", type=Path, help="keep compiled code here, so that a second run starts warm")
-    parser.add_argument("--logs", type=Path, help="keep the engines' logs in this folder")
-    parser.add_argument("--output", type=Path, help="the record (default: benchmarks/results/GPU/engine.json)")
-    parser.add_argument("--table", action="store_true", help="print the record and stop")
-    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add these records to --output and stop")
-    args = parser.parse_args()
+def handle(args: argparse.Namespace) -> int:
+    """Raises CommandError for a side that there is not, or an environment without an engine."""
     if args.output is None:
         folder = records.CHECKOUT / "benchmarks" / "results" / records.model_of(gpu_and_driver()[0]).lower()
         args.output = folder / "engine.json"
@@ -357,21 +378,24 @@ def main() -> int:
         for other in others:
             merge(record, other)
         records.write(record, args.output)
-        views.show(record)
-        return 0
+        return views.show(record)
     unknown = set(args.sides.split(",")) - set(BACKENDS)
     if unknown:
-        parser.error(f"--sides: expected {', '.join(BACKENDS)}; got {', '.join(sorted(unknown))}")
+        raise CommandError(f"--sides: expected names of {', '.join(BACKENDS)}, got {', '.join(sorted(unknown))}")
+    places = [Environment.of(python) for python in (sys.executable, *args.next_to)]
+    releases = [place.versions["vllm"] for place in places]
+    if len(set(releases)) < len(releases):
+        raise CommandError(f"--next-to: expected another release of vLLM, got {' and '.join(releases)}")
     # So that the engine is stopped, too, when this is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = open_record(args.output)
     deadline = time.time() + args.seconds
     for heads in args.heads.split(","):
         for cache in args.kv_cache_dtype.split(","):
-            runs = [Run(side, int(heads), cache) for side in args.sides.split(",")]
+            runs = [
+                (Run(side, int(heads), cache, release if len(places) > 1 else ""), place)
+                for release, place in zip(releases, places, strict=True)
+                for side in args.sides.split(",")
+            ]
             measure(runs, args, record, deadline)
     return views.show(record)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

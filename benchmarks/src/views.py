@@ -353,21 +353,24 @@ def extended(record: Record) -> list[Part]:
 def engines(found: Sequence[Record]) -> list[Part]:
     """The figures, then how they were made."""
     (record,) = found
-    keys = ("heads", "cache")
+    keys = ["heads", "cache"]
+    if any("release" in row["case"] for row in record["rows"]):
+        keys.append("release")
     most: dict[tuple[Any, ...], float] = {}
     for row in record["rows"]:
         if peak := median(row, "peak_gib"):
-            entry = (row["side"], *(row["case"][key] for key in keys))
+            entry = (row["side"], *(row["case"].get(key, "") for key in keys))
             most[entry] = max(peak, most.get(entry, 0.0))
     memory = [
         {"case": dict(zip(keys, case, strict=True)), "side": side, "figures": {"most_gib": {"median": gib}}}
         for (side, *case), gib in most.items()
     ]
     runs = [
-        [run["side"], str(run["heads"]), run["cache"], *(run[key] for key in ("commit", "machine", "date"))]
+        [run["side"], *(str(run.get(key, "")) for key in (*keys, "commit", "machine", "date"))]
         for run in record["runs"]
     ]
-    about = f"{record['gpu']}, driver {record['driver']}, vLLM {record['versions']['vllm']}. {BETTER}"
+    releases = dict.fromkeys(run.get("release") or record["versions"]["vllm"] for run in record["runs"])
+    about = f"{record['gpu']}, driver {record['driver']}, vLLM {', '.join(releases)}. {BETTER}"
     made = Table(["side", *keys, "commit", "machine", "date"], runs)
     return [about, *side_by_side([*record["rows"], *memory]), made]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from dsv32_plugin.benchmarks import engine, views
+from dsv32_plugin.benchmarks import cli, engine, views
 from dsv32_plugin.benchmarks.engine import Run
 from dsv32_plugin.benchmarks.engine_worker import GRAPH_LAUNCH, graph_spans_ms, prompt
 from dsv32_plugin.benchmarks.records import BACKENDS, Record, Row, median
+from dsv32_plugin.console import CommandError
 from dsv32_plugin.core import warmup
 
 
@@ -67,8 +70,45 @@ def test_parts_make_a_whole() -> None:
 
 
 def test_gpus_are_not_mixed() -> None:
-    with pytest.raises(SystemExit, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
+    with pytest.raises(CommandError, match=r"expected a record of NVIDIA H100.*got one of NVIDIA H200"):
         engine.merge(record(), record(gpu="NVIDIA H200"))
+
+
+FAKE = """#!{python}
+import json, sys
+if sys.argv[1] == "-c":
+    print(json.dumps({{"vllm": "{release}", "dsv32-plugin": "0", "torch": "0", "triton": "0"}}))
+    sys.exit()
+print('@@dsv32 {{"ready_s": 1.0, "first_token_s": 2.0}}', flush=True)
+for line in sys.stdin:
+    print('@@dsv32 {{"steps_ms": [{ms}], "peak_gib": 3.0}}', flush=True)
+"""
+
+
+def test_two_releases_take_turns_in_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, ms in (("0.26.0", 2.0), ("0.33.0", 4.0)):
+        path = tmp_path / release
+        path.write_text(FAKE.format(python=sys.executable, release=release, ms=ms))
+        path.chmod(0o755)
+    monkeypatch.setattr(engine.sys, "executable", str(tmp_path / "0.26.0"))
+    monkeypatch.setattr(engine, "gpu_and_driver", lambda: ("NVIDIA H200", "1"))
+    parser = argparse.ArgumentParser()
+    cli.add_command(parser.add_subparsers())
+    command = ["bench", "engine", "--sides", "plugin", "--heads", "16", "--only", "decode B=1 L=2048"]
+    args = parser.parse_args([*command, "--next-to", str(tmp_path / "0.33.0"), "--output", str(tmp_path / "out.json")])
+    assert args.handler(args) == 0
+    made = json.loads((tmp_path / "out.json").read_text())
+    steps = {each["case"]["release"]: median(each, "ms_per_step") for each in made["rows"] if "B" in each["case"]}
+    assert steps == {"0.26.0": 2.0, "0.33.0": 4.0}
+    assert [run["versions"]["vllm"] for run in made["runs"]] == ["0.26.0", "0.33.0"]
+    shown = views.markdown(views.engines([made]))
+    assert "vLLM 0.26.0, 0.33.0." in shown
+    assert "| 16 | fp8_ds_mla | 0.33.0 | 3.00 |" in shown
+
+
+def test_another_environment_must_have_another_release(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="expected a Python that has vllm and dsv32-plugin"):
+        engine.Environment.of(str(tmp_path / "none"))
 
 
 def test_rounds_become_a_row() -> None:
