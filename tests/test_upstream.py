@@ -168,6 +168,10 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
             "sglang.srt.entrypoints.openai.protocol:MessageProcessingResult",
             "skip_special_tokens",
         ),
+        "defers_grammars_of_responses": (
+            "sglang.srt.entrypoints.openai.protocol:MessageProcessingResult",
+            "require_reasoning",
+        ),
         "gives_reasoning": (
             "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat",
             "supports_native_reasoning_history",

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 OPTION = "--grammar-backend"
 _text_format: ContextVar[Any] = ContextVar("text_format", default=None)
 """What a request of Responses says of its answer, which its inner chat request does not."""
+responses_request: ContextVar[ResponsesRequest | None] = ContextVar("responses_request", default=None)
+"""The request of Responses that is being served."""
 
 
 def warn_of_backend(backend: str | None) -> None:
@@ -56,12 +58,14 @@ async def create_responses_around(
     body = {} if raw_request is None else await raw_request.json()
     text = body.get("text") if isinstance(body, dict) else None
     token = _text_format.set(text.get("format") if isinstance(text, dict) else None)
+    asked = responses_request.set(request)
     try:
         return await original(serving, request, raw_request)
     except ValueError as error:
         return serving.create_error_response(str(error))
     finally:
         _text_format.reset(token)
+        responses_request.reset(asked)
 
 
 def responses_parameters_around(

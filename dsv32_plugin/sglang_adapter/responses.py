@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.sglang_adapter import requests, upstream
 from dsv32_plugin.sglang_adapter.answers import last_text, says_new_text_only, tag_by_tag
+from dsv32_plugin.sglang_adapter.grammars import responses_request
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
 from dsv32_plugin.sglang_adapter.upstream import ResponsesResponse
 
@@ -76,6 +77,9 @@ def outputs_around(
     requests.check_sampling(serving.tokenizer_manager, adapted_request)
     if not upstream.keeps_special_tokens():
         adapted_request.sampling_params["skip_special_tokens"] = False
+    if not upstream.defers_grammars_of_responses():
+        # Else the grammar of the answer would hold for the thoughts before it.
+        adapted_request.require_reasoning = serving._is_thinking_enabled_for_request(responses_request.get())
     contexts = original(serving, request_id, request_prompt, adapted_request, *args, **options)
     return _marked(contexts, serving, adapted_request)
 

@@ -352,6 +352,11 @@ def keeps_special_tokens() -> bool:
     return "skip_special_tokens" in lookup(NAMES, "MessageProcessingResult").__dataclass_fields__
 
 
+def defers_grammars_of_responses() -> bool:
+    """Whether the Responses API tells a grammar that thoughts come first, as Chat does. From 0.5.17 on."""
+    return "require_reasoning" in lookup(NAMES, "MessageProcessingResult").__dataclass_fields__
+
+
 def serves_responses() -> bool:
     """Whether the Responses API can be served here. SGLang goes on without it where a package of its is missing."""
     return has(NAMES, "OpenAIServingResponses")

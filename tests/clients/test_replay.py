@@ -21,9 +21,14 @@ from engines import installed
 from dsv32_plugin.tools import tiny
 
 installed()  # or skip
-# test_recordings.py has the others.
-LOOPS = sorted((Path(__file__).parent / "recorded").glob("*-loop*.json"))
-RECORDED = [path for path in LOOPS if "parallel" not in path.stem]
+
+
+def _replayed(path: Path) -> bool:
+    """Loops, and those whose answer has a schema; test_recordings.py has the others."""
+    return "with-tools" in path.stem or ("-loop" in path.stem and "parallel" not in path.stem)
+
+
+RECORDED = [path for path in sorted((Path(__file__).parent / "recorded").glob("*.json")) if _replayed(path)]
 
 pytestmark = pytest.mark.engine
 
@@ -52,11 +57,10 @@ def replay(url: str, path: Path) -> list[httpx.Response]:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """The request that is answered with a call, and the one with its result."""
+    """The request that is answered with a call, and the one after it, with its result."""
     requests = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        next(filter(kind, requests)) for kind in (lambda request: request["calls"], lambda request: request["says"])
-    ]
+    first = next(place for place, request in enumerate(requests) if request["calls"])
+    return requests[first : first + 2]
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
