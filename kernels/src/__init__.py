@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from .ops.gather_cache.api import gather_index_keys, gather_latents
     from .ops.index_logits.api import index_logits_paged, index_logits_ragged
     from .ops.index_query.api import index_query
-    from .ops.index_topk.api import index_topk_paged, index_topk_ragged
+    from .ops.index_topk.api import index_mask_ragged, index_topk_paged, index_topk_ragged
     from .ops.masked_mha.api import masked_mha
     from .ops.norm_rope_cache.api import norm_rope_cache
     from .ops.rope_query.api import rope_query
-    from .ops.select_topk.api import select_topk
+    from .ops.select_topk.api import select_mask, select_topk
     from .ops.sparse_mla.api import sparse_mla
 
 __all__ = [
@@ -27,12 +27,14 @@ __all__ = [
     "gather_latents",
     "index_logits_paged",
     "index_logits_ragged",
+    "index_mask_ragged",
     "index_query",
     "index_topk_paged",
     "index_topk_ragged",
     "masked_mha",
     "norm_rope_cache",
     "rope_query",
+    "select_mask",
     "select_topk",
     "sparse_mla",
 ]

@@ -31,6 +31,20 @@ def deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return result if out is None else out.copy_(result)
 
 
+def to_mask(selected_ts: torch.Tensor) -> torch.Tensor:
+    """[T, S] bool, S a multiple of 128 -> [T, S / 32] int32, in the order that `mask_words` tells."""
+    # [T, block, a, q, i] -> words [T, block, q] of bits (a, i)
+    bits = selected_ts.unflatten(1, (-1, 16, 4, 2)).permute(0, 1, 3, 2, 4).flatten(3).long()
+    words = (bits << torch.arange(32, device=bits.device)).sum(3).flatten(1)
+    return words.where(words < 1 << 31, words - (1 << 32)).int()
+
+
+def from_mask(mask_tw: torch.Tensor) -> torch.Tensor:
+    """What `to_mask` had: [T, 32 W] bool."""
+    bits = mask_tw.unsqueeze(2) >> torch.arange(32, device=mask_tw.device) & 1
+    return bits.bool().unflatten(1, (-1, 4)).unflatten(3, (16, 2)).permute(0, 1, 3, 2, 4).flatten(1)
+
+
 def rope(x: torch.Tensor, cos_sin: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
     """Rotate the first R of the last dimension by the angles in `cos_sin` [..., R] = cos | sin; float32."""
     rope_dim = cos_sin.shape[-1]

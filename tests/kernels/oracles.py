@@ -310,6 +310,12 @@ def dense_mla(
     return sparse_mla(q_latent_thc, q_rope_thr, latent_cache, torch.from_numpy(slots), scale)
 
 
+def has_bit(words: list[int], key: int) -> bool:
+    """Whether the bit of a key is set in a row of a mask."""
+    word = words[4 * (key // 128) + key % 8 // 2]
+    return bool(word >> (2 * (key % 128 // 8) + key % 2) & 1)
+
+
 def masked_mha(
     q_thd: torch.Tensor,
     k_shd: torch.Tensor,

@@ -5,11 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
+import oracles
 from dsv32_plugin.kernels import (
     index_logits_paged,
     index_logits_ragged,
+    index_mask_ragged,
     index_topk_paged,
     index_topk_ragged,
+    select_mask,
     select_topk,
 )
 
@@ -20,6 +23,22 @@ def test_is_exact(kind, ranges):
     for width, topk in [(1, 1), (50, 64), (300, 40), (513, 512)]:
         inputs = cases.select_topk_inputs(kind, 15, width, topk, ranges=ranges, strided=True)
         cases.assert_topk_exact(select_topk(**inputs), **inputs)
+
+
+@pytest.mark.parametrize("ranges", cases.RANGES)
+@pytest.mark.parametrize("kind", cases.SCORES)
+def test_a_mask_is_the_same_selection(kind, ranges):
+    for width, topk in [(1, 1), (50, 64), (128, 40), (300, 40)]:
+        inputs = cases.select_topk_inputs(kind, 9, width, topk, ranges=ranges, strided=True)
+        assert_same(select_mask(**inputs), select_topk(**inputs), inputs["start_t"], width)
+
+
+def assert_same(mask_tw, selected_tk, start_t, width):
+    assert mask_tw.shape == (len(selected_tk), -(-width // 128) * 4)
+    starts = [0] * len(selected_tk) if start_t is None else start_t.tolist()
+    for words, row, start in zip(mask_tw.tolist(), selected_tk.tolist(), starts, strict=True):
+        chosen = [key for key in range(32 * len(words)) if oracles.has_bit(words, key)]
+        assert chosen == [start + position for position in row if position >= 0]
 
 
 @pytest.mark.parametrize("kind", ["all_zero", "zero_plateau", "narrow_band", "two_values", "one_ulp_apart"])
@@ -151,6 +170,16 @@ def test_index_topk_is_logits_then_selection(dtype, workspace_bytes, slots):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [1, 2000, 1 << 20])
+def test_index_mask_is_logits_then_selection(dtype, workspace_bytes):
+    inputs = cases.index_topk_ragged_inputs([40, 0, 23], 16, dtype=dtype, heads=8)
+    wide = torch.full((63, 9), -7, dtype=torch.int32)
+    mask = index_mask_ragged(**inputs, workspace_bytes=workspace_bytes, out=wide[:, :4])
+    assert_same(mask, index_topk_ragged(**inputs), inputs["start_t"], 63)
+    assert (wide[:, 4:] == -7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 @pytest.mark.parametrize("workspace_bytes", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("longer", [0, 900], ids=["exact", "for-longer-ones"])
 def test_paged_index_topk_is_logits_then_selection(dtype, workspace_bytes, longer):
@@ -167,6 +196,7 @@ def test_paged_index_topk_is_logits_then_selection(dtype, workspace_bytes, longe
 def test_index_topk_of_nothing():
     assert index_topk_paged(**cases.index_logits_paged_inputs([]), topk=16).shape == (0, 1, 16)
     assert index_topk_ragged(**cases.index_topk_ragged_inputs([], 16)).shape == (0, 16)
+    assert index_mask_ragged(**cases.index_topk_ragged_inputs([], 16)).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -190,3 +220,21 @@ def test_refuses(change, error, message):
     inputs = {"logits_ts": torch.zeros(3, 9), "start_t": None, "end_t": torch.zeros(3).int(), "topk": 4}
     with pytest.raises(error, match=message):
         select_topk(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"topk": 0}, ValueError, "topk: must be 1 to 4096, got 0"),
+        ({"logits_ts": torch.zeros(3, 9).bfloat16()}, TypeError, "logits_ts: dtype must be float32, got bfloat16"),
+        ({"start_t": torch.zeros(2).int()}, ValueError, r"start_t: shape must be \[3\], got \[2\]"),
+        ({"out": torch.zeros(3, 3).int()}, ValueError, "out: a row for 9 keys has at least 4 words, got 3"),
+        ({"out": torch.zeros(2, 4).int()}, ValueError, r"out: shape must be \[3, \*\], got \[2, 4\]"),
+        ({"out": torch.zeros(3, 4)}, TypeError, "out: dtype must be int32, got float32"),
+        ({"out": torch.zeros(4, 3).int().T}, ValueError, "out: last dim must be contiguous, got stride 3"),
+    ],
+)
+def test_a_mask_refuses(change, error, message):
+    inputs = {"logits_ts": torch.zeros(3, 9), "start_t": None, "end_t": torch.zeros(3).int(), "topk": 4}
+    with pytest.raises(error, match=message):
+        select_mask(**{**inputs, **change})

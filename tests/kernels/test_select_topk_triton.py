@@ -1,4 +1,4 @@
-"""select_topk in Triton is the exact selection on adversarial scores, whichever way a row is split.
+"""select_topk in Triton is the exact selection on adversarial scores, whichever way a row is split; so is select_mask.
 
 On a GPU at real sizes, and at tiny sizes under Triton's interpreter.
 """
@@ -14,8 +14,9 @@ import cases
 
 pytest.importorskip("triton")
 
+from dsv32_plugin.kernels.limits import mask_words
 from dsv32_plugin.kernels.ops.select_topk import reference
-from dsv32_plugin.kernels.ops.select_topk.triton import Config, choose, launch, select_topk
+from dsv32_plugin.kernels.ops.select_topk.triton import Config, choose, launch, select_mask, select_topk
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_GPU = torch.cuda.is_available()
@@ -44,9 +45,31 @@ def select(inputs, config=None, **table):
     return out
 
 
+def select_bits(inputs, config=None):
+    """[T, S] bool from a mask in rows that are further apart than they are long."""
+    tokens, width = inputs["logits_ts"].shape
+    wide = torch.full((tokens, mask_words(width) + 5), -7, dtype=torch.int32, device=inputs["logits_ts"].device)
+    mask = wide[:, : mask_words(width)]
+    if config is None:
+        select_mask(**inputs, out=mask)
+    else:
+        mask.zero_()
+        arguments = inputs["logits_ts"], inputs["start_t"], inputs["end_t"], inputs["topk"]
+        launch(*arguments, None, None, None, 1, 0, mask, config, bits=True)
+    assert (wide[:, mask_words(width) :] == -7).all()
+    key = torch.arange(32 * mask.shape[1], device=mask.device)
+    bits = mask[:, 4 * (key // 128) + key % 8 // 2] >> (2 * (key % 128 // 8) + key % 2) & 1
+    assert not bits[:, width:].any()
+    return bits[:, :width].bool()
+
+
 def check(inputs, config=None):
     selected = select(inputs, config)
     assert torch.equal(selected, reference.select_topk(**inputs))
+    bits = select_bits(inputs, config)
+    for t, row in enumerate(bits):
+        start = 0 if inputs["start_t"] is None else max(0, int(inputs["start_t"][t]))
+        assert torch.equal(row.nonzero().squeeze(1) - start, selected[t][selected[t] >= 0].long())
     return selected
 
 

@@ -1,11 +1,11 @@
-"""index_topk_paged and index_topk_ragged: checks and dispatch."""
+"""index_topk_paged, index_topk_ragged and index_mask_ragged: checks and dispatch."""
 
 import torch
 
 from ...runtime import checks
 from ...runtime.dispatch import function_for
 from ..index_logits.api import check_paged, check_ragged
-from ..select_topk.api import check_selection
+from ..select_topk.api import check_mask, check_selection
 
 WORKSPACE_BYTES = 256 << 20
 
@@ -132,5 +132,43 @@ def index_topk_ragged(
         page_size=page_size,
         workspace_bytes=workspace_bytes,
         out=out,
+    )
+    return result
+
+
+def index_mask_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    workspace_bytes: int = WORKSPACE_BYTES,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score and select as `index_topk_ragged` does, and return a bit for every key in place of a list.
+
+        out = select_mask(index_logits_ragged(q, weights, k, k_scale, start, end), start, end, topk)
+
+    Args:
+        q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, topk, workspace_bytes: as `index_topk_ragged`.
+        out: [T, W] int32, W >= 4 * ceil(S / 128), last dim contiguous, row stride free. All its words are written.
+
+    Returns:
+        [T, W] int32, in the order of bits that `select_mask` tells.
+
+    Raises:
+        TypeError, ValueError: as `index_logits_ragged` and `select_mask`.
+
+    Runs on every device. On a GPU it can be captured in a graph where its implementation is not the reference.
+    Source: DeepSeek-V3.2 (arXiv 2512.02556), equations 1 and 2; the mask is ours.
+    """
+    check_ragged(q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t)
+    check_mask(q_tid.shape[0], k_sd.shape[0], topk, out, q_tid.device)
+    checks.at_least("workspace_bytes", workspace_bytes, 1)
+    result: torch.Tensor = function_for("index_mask_ragged", q_tid.device)(
+        q_tid, weights_ti, k_sd, k_scale_s, start_t, end_t, topk, workspace_bytes=workspace_bytes, out=out
     )
     return result

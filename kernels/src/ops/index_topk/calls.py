@@ -17,6 +17,7 @@ def calls() -> Iterator[Call]:
     for dtype in DTYPES:
         given = ragged(dtype) | {"topk": 2048, "workspace_bytes": WORKSPACE_BYTES}
         yield Call(dtype, "index_topk_ragged", given)
+        yield Call(f"{dtype}-mask", "index_mask_ragged", given)
         # Engines ask for slots, and say of which sequence each token is.
         slots = {"block_table_bp": empty(16, 512, dtype=torch.int32), "seq_t": empty(TOKENS, dtype=torch.int32)}
         yield Call(f"{dtype}-slots", "index_topk_ragged", given | slots | {"page_size": 64})

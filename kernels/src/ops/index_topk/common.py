@@ -6,10 +6,13 @@ selects them all. The selection reads a row's own range only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 import triton
+
+from ...limits import mask_words
 
 ROWS = 8
 """Parts are multiples of this many tokens, so that no block of tokens is cut."""
@@ -89,6 +92,29 @@ def index_topk_ragged(
             part.start, out[part],
         )  # fmt: skip
     return out
+
+
+def index_mask_ragged(
+    launch_logits: Callable[..., object],
+    launch_selection: Callable[..., None],
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if out is None:
+        words = mask_words(k_sd.shape[0])
+        out = torch.empty((q_tid.shape[0], words), dtype=torch.int32, device=q_tid.device)
+    return index_topk_ragged(
+        launch_logits, functools.partial(launch_selection, bits=True), q_tid, weights_ti, k_sd, k_scale_s, start_t,
+        end_t, topk, workspace_bytes=workspace_bytes, out=out.zero_(),
+    )  # fmt: skip
 
 
 def parts_of(tokens: int, rows: int) -> list[slice]:

@@ -21,8 +21,6 @@ index_topk_paged = functools.partial(
     first_that_suits(index_logits.launch_paged, portable_logits.launch_paged),
     select_topk.launch,
 )
-index_topk_ragged = functools.partial(
-    common.index_topk_ragged,
-    first_that_suits(index_logits.launch_ragged, portable_logits.launch_ragged),
-    select_topk.launch,
-)
+launch_ragged = first_that_suits(index_logits.launch_ragged, portable_logits.launch_ragged)
+index_topk_ragged = functools.partial(common.index_topk_ragged, launch_ragged, select_topk.launch)
+index_mask_ragged = functools.partial(common.index_mask_ragged, launch_ragged, select_topk.launch)

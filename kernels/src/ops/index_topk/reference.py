@@ -1,9 +1,10 @@
-"""The definitions of index_topk_paged and index_topk_ragged in plain torch: scores and selection, chunk after chunk."""
+"""The definitions of index_topk and index_mask in plain torch: scores and selection, chunk after chunk."""
 
 import torch
 
+from ...limits import mask_words
 from ..index_logits.reference import index_logits_paged, index_logits_ragged
-from ..select_topk.reference import positions_to_slots, select_topk
+from ..select_topk.reference import positions_to_slots, select_mask, select_topk
 
 
 def index_topk_paged(
@@ -61,4 +62,27 @@ def index_topk_ragged(
     if block_table_bp is not None:
         assert page_size is not None
         out.copy_(positions_to_slots(out, block_table_bp, seq_t, page_size))
+    return out
+
+
+def index_mask_ragged(
+    q_tid: torch.Tensor,
+    weights_ti: torch.Tensor,
+    k_sd: torch.Tensor,
+    k_scale_s: torch.Tensor | None,
+    start_t: torch.Tensor,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    workspace_bytes: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    tokens, keys = q_tid.shape[0], k_sd.shape[0]
+    if out is None:
+        out = start_t.new_empty(tokens, mask_words(keys))
+    rows = max(1, workspace_bytes // max(4, 4 * keys))
+    for begin in range(0, tokens, rows):
+        part = slice(begin, begin + rows)
+        logits_ts = index_logits_ragged(q_tid[part], weights_ti[part], k_sd, k_scale_s, start_t[part], end_t[part])
+        select_mask(logits_ts, start_t[part], end_t[part], topk, out=out[part])
     return out

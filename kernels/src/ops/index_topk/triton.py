@@ -16,3 +16,4 @@ def supports(target: Target) -> bool:
 
 index_topk_paged = functools.partial(common.index_topk_paged, index_logits.launch_paged, select_topk.launch)
 index_topk_ragged = functools.partial(common.index_topk_ragged, index_logits.launch_ragged, select_topk.launch)
+index_mask_ragged = functools.partial(common.index_mask_ragged, index_logits.launch_ragged, select_topk.launch)

@@ -1,8 +1,8 @@
-"""select_topk: checks and dispatch."""
+"""select_topk and select_mask: checks and dispatch."""
 
 import torch
 
-from ...limits import MAX_TOPK
+from ...limits import MAX_TOPK, mask_words
 from ...runtime import checks
 from ...runtime.dispatch import function_for
 
@@ -53,17 +53,71 @@ def select_topk(
     Source: DeepSeek-V3.2 (arXiv 2512.02556), equation 2; the tie rule and the order are ours.
     """
     device = logits_ts.device
+    check_scores(logits_ts, start_t, end_t)
+    check_selection(logits_ts.shape[0], topk, block_table_bp, seq_t, page_size, out, device)
+    result: torch.Tensor = function_for("select_topk", device)(
+        logits_ts, start_t, end_t, topk, block_table_bp=block_table_bp, seq_t=seq_t, page_size=page_size, out=out
+    )
+    return result
+
+
+def select_mask(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Select as `select_topk` does, and return a bit for every key in place of a list.
+
+        the bit of key s in out[t] = 1 if s - start[t] in select_topk(logits, start, end, topk)[t] else 0
+
+    Key s is bit 2 * (s % 128 // 8) + s % 2 of word 4 * (s // 128) + s % 8 // 2.
+
+    Args:
+        logits_ts, start_t, end_t, topk: as `select_topk`.
+        out: [T, W] int32, W >= 4 * ceil(S / 128), last dim contiguous, row stride free. All its words are written.
+
+    Returns:
+        [T, W] int32 (`out` where given, else W = 4 * ceil(S / 128)).
+
+    Raises:
+        TypeError, ValueError: as `select_topk`.
+
+    Runs on every device. On a GPU it can be captured in a graph where its implementation is not the reference.
+    Source: DeepSeek-V3.2 (arXiv 2512.02556), equation 2; the mask is ours.
+    """
+    check_scores(logits_ts, start_t, end_t)
+    check_mask(logits_ts.shape[0], logits_ts.shape[1], topk, out, logits_ts.device)
+    result: torch.Tensor = function_for("select_mask", logits_ts.device)(logits_ts, start_t, end_t, topk, out=out)
+    return result
+
+
+def check_scores(logits_ts: torch.Tensor, start_t: torch.Tensor | None, end_t: torch.Tensor) -> None:
+    device = logits_ts.device
     checks.tensor("logits_ts", logits_ts, (None, None), checks.FLOAT32, device)
     checks.rows("logits_ts", logits_ts)
     tokens = logits_ts.shape[0]
     if start_t is not None:
         checks.vector("start_t", start_t, tokens, checks.INT32, device)
     checks.vector("end_t", end_t, tokens, checks.INT32, device)
-    check_selection(tokens, topk, block_table_bp, seq_t, page_size, out, device)
-    result: torch.Tensor = function_for("select_topk", device)(
-        logits_ts, start_t, end_t, topk, block_table_bp=block_table_bp, seq_t=seq_t, page_size=page_size, out=out
-    )
-    return result
+
+
+def check_mask(tokens: int, keys: int, topk: int, out: torch.Tensor | None, device: torch.device) -> None:
+    """The arguments that `select_mask` and `index_mask_ragged` have in common."""
+    if not 1 <= topk <= MAX_TOPK:
+        raise ValueError(f"topk: must be 1 to {MAX_TOPK}, got {topk}")
+    if out is not None:
+        check_mask_words("out", out, tokens, keys, device)
+
+
+def check_mask_words(name: str, mask_tw: torch.Tensor, tokens: int, keys: int, device: torch.device) -> None:
+    """A mask of `tokens` rows with a bit for each of `keys` keys at least."""
+    checks.tensor(name, mask_tw, (tokens, None), checks.INT32, device)
+    checks.rows(name, mask_tw)
+    if mask_tw.shape[1] < mask_words(keys):
+        raise ValueError(f"{name}: a row for {keys} keys has at least {mask_words(keys)} words, got {mask_tw.shape[1]}")
 
 
 def check_selection(

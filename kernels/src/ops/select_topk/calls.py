@@ -39,6 +39,8 @@ def calls() -> Iterator[Call]:
         if decode:
             arguments |= {"block_table_bp": empty(rows, 128, dtype=torch.int32), "page_size": 64}
         yield Call(name, "select_topk", arguments)
+        if not decode:
+            yield Call(f"{name}-mask", "select_mask", arguments)
         if name in UNALIGNED:
             unaligned = empty(rows, width + 1, dtype=torch.float32)[:, :width]
             yield Call(f"{name}-unaligned", "select_topk", arguments | {"logits_ts": unaligned})

@@ -2,7 +2,8 @@
 
 import torch
 
-from ...formulas import chunks, deliver, slots_of
+from ...formulas import chunks, deliver, slots_of, to_mask
+from ...limits import mask_words
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -27,6 +28,26 @@ def select_topk(
     if block_table_bp is not None:
         assert page_size is not None
         result = positions_to_slots(result, block_table_bp, seq_t, page_size)
+    return deliver(result, out)
+
+
+def select_mask(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    tokens, width = logits_ts.shape
+    words = mask_words(width) if out is None else out.shape[1]
+    result = torch.empty((tokens, words), dtype=torch.int32, device=logits_ts.device)
+    starts_t = torch.zeros_like(end_t) if start_t is None else start_t.clamp(0, width)
+    for part in chunks(tokens, 32 * max(1, width, 32 * words)):
+        position_tk = select_topk(logits_ts[part], starts_t[part], end_t[part], topk).long()
+        key_tk = (position_tk + starts_t[part].long().unsqueeze(1)).where(position_tk >= 0, 32 * words)
+        selected_ts = torch.zeros(len(key_tk), 32 * words + 1, dtype=torch.bool, device=logits_ts.device)
+        result[part] = to_mask(selected_ts.scatter_(1, key_tk, True)[:, :-1])
     return deliver(result, out)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from ....limits import mask_words
 from ....runtime.launch import dependent_launch_on
 from ....runtime.target import Target, chip_of
 from .kernels import collect_kernel, select_lists_kernel, select_rows_kernel
@@ -94,6 +95,21 @@ def select_topk(
     return out
 
 
+def select_mask(
+    logits_ts: torch.Tensor,
+    start_t: torch.Tensor | None,
+    end_t: torch.Tensor,
+    topk: int,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    num_rows, width = logits_ts.shape
+    if out is None:
+        out = torch.empty((num_rows, mask_words(width)), dtype=torch.int32, device=logits_ts.device)
+    launch(logits_ts, start_t, end_t, topk, None, None, None, 1, 0, out.zero_(), bits=True)
+    return out
+
+
 def _vector_loads(logits_ts: torch.Tensor) -> bool:
     """Whether every row is aligned to 16 bytes and may be read up to the next multiple of 16 bytes."""
     rows, width = logits_ts.shape
@@ -114,8 +130,13 @@ def launch(
     first_row: int,
     out: torch.Tensor,
     config: Config | None = None,
+    *,
+    bits: bool = False,
 ) -> None:
-    """Select for rows that are rows first_row, first_row + 1, ... of a larger problem (seq_t is indexed by those)."""
+    """Select for rows that are rows first_row, first_row + 1, ... of a larger problem (seq_t is indexed by those).
+
+    With `bits` no list is written to `out`, but the bits of the selected are set in it, where all are 0.
+    """
     num_rows, width = logits_ts.shape
     if num_rows == 0:
         return
@@ -139,7 +160,7 @@ def launch(
             logits_ts, start_t, end_t, block_table_bp, seq_t, lists, out,
             first_row, num_rows, width, row_stride, topk, *output,
             LONG=config.long, PAGE_SIZE=page_size or 0, TILE=config.tile, SAMPLE=config.sample, WARPS=config.num_warps,
-            **options, **constexprs, **shape,
+            BITS=bits, **options, **constexprs, **shape,
         )  # fmt: skip
         return
     lists = torch.empty((num_rows * (config.splits + 1), config.block), dtype=torch.int64, device=device)
@@ -152,6 +173,6 @@ def launch(
     select_lists_kernel[(num_rows,)](
         logits_ts, start_t, end_t, block_table_bp, seq_t, lists, listed, lists[num_rows * config.splits :], out,
         first_row, width, row_stride, topk, *output,
-        SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=2 * TILE, WARPS=config.num_warps,
+        SPLITS=config.splits, PAGE_SIZE=page_size or 0, TILE=2 * TILE, WARPS=config.num_warps, BITS=bits,
         **options, **constexprs, **shape,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .rows import collect, load_quads, quads, row_range
 from .search import HIGHEST, LOWEST, descend, first_shift, narrow, new_bins, next_shift, order_key, tally
-from .write import emit, located
+from .write import emit, located, set_range
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def _load_entry(list_ptr, mask):
 def _select_in_memory(
     row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width,
     PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """`narrow` over the whole row in memory: for the rare row whose list is too short or too long."""
     stop = skip + n
@@ -69,7 +70,7 @@ def _select_in_memory(
         pos = base + local - skip
         sure, ties = emit(
             key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, sure, ties,
-            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, BITS,
         )  # fmt: skip
         base += TILE
 
@@ -78,12 +79,14 @@ def _select_in_memory(
 def _select_row(
     row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr, table_ptr, table_row, table_width,
     LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
-    VECTOR: tl.constexpr, SHARED: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """The selection of one row from its scores (at most BLOCK of them) or from its list."""
     short = (skip + n <= BLOCK) | (not LONG)
     offs_tile = tl.arange(0, TILE)
-    if n <= topk:
+    if BITS & (n <= topk):
+        set_range(out_ptr, table_row.to(tl.int32), table_row.to(tl.int32) + n)
+    elif n <= topk:
         for base in range(0, topk, TILE):
             pos = base + offs_tile
             slot = located(pos, pos < n, table_ptr, table_row, table_width, PAGE_SIZE)
@@ -95,7 +98,7 @@ def _select_row(
         pos = offs - skip
         emit(
             key_0, key_1, key_2, key_3, pos, pos + 1, pos + 2, pos + 3, low, last, topk - above, 0, 0,
-            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, BITS,
         )  # fmt: skip
     elif (listed >= topk) & (listed <= BLOCK):
         offs = quads(BLOCK, WARPS)
@@ -107,20 +110,23 @@ def _select_row(
         low, last, above = narrow(key_0, key_1, key_2, key_3, listed, topk, 0, bins, SHARED)
         emit(
             key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
-            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, BITS,
         )  # fmt: skip
     else:
         _select_in_memory(
             row_ptr, skip, n, topk, bins, out_ptr, table_ptr, table_row, table_width,
-            PAGE_SIZE, TILE, WARPS, VECTOR, SHARED,
+            PAGE_SIZE, TILE, WARPS, VECTOR, SHARED, BITS,
         )  # fmt: skip
 
 
 @triton.jit
-def _table_row(table_ptr, seq_ptr, row, rows_per_sequence, table_stride):
-    """Where in the block table the row of scores finds its pages."""
+def _table_row(table_ptr, seq_ptr, start_ptr, row, inside, width, rows_per_sequence, table_stride, BITS: tl.constexpr):
+    """Where in the block table the row of scores finds its pages; for BITS the key at which it begins."""
     offset = tl.zeros((), tl.int64)
-    if table_ptr is not None:
+    if BITS:
+        if start_ptr is not None:
+            offset = tl.minimum(tl.maximum(tl.load(start_ptr + inside).to(tl.int32), 0), width).to(tl.int64)
+    elif table_ptr is not None:
         if seq_ptr is not None:
             offset = tl.load(seq_ptr + row).to(tl.int64) * table_stride
         else:
@@ -151,7 +157,7 @@ def select_rows_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, out_ptr,
     first_row, num_rows, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     LONG: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SAMPLE: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Whole rows, one program a row at a time; a program reuses its own list."""
     pid = tl.program_id(0)
@@ -163,7 +169,9 @@ def select_rows_kernel(
     for turn in range(tl.cdiv(num_rows - pid, programs)):
         row = pid + turn * programs
         row_ptr, skip, n = row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
-        table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+        table_row = _table_row(
+            table_ptr, seq_ptr, start_ptr, first_row + row, row, width, rows_per_sequence, table_stride, BITS
+        )
         _prefetch_table(table_ptr, table_row, n, table_width, PAGE_SIZE, SHARED)
         listed = 0
         if LONG:  # noqa: SIM102 - known when compiling, so that short rows carry no code for lists
@@ -174,7 +182,7 @@ def select_rows_kernel(
                 tl.debug_barrier()
         _select_row(
             row_ptr, skip, n, topk, list_ptr, listed, bins, out_ptr + row.to(tl.int64) * out_stride,
-            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED,
+            table_ptr, table_row, table_width, LONG, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED, BITS,
         )  # fmt: skip
         if LONG:
             # The next row's list goes where this one's is still being read.
@@ -212,14 +220,16 @@ def select_lists_kernel(
     logits_ptr, start_ptr, end_ptr, table_ptr, seq_ptr, list_ptr, listed_ptr, joined_ptr, out_ptr,
     first_row, width, row_stride, topk, out_stride, table_stride, table_width, rows_per_sequence,
     SPLITS: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
-    VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
+    VECTOR: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Select from the lists of a row's chunks, which are in order already."""
     row = tl.program_id(0)
     bins = new_bins(row, SHARED)
     # Older than the lists, so it need not wait for them.
     row_ptr, skip, n = row_range(logits_ptr, start_ptr, end_ptr, row, width, row_stride, VECTOR)
-    table_row = _table_row(table_ptr, seq_ptr, first_row + row, rows_per_sequence, table_stride)
+    table_row = _table_row(
+        table_ptr, seq_ptr, start_ptr, first_row + row, row, width, rows_per_sequence, table_stride, BITS
+    )
     _prefetch_table(table_ptr, table_row, n, table_width, PAGE_SIZE, SHARED)
     if PDL:
         gdc_wait()
@@ -243,7 +253,7 @@ def select_lists_kernel(
         low, last, above = narrow(key_0, key_1, key_2, key_3, total, topk, 0, bins, SHARED)
         emit(
             key_0, key_1, key_2, key_3, pos_0, pos_1, pos_2, pos_3, low, last, topk - above, 0, 0,
-            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE,
+            out_ptr, table_ptr, table_row, table_width, PAGE_SIZE, BITS,
         )  # fmt: skip
         return
     if (total >= topk) & (total <= BLOCK):
@@ -259,5 +269,5 @@ def select_lists_kernel(
     tl.debug_barrier()
     _select_row(
         row_ptr, skip, n, topk, joined_ptr, total, bins, out_ptr,
-        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED,
+        table_ptr, table_row, table_width, True, PAGE_SIZE, BLOCK, TILE, WARPS, VECTOR, SHARED, BITS,
     )  # fmt: skip
