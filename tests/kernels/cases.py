@@ -572,6 +572,16 @@ def dense_mla_inputs(
     return to(inputs, device)
 
 
+def mask_of(selected_ts: torch.Tensor, padding: int = 3) -> torch.Tensor:
+    """[T, S] bool as a mask, in rows `padding` words further apart than they are long."""
+    tokens, keys = selected_ts.shape
+    words = -(-keys // 128) * 4
+    wide = np.zeros((tokens, words + padding), dtype=np.uint32)
+    for t, s in selected_ts.cpu().nonzero().tolist():
+        wide[t, 4 * (s // 128) + s % 8 // 2] |= np.uint32(1 << (2 * (s % 128 // 8) + s % 2))
+    return torch.from_numpy(wide.view(np.int32)).to(selected_ts.device)[:, :words]
+
+
 def masked_mha_inputs(
     lengths: Sequence[int],
     chunks: Sequence[int] | None = None,
@@ -585,7 +595,7 @@ def masked_mha_inputs(
     seed: int = 0,
     device: Device = "cpu",
 ) -> Inputs:
-    """Causal prefill; with `topk` each token attends to at most so many positions, rows padded with invalid ones."""
+    """Causal prefill; with `topk` each token attends to at most so many keys, by the bits of a mask."""
     g = rng(seed)
     start, end = causal_ranges(lengths, chunks)
     keys, tokens = sum(lengths), len(start)
@@ -598,12 +608,10 @@ def masked_mha_inputs(
         "scale": head_dim**-0.5,
     }
     if topk is not None:
-        garbage = torch.tensor([-1, INT32_MIN, INT32_MAX, -keys], dtype=torch.int32)
-        selected = garbage.repeat(topk // 4 + 1)[:topk].repeat(tokens, 1)
-        for row, length in zip(selected, (end - start).tolist(), strict=True):
-            count = min(topk, length)
-            row[:count] = torch.randperm(length, generator=g)[:count].sort().values.int()
-        inputs["selected_tk"] = selected
+        selected = torch.zeros(tokens, keys, dtype=torch.bool)
+        for row, first, last in zip(selected, start.tolist(), end.tolist(), strict=True):
+            row[first + torch.randperm(last - first, generator=g)[:topk]] = True
+        inputs["mask_tw"] = mask_of(selected)
     return to(inputs, device)
 
 

@@ -323,14 +323,14 @@ def masked_mha(
     start_t: torch.Tensor,
     end_t: torch.Tensor,
     scale: float,
-    selected_tk: torch.Tensor | None = None,
+    mask_tw: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[Exact, Exact]:
     """(out, lse)"""
     query, keys, values = array(q_thd), array(k_shd), array(v_shv)
     attention = _Attention(*query.shape[:2], values.shape[2])
     for t, (start, end) in enumerate(zip(array(start_t), array(end_t), strict=True)):
-        chosen = range(end - start) if selected_tk is None else sorted(set(array(selected_tk[t]).tolist()))
-        seen = [start + position for position in chosen if 0 <= position < end - start]
+        words = None if mask_tw is None else mask_tw[t].tolist()
+        seen = [s for s in range(start, end) if words is None or has_bit(words, s)]
         attention.add(t, query[t], keys[seen], values[seen], scale)
     return attention.result()

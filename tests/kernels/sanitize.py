@@ -30,11 +30,14 @@ def launches() -> Iterator[Launch]:
         yield f"paged logits, {tokens} tokens", kernels.index_logits_paged, inputs
     ragged = cases.index_logits_ragged_inputs([70, 0, 41], [9, 0, 13], 64)
     yield "ragged logits", kernels.index_logits_ragged, ragged
-    yield "logits and selection", kernels.index_topk_ragged, {**ragged, "topk": 16, "workspace_bytes": 4 * 112 * 8}
+    chunked = {**ragged, "topk": 16, "workspace_bytes": 4 * 112 * 8}
+    yield "logits and selection", kernels.index_topk_ragged, chunked
+    yield "logits and mask", kernels.index_mask_ragged, chunked
     for kind in ("random", "all_zero"):
         for width, rows in ((3000, 2), (20001, 2), (20001, 70)):
             inputs = cases.select_topk_inputs(kind, rows, width, 2048, ranges="random", strided=True)
             yield f"selection of {kind}, {rows} x {width}", kernels.select_topk, inputs
+            yield f"mask of {kind}, {rows} x {width}", kernels.select_mask, inputs
     kinds = ((BF16, FP8, 16), (BF16, BF16, 16), (BF16, FP8, 128), (BF16, BF16, 128), (FLOAT, FLOAT, 16))
     for dtype, cache_dtype, heads in kinds:
         types: dict[str, Any] = {"dtype": dtype, "cache_dtype": cache_dtype}
@@ -42,8 +45,10 @@ def launches() -> Iterator[Launch]:
         yield f"sparse, {what}", kernels.sparse_mla, cases.sparse_mla_inputs(3, heads, 160, **types)
         yield f"dense, {what}", kernels.dense_mla, cases.dense_mla_inputs(LENGTHS, heads=heads, **types)
     for topk in (None, 16):
-        inputs = cases.masked_mha_inputs([70, 5], [40, 5], topk=topk, dtype=BF16)
-        yield f"masked, topk {topk}", kernels.masked_mha, inputs
+        for dim, value_dim in ((192, 128), (256, 256)):
+            widths = {"head_dim": dim, "value_dim": value_dim}
+            inputs = cases.masked_mha_inputs([270, 5], [140, 5], topk=topk, dtype=BF16, **widths)
+            yield f"masked, {dim} and {value_dim} wide, topk {topk}", kernels.masked_mha, inputs
 
 
 def of_cache(dtype: torch.dtype) -> Iterator[Launch]:

@@ -102,7 +102,9 @@ def test_masked_is_sparse_over_one_key_head():
     keys = rows.unsqueeze(1).expand(-1, 3, -1)
     query = torch.cat((inputs["q_latent_thc"], inputs["q_rope_thr"]), -1)
     start, end = torch.zeros(4).int(), torch.full((4,), 512).int()
-    masked = masked_mha(query, keys, keys[..., :512], start, end, inputs["scale"], selected_tk=inputs["slots_tk"])
+    selected = torch.stack([torch.isin(torch.arange(512), row[row >= 0]) for row in inputs["slots_tk"]])
+    mask = cases.mask_of(selected)
+    masked = masked_mha(query, keys, keys[..., :512], start, end, inputs["scale"], mask_tw=mask)
     torch.testing.assert_close(sparse_mla(**inputs), masked)
 
 
@@ -131,10 +133,10 @@ def test_a_token_that_sees_nothing_gives_zero():
     assert empty_row(*dense_mla(**dense))
     assert empty_row(*dense_mla(**{**dense, "max_visible": 0}))
     masked = cases.masked_mha_inputs([5, 3], topk=2)
-    masked["selected_tk"][:] = cases.INT32_MAX
+    masked["mask_tw"].zero_()
     assert empty_row(*masked_mha(**masked))
     masked["end_t"] = masked["start_t"] - 1
-    assert empty_row(*masked_mha(**{**masked, "selected_tk": None}))
+    assert empty_row(*masked_mha(**{**masked, "mask_tw": None}))
 
 
 def test_a_page_outside_the_cache_is_absent():
@@ -238,3 +240,9 @@ def test_dense_and_masked_refuse():
         masked_mha(**{**masked, "k_shd": masked["k_shd"].bfloat16()})
     with pytest.raises(ValueError, match=r"v_shv: shape must be \[3, 2, \*\], got \[2, 2, 128\]"):
         masked_mha(**{**masked, "v_shv": masked["v_shv"][:2]})
+    with pytest.raises(ValueError, match="mask_tw: a row for 3 keys has at least 4 words, got 3"):
+        masked_mha(**masked, mask_tw=torch.zeros(3, 3).int())
+    with pytest.raises(ValueError, match=r"mask_tw: shape must be \[3, \*\], got \[2, 4\]"):
+        masked_mha(**masked, mask_tw=torch.zeros(2, 4).int())
+    with pytest.raises(TypeError, match="mask_tw: dtype must be int32, got int64"):
+        masked_mha(**masked, mask_tw=torch.zeros(3, 4).long())

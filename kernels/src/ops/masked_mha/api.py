@@ -4,6 +4,7 @@ import torch
 
 from ...runtime import checks
 from ...runtime.dispatch import function_for
+from ..select_topk.api import check_mask_words
 
 
 def masked_mha(
@@ -14,13 +15,13 @@ def masked_mha(
     end_t: torch.Tensor,
     scale: float,
     *,
-    selected_tk: torch.Tensor | None = None,
+    mask_tw: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend with expanded heads to ragged keys (short prefill), optionally only to a selection of them.
 
-        visible   = {s : start[t] <= s < end[t]}, and if selected is given {s : s - start[t] in selected[t]} of them
+        visible   = {s : start[t] <= s < end[t]}, with a mask those of them whose bit is set in mask[t]
         score     = scale * q[t, h] . k[s, h]     over visible s
         out[t, h] = sum_s softmax_s(score) * v[s, h],     lse[t, h] = ln sum_s exp(score)
 
@@ -34,8 +35,8 @@ def masked_mha(
         start_t: [T] int32, first visible key.
         end_t: [T] int32, one past the last visible key.
         scale: of the scores, positive.
-        selected_tk: [T, K] int32, positions relative to start, distinct, in any order; one that is negative or not
-            below end - start selects nothing. Last dim contiguous.
+        mask_tw: [T, W] int32 as `select_mask` writes it, W >= 4 * ceil(S / 128); last dim contiguous, row stride free.
+            Bits of keys outside start .. end - 1 must be 0.
         out: [T, H, V], the dtype of q, last dim contiguous.
         lse: [T, H] float32, last dim contiguous.
 
@@ -59,11 +60,10 @@ def masked_mha(
     checks.rows("v_shv", v_shv)
     checks.vector("start_t", start_t, tokens, checks.INT32, device)
     checks.vector("end_t", end_t, tokens, checks.INT32, device)
-    if selected_tk is not None:
-        checks.tensor("selected_tk", selected_tk, (tokens, None), checks.INT32, device)
-        checks.rows("selected_tk", selected_tk)
+    if mask_tw is not None:
+        check_mask_words("mask_tw", mask_tw, tokens, k_shd.shape[0], device)
     checks.attention_outputs(out, lse, (tokens, heads, v_shv.shape[2]), q_thd.dtype, device)
     result: tuple[torch.Tensor, torch.Tensor] = function_for("masked_mha", device)(
-        q_thd, k_shd, v_shv, start_t, end_t, scale, selected_tk=selected_tk, out=out, lse=lse
+        q_thd, k_shd, v_shv, start_t, end_t, scale, mask_tw=mask_tw, out=out, lse=lse
     )
     return result

@@ -1,4 +1,4 @@
-"""What models launch of masked_mha: keys of 192 and values of 128 elements, whole and with a selection."""
+"""What models launch of masked_mha: keys of 192 or 256 and values of 128 or 256 elements, whole and with a mask."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from ...runtime.calls import Call, Spill, empty
 
 SPILLS: tuple[Spill, ...] = ()
 TOKENS = 2048
+HEADS = 16
+WIDTHS = (
+    ("bf16", torch.bfloat16, 192, 128),
+    ("bf16-wide", torch.bfloat16, 256, 256),
+    ("fp32", torch.float32, 192, 128),
+)
 
 
 def calls() -> Iterator[Call]:
-    for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for heads in (16, 128):
-            whole = {
-                "q_thd": empty(TOKENS, heads, 192, dtype=dtype),
-                "k_shd": empty(4096, heads, 192, dtype=dtype),
-                "v_shv": empty(4096, heads, 128, dtype=dtype),
-                "start_t": empty(TOKENS, dtype=torch.int32),
-                "end_t": empty(TOKENS, dtype=torch.int32),
-                "scale": 0.1,
-            }
-            yield Call(f"{kind}-{heads}heads", "masked_mha", whole)
-            selected = {"selected_tk": empty(TOKENS, 2048, dtype=torch.int32)}
-            yield Call(f"{kind}-{heads}heads-selected", "masked_mha", whole | selected)
+    for kind, dtype, dim, value_dim in WIDTHS:
+        whole = {
+            "q_thd": empty(TOKENS, HEADS, dim, dtype=dtype),
+            "k_shd": empty(4096, HEADS, dim, dtype=dtype),
+            "v_shv": empty(4096, HEADS, value_dim, dtype=dtype),
+            "start_t": empty(TOKENS, dtype=torch.int32),
+            "end_t": empty(TOKENS, dtype=torch.int32),
+            "scale": 0.1,
+        }
+        yield Call(kind, "masked_mha", whole)
+        yield Call(f"{kind}-mask", "masked_mha", whole | {"mask_tw": empty(TOKENS, 2048, dtype=torch.int32)})
