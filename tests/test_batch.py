@@ -11,10 +11,12 @@ from dsv32_plugin import kernels
 from dsv32_plugin.core import planner, plans
 from dsv32_plugin.core.layers import Ranks
 from dsv32_plugin.core.planner import Planner
-from dsv32_plugin.core.plans import Dense, Expanded, Sparse, Staged
+from dsv32_plugin.core.plans import Dense, Expanded, Masked, Parts, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import Step, mixed_batch, uniform_decodes
 from dsv32_plugin.kernels import cache_layout as layout
+from dsv32_plugin.kernels.formulas import from_mask
+from dsv32_plugin.kernels.limits import mask_words
 
 PAGE, DIM, HEADS, TOPK = 16, 32, 8, 12
 
@@ -121,6 +123,14 @@ def test_decodes_may_come_last(
     assert torch.equal(selected(batch), alone(batch))
 
 
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), BATCHES)
+def test_what_tokens_see_is_summed(lengths: list[int], queries: list[int], num_decodes: int) -> None:
+    for chunk in describe(lengths, queries, num_decodes).prefill_chunks:
+        visible = chunk.end_t - chunk.start_t
+        for most in (1, 12, 33, 100):
+            assert chunk.seen(most) == int(visible.clamp(max=most).sum())
+
+
 def latents_fp8(num_seqs: int) -> torch.Tensor:
     """Every code finite and every scale a power of two."""
     generator = torch.Generator().manual_seed(1)
@@ -157,6 +167,91 @@ def test_a_copy_of_the_latents_changes_no_answer(
 
     assert attended(Sparse(batch, Policy())).isfinite().all()
     assert torch.equal(attended(Staged(batch, Policy())), attended(Sparse(batch, Policy())))
+
+
+def positions(batch: Step, plan: Sparse | Parts, ranks: Ranks | None = None) -> list[list[int]]:
+    """What each token of the batch selects, whichever way a plan keeps it."""
+    num_tokens = batch.slots_t.shape[0]
+    q_tid, weights_ti, index_cache = inputs(num_tokens, batch.block_table_bp.shape[0])
+    slots_tk = torch.full((num_tokens, TOPK), -9, dtype=torch.int32)
+    plan.select(q_tid, weights_ti, index_cache, slots_tk, ranks)
+    found: list[list[int]] = [[] for _ in range(num_tokens)]
+    for rows, part in plan.parts if isinstance(plan, Parts) else [(slice(0, num_tokens), plan)]:
+        chunks = part.step.prefill_chunks if isinstance(part, Masked) else ()
+        for chunk in chunks:
+            for t in range(chunk.tokens.start, chunk.tokens.stop):
+                bits = from_mask(slots_tk[rows][t, : mask_words(chunk.total_keys)][None])[0]
+                found[rows.start + t] = (bits.nonzero().squeeze(1) - chunk.start_t[t - chunk.tokens.start]).tolist()
+        if not chunks:
+            for t in range(rows.start, rows.stop):
+                pages = batch.block_table_bp[int(batch.seq_t[t])].tolist()
+                slots = [slot for slot in slots_tk[t].tolist() if slot >= 0]
+                found[t] = [pages.index(slot // PAGE) * PAGE + slot % PAGE for slot in slots]
+    return found
+
+
+@pytest.mark.parametrize("max_gathered_keys", [1, 70, 10**6])
+@pytest.mark.parametrize(("lengths", "queries", "num_decodes"), [*BATCHES, *DECODES_LAST])
+def test_a_mask_selects_the_same(
+    lengths: list[int],
+    queries: list[int],
+    num_decodes: int,
+    max_gathered_keys: int,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    last = any(f"-{case.id}]" in request.node.name for case in DECODES_LAST)
+    options = {"decodes_last": last, "max_gathered_keys": max_gathered_keys}
+    batch = describe(lengths, queries, num_decodes, **options)
+    monkeypatch.setattr(planner, "masked_pays", lambda heads, tokens, *sizes: tokens > 4)
+    made = Planner(TOPK, 1, Policy()).plan(batch, torch.float32, torch.float32)
+    assert isinstance(made, Masked | Parts) == any(c.tokens.stop - c.tokens.start > 4 for c in batch.prefill_chunks)
+    assert isinstance(made, Sparse | Parts)
+    assert positions(batch, made) == positions(batch, Sparse(batch, Policy()))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "LEAST_SHARED_TOKENS", 8)
+    batch = describe([33, 5, 64], [33, 5, 10], 0)
+    plan = Masked(batch, Policy())
+    parts: list[torch.Tensor] = []
+    for rank in range(size):
+
+        def keep(part_tk: torch.Tensor) -> torch.Tensor:
+            parts.append(part_tk.clone())
+            return part_tk.repeat(size, 1)
+
+        positions(batch, plan, Ranks(rank, size, keep))
+    assert parts[0].shape[1] == mask_words(102), "a mask is shorter than a list"
+    assert positions(batch, plan, Ranks(0, size, lambda part_tk: torch.cat(parts))) == positions(batch, plan)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "heads", "pays"),
+    [
+        pytest.param(4096, 24576, 8, True, id="a-rank-of-sixteen"),
+        pytest.param(4096, 49152, 8, False, id="too-long-for-few-heads"),
+        pytest.param(4096, 12288, 16, True, id="a-rank-of-eight"),
+        pytest.param(4096, 24576, 16, False, id="too-long-for-a-rank-of-eight"),
+        pytest.param(4096, 6144, 64, True, id="half-of-the-heads"),
+        pytest.param(4096, 12288, 64, False, id="too-long-for-half-of-the-heads"),
+        pytest.param(4096, 8192, 128, True, id="all-heads"),
+        pytest.param(512, 4096, 128, False, id="too-few-tokens-for-what-is-expanded"),
+        pytest.param(512, 12288, 8, False, id="too-few-tokens-to-fill-a-chip"),
+        pytest.param(16384, 65537, 1, False, id="more-keys-than-a-row-has-bits"),
+    ],
+)
+def test_a_mask_is_taken_where_it_pays(tokens: int, length: int, heads: int, pays: bool) -> None:
+    batch = describe([length], [tokens], 0)
+
+    def masks(*, batch_invariant: bool = False) -> bool:
+        made = Planner(2048, heads, Policy(batch_invariant)).plan(batch, torch.uint8, torch.bfloat16)
+        assert made.selects
+        return isinstance(made, Masked)
+
+    assert masks() == pays
+    assert not masks(batch_invariant=True)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,11 @@ from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Ranks, TorchLayers
 from dsv32_plugin.core.planner import Planner
-from dsv32_plugin.core.plans import Dense, Expanded, Plan, Staged
+from dsv32_plugin.core.plans import Dense, Expanded, Masked, Plan, Staged, expanded
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import LayerCaches, Step
+from dsv32_plugin.kernels.formulas import from_mask
+from dsv32_plugin.kernels.limits import mask_words
 from dsv32_plugin.kernels.ops.select_topk.reference import positions_to_slots
 from dsv32_plugin.kernels.runtime.dispatch import force
 
@@ -90,10 +92,11 @@ class Until(Plan):
             self.seen.values_thv = self.plan.values(up, q_thd, latent_cache, slots_tk, scale, ready)
             return self.seen.values_thv
         ready()
-        if isinstance(self.plan, Expanded):
+        if isinstance(self.plan, Expanded | Masked):
             if self.seen.last == UP:
                 for chunk in self.step.prefill_chunks:
-                    self.plan.expand(up, chunk, latent_cache, q_thd.dtype)
+                    for _ in expanded(up, chunk, latent_cache, q_thd.dtype):
+                        pass
             return q_thd.new_empty(*q_thd.shape[:2], up.value_dim)
         return up.values(up.absorb(q_thd[..., : up.nope]))
 
@@ -181,7 +184,7 @@ class OurLayer(Side):
         self.plan = planned.plan
         self._given: Given | None = None
         if not products:
-            assert not isinstance(self.plan, Expanded), "latents are expanded by a product"
+            assert not isinstance(self.plan, Expanded | Masked), "latents are expanded by a product"
             self._given = Given(self.layer, inputs.hidden)
             self.layer.kv_up = self._built(lambda config: GivenUp(config, step.heads, step.tokens))
 
@@ -218,8 +221,9 @@ class OurLayer(Side):
     @property
     def operations(self) -> list[str]:
         first = [] if self._given else [PROJECTIONS]
-        more = [INDEXER] if self.plan.selects else [UP] if isinstance(self.plan, Expanded) else []
-        return [*first, NORMS, *more, ATTENTION]
+        selects = [INDEXER] if self.plan.selects else []
+        expands = [UP] if isinstance(self.plan, Expanded | Masked) else []
+        return [*first, NORMS, *selects, *expands, ATTENTION]
 
     def through(self, last: int) -> Launch:
         operation = self.operations[last]
@@ -249,7 +253,7 @@ class OurLayer(Side):
             layer.index_query(q_a_tl)
         q_thd = layer.query(q_a_tl).unflatten(-1, (layer.num_heads, -1))
         values_thv = q_thd[..., : up.value_dim].contiguous()
-        if not isinstance(self.plan, Expanded):
+        if not isinstance(self.plan, Expanded | Masked):
             values_thv = up.values(up.absorb(q_thd[..., : up.nope]))
         layer.output(values_thv.flatten(1))
 
@@ -315,6 +319,10 @@ class OurLayer(Side):
     def _slots(self, token: int) -> torch.Tensor:
         """What the token selected, in the cache."""
         slots_tk = self.slots_tk
+        if isinstance(self.plan, Masked):
+            positions = from_mask(slots_tk[token, : mask_words(self.inputs.step.length)][None])[0].nonzero()
+            table = self.inputs.block_table[int(self.batch.seq_t[token])]
+            return (table[positions // PAGE] * PAGE + positions % PAGE).squeeze(1)
         if isinstance(self.plan, Staged):
             (chunk,) = self.batch.prefill_chunks
             # One sequence: a slot of the copy is a position.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
 from dsv32_plugin.core.config import DsaConfig
+
+EXPANDED_BYTES = 320 << 20
+"""Most that keys and values expanded at a time may take, unless one head takes more: 4096 latents with 128 heads."""
 
 
 class LatentUpProjection(nn.Module):
@@ -47,13 +52,21 @@ class LatentUpProjection(nn.Module):
         torch.bmm(out_thc.transpose(0, 1), self.w_uv_hcv, out=values_thv.transpose(0, 1))
         return values_thv
 
-    def expand(self, rows_sc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents with their rope keys, [S, C + R] -> keys [S, H, nope + R] and values [S, H, v]."""
-        num_heads, nope, latent = self.w_uk_hdc.shape
+    def expand(self, rows_sc: torch.Tensor, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents with their rope keys, [S, C + R] -> keys [S, H, nope + R] and values [S, H, v] of some heads."""
+        w_uk_hdc, w_uv_hcv = self.w_uk_hdc[heads], self.w_uv_hcv[heads]
+        num_heads, nope, latent = w_uk_hdc.shape
         latent_sc, rope_sr = rows_sc.split([latent, self.rope], dim=-1)
         k_shd = rows_sc.new_empty(rows_sc.shape[0], num_heads, nope + self.rope)
         latent_hsc = latent_sc.expand(num_heads, -1, -1)
-        torch.bmm(latent_hsc, self.w_uk_hdc.transpose(1, 2), out=k_shd[..., :nope].transpose(0, 1))
+        torch.bmm(latent_hsc, w_uk_hdc.transpose(1, 2), out=k_shd[..., :nope].transpose(0, 1))
         k_shd[..., nope:] = rope_sr.unsqueeze(1)
-        v_shv = torch.bmm(latent_hsc, self.w_uv_hcv).transpose(0, 1)
+        v_shv = torch.bmm(latent_hsc, w_uv_hcv).transpose(0, 1)
         return k_shd, v_shv
+
+    def head_parts(self, keys: int, item_bytes: int) -> list[slice]:
+        """As few parts of the heads as keep the keys and values of so many latents within EXPANDED_BYTES."""
+        head_bytes = keys * (self.nope + self.rope + self.value_dim) * item_bytes
+        parts = -(-self.num_heads // max(1, EXPANDED_BYTES // max(1, head_bytes)))
+        bounds = [self.num_heads * part // parts for part in range(parts + 1)]
+        return [slice(*pair) for pair in pairwise(bounds)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from dsv32_plugin.core.plans import Dense, Expanded, Plan, Sparse, Staged
+from dsv32_plugin.core.plans import Dense, Expanded, Masked, Parts, Plan, Sparse, Staged
 from dsv32_plugin.core.policy import Policy
-from dsv32_plugin.core.step import MAX_GATHERED_KEYS, Step
+from dsv32_plugin.core.step import MAX_GATHERED_KEYS, PrefillChunk, Step, parts_of
+from dsv32_plugin.kernels.limits import mask_words
+from dsv32_plugin.kernels.runtime.dispatch import implementation_for
 
 MAX_EXPANDED_KEYS = 4096
-"""Latents that a prefill expands at a time: 4096 are 320 MiB of keys and values with 128 heads in bfloat16."""
-
+"""Latents of a chunk of which every key is selected."""
 
 EXPANDED_PAIRS = 1 << 27
 """Pairs of a query and a key, over all heads, from which on latents are expanded. H100, us with what launching takes,
@@ -28,9 +29,45 @@ the copy and attention over bfloat16, T = 256, 1024, 4096: 16 heads, L = 32K 1.0
 of every GPU, T = 1024, L = 32K: 16 heads 2.08, 128 heads 3.70."""
 
 
+EXPAND_US, EXPAND_HEAD_US = 20.0, 6.6e-4
+"""To expand any latents, and to expand one to a head."""
+
+PAIR_US, KEY_US = 1.11e-6, 0.0188
+"""Attention of a head's query to a key that it sees: while all multiprocessors are busy, and in one program."""
+
+FEW_HEADS = 16
+SLOT_US, SLOT_BLOCK_US = 1.6e-4, 2.8e-4
+"""Attention of a token to a selected latent: of up to FEW_HEADS, and of each block of up to 64."""
+
+
+def masked_pays(heads: int, tokens: int, keys: int, seen: int, selected: int) -> bool:
+    """Whether attention under a mask to all keys that tokens see is faster than to the latents of those selected.
+
+    H200, attention with what is expanded or absorbed, us, over selected latents and under a mask:
+
+        heads  T, L and both times
+        8      3072 3K 677 109; 4096 6K 1291 270, 12K 1288 460, 24K 1346 941, 32K 1587 1311, 48K 1432 2036
+               512 12K 173 290; 256 8K 89 195
+        16     3072 3K 691 170; 4096 6K 1308 395, 12K 1294 847, 24K 1485 1833; 1024 16K 345 475; 256 4K 90 127
+        64     3072 3K 1177 530; 4096 6K 2375 1456, 8K 2136 2128; 512 8K 293 622
+        128    4096 4K 3602 1628, 8K 4698 4078; 512 4K 568 589
+
+    Args:
+        seen: keys that the tokens see, summed over the tokens.
+        selected: of these those selected.
+    """
+    expand_us = EXPAND_US + EXPAND_HEAD_US * heads * keys
+    attend_us = max(PAIR_US * heads * seen, KEY_US * seen / tokens)
+    slot_us = SLOT_US if heads <= FEW_HEADS else SLOT_BLOCK_US * -(-heads // 64)
+    return expand_us + attend_us < slot_us * selected
+
+
 def gathered_keys(max_visible: int, topk: int) -> int:
     """Keys that a prefill chunk of a step gathers at most, unless one sequence is longer."""
-    return MAX_EXPANDED_KEYS if max_visible <= topk else MAX_GATHERED_KEYS
+    if max_visible <= topk:
+        return MAX_EXPANDED_KEYS
+    # While they are no more than a mask in place of slots has bits.
+    return 32 * topk if max_visible <= 32 * topk else MAX_GATHERED_KEYS
 
 
 class Planner:
@@ -58,12 +95,33 @@ class Planner:
 
     def _choose(self, step: Step, latents: torch.dtype, dtype: torch.dtype) -> Plan:
         # Where no token may see more keys than it may select, every key is selected and scoring is skipped.
-        way: type[Plan]
         if step.max_visible <= self.topk:
-            way = Expanded if self._expands(step) else Dense
-        else:
-            way = Staged if self._stages(step, latents, dtype) else Sparse
-        return way(step, self.policy)
+            return Expanded(step, self.policy) if self._expands(step) else Dense(step, self.policy)
+        masked = [self._masks(chunk, step.slots_t.device) for chunk in step.prefill_chunks]
+        if not any(masked):
+            return self._over_latents(step, latents, dtype)
+        if all(masked) and step.decodes is None:
+            return Masked(step, self.policy)
+        made: list[tuple[slice, Plan]] = []
+        for rows, part in parts_of(step):
+            under_mask = part.decodes is None and self._masks(part.prefill_chunks[0], step.slots_t.device)
+            made.append((rows, Masked(part, self.policy) if under_mask else self._over_latents(part, latents, dtype)))
+        return Parts(step, self.policy, tuple(made))
+
+    def _over_latents(self, step: Step, latents: torch.dtype, dtype: torch.dtype) -> Plan:
+        return (Staged if self._stages(step, latents, dtype) else Sparse)(step, self.policy)
+
+    def _masks(self, chunk: PrefillChunk, device: torch.device) -> bool:
+        """Whether a prefill chunk is attended to under a mask: where it fits in place of slots, and pays.
+
+        By kernels that were measured, and never in the batch-invariant mode: what a token gets would depend on others.
+        """
+        if self.policy.batch_invariant or mask_words(chunk.total_keys) > self.topk:
+            return False
+        tokens = chunk.tokens.stop - chunk.tokens.start
+        seen, selected = chunk.seen(chunk.longest), chunk.seen(self.topk)
+        pays = masked_pays(self.heads, tokens, chunk.total_keys, seen, selected)
+        return pays and implementation_for("masked_mha", device).name != "triton"
 
     def _expands(self, step: Step) -> bool:
         """Whether prefills have so many pairs that expanding the keys to every head pays.

@@ -6,7 +6,7 @@ another class here and a line in `planner.Planner`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -19,6 +19,7 @@ from dsv32_plugin.core.layers import Ranks
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import PrefillChunk, Step, aligned
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
+from dsv32_plugin.kernels.limits import mask_words
 
 DECODE_WORKSPACE_BYTES = 128 << 20
 """Bound on the scores that decodes hold at a time. Captured graphs keep a pool of this size."""
@@ -139,19 +140,21 @@ class Expanded(Plan):
             rows = self.step.decodes.tokens
             values_thv[rows] = self._decodes.values(up, q_thd[rows], latent_cache, None, scale, ready)
         for chunk in self.step.prefill_chunks:
-            rows = chunk.tokens
-            k_shd, v_shv = self.expand(up, chunk, latent_cache, q_thd.dtype)
-            kernels.masked_mha(q_thd[rows], k_shd, v_shv, chunk.start_t, chunk.end_t, scale, out=values_thv[rows])
+            rows, visible = chunk.tokens, (chunk.start_t, chunk.end_t)
+            for heads, k_shd, v_shv in expanded(up, chunk, latent_cache, q_thd.dtype):
+                kernels.masked_mha(q_thd[rows, heads], k_shd, v_shv, *visible, scale, out=values_thv[rows, heads])
         return values_thv
 
-    def expand(
-        self, up: LatentUpProjection, chunk: PrefillChunk, latent_cache: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [S, H, nope + R] and values [S, H, v] of a chunk's sequences."""
-        rows_sc = kernels.gather_latents(
-            latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=dtype
-        )
-        return up.expand(rows_sc)
+
+def expanded(
+    up: LatentUpProjection, chunk: PrefillChunk, latent_cache: torch.Tensor, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Some heads, and their keys [S, h, nope + R] and values [S, h, v] of a chunk's sequences, until it were all."""
+    rows_sc = kernels.gather_latents(
+        latent_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys, dtype=dtype
+    )
+    for heads in up.head_parts(chunk.total_keys, dtype.itemsize):
+        yield heads, *up.expand(rows_sc, heads)
 
 
 @dataclass(frozen=True)
@@ -195,37 +198,46 @@ class Sparse(Plan):
         slots_tk: torch.Tensor,
         ranks: Ranks | None,
     ) -> None:
-        tokens, topk = slots_tk.shape
-        k_sd, k_scale_s = kernels.gather_index_keys(
-            index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys
-        )
-        table_bp, page_size = self._pages(chunk, index_cache.shape[1])
+        keys = kernels.gather_index_keys(index_cache, chunk.block_table_bp, chunk.cu_seqlens_b1, chunk.total_keys)
+        pages = self._pages(chunk, index_cache.shape[1])
+        out_tk = slots_tk[:, : self._width(chunk, slots_tk.shape[1])]
+        tokens, width = out_tk.shape
 
         def select(rows: slice, out: torch.Tensor) -> None:
-            kernels.index_topk_ragged(
-                q_tid[rows],
-                weights_ti[rows],
-                k_sd,
-                k_scale_s,
-                chunk.start_t[rows].contiguous(),
-                chunk.end_t[rows].contiguous(),
-                topk,
-                block_table_bp=table_bp,
-                seq_t=chunk.seq_t[rows].contiguous(),
-                page_size=page_size,
-                out=out,
-            )
+            self._select_rows(chunk, rows, q_tid[rows], weights_ti[rows], keys, slots_tk.shape[1], pages, out)
 
         if ranks is None or tokens < LEAST_SHARED_TOKENS:
-            select(slice(None), slots_tk)
+            select(slice(None), out_tk)
             return
         # Every rank takes every n-th token, since later tokens see more keys.
         mine = slice(ranks.rank, None, ranks.size)
         most = -(-tokens // ranks.size)
-        part_tk = slots_tk.new_empty(most, topk)
+        part_tk = slots_tk.new_empty(most, width)
         select(mine, part_tk[: len(range(tokens)[mine])])
         gathered_rtk = ranks.all_gather(part_tk).unflatten(0, (ranks.size, most))
-        slots_tk.copy_(gathered_rtk.transpose(0, 1).flatten(0, 1)[:tokens])
+        out_tk.copy_(gathered_rtk.transpose(0, 1).flatten(0, 1)[:tokens])
+
+    def _select_rows(
+        self,
+        chunk: PrefillChunk,
+        rows: slice,
+        q_tid: torch.Tensor,
+        weights_ti: torch.Tensor,
+        keys: tuple[torch.Tensor, torch.Tensor | None],
+        topk: int,
+        pages: tuple[torch.Tensor, int],
+        out: torch.Tensor,
+    ) -> None:
+        """Select for some tokens of a chunk, whose index keys and their scales are `keys`."""
+        visible = chunk.start_t[rows].contiguous(), chunk.end_t[rows].contiguous()
+        seq_t, (table_bp, page_size) = chunk.seq_t[rows].contiguous(), pages
+        kernels.index_topk_ragged(
+            q_tid, weights_ti, *keys, *visible, topk, block_table_bp=table_bp, seq_t=seq_t, page_size=page_size, out=out
+        )
+
+    def _width(self, chunk: PrefillChunk, topk: int) -> int:
+        """Of `slots_tk`, how many words a token's selection takes."""
+        return topk
 
     def _pages(self, chunk: PrefillChunk, page_size: int) -> tuple[torch.Tensor, int]:
         """The pages that the slots of a chunk's tokens are of, and their size."""
@@ -274,3 +286,82 @@ class Staged(Sparse):
             )
             attend_rows(chunk.tokens, rows_sc.unflatten(0, (-1, PAGE_SIZE)))
         return out_thc
+
+
+@dataclass(frozen=True)
+class Masked(Sparse):
+    """Prefills, to keys and values of every head under a mask of those selected, which is left in place of slots.
+
+    A row of slots has a bit for each of 32 K keys.
+    """
+
+    def _select_rows(
+        self,
+        chunk: PrefillChunk,
+        rows: slice,
+        q_tid: torch.Tensor,
+        weights_ti: torch.Tensor,
+        keys: tuple[torch.Tensor, torch.Tensor | None],
+        topk: int,
+        pages: tuple[torch.Tensor, int],
+        out: torch.Tensor,
+    ) -> None:
+        visible = chunk.start_t[rows].contiguous(), chunk.end_t[rows].contiguous()
+        kernels.index_mask_ragged(q_tid, weights_ti, *keys, *visible, topk, out=out)
+
+    def _width(self, chunk: PrefillChunk, topk: int) -> int:
+        return mask_words(chunk.total_keys)
+
+    def values(
+        self,
+        up: LatentUpProjection,
+        q_thd: torch.Tensor,
+        latent_cache: torch.Tensor,
+        slots_tk: torch.Tensor | None,
+        scale: float,
+        ready: Callable[[], None],
+    ) -> torch.Tensor:
+        assert slots_tk is not None
+        ready()
+        values_thv = q_thd.new_empty(*q_thd.shape[:2], up.value_dim)
+        for chunk in self.step.prefill_chunks:
+            rows, visible = chunk.tokens, (chunk.start_t, chunk.end_t)
+            mask_tw = slots_tk[rows, : mask_words(chunk.total_keys)]
+            for heads, k_shd, v_shv in expanded(up, chunk, latent_cache, q_thd.dtype):
+                query, out = q_thd[rows, heads], values_thv[rows, heads]
+                kernels.masked_mha(query, k_shd, v_shv, *visible, scale, mask_tw=mask_tw, out=out)
+        return values_thv
+
+
+@dataclass(frozen=True)
+class Parts(Plan):
+    """Every part of a step in a way of its own: its rows, and the plan of a step that they are."""
+
+    parts: tuple[tuple[slice, Plan], ...]
+    selects: ClassVar[bool] = True
+
+    def select(
+        self,
+        q_tid: torch.Tensor,
+        weights_ti: torch.Tensor,
+        index_cache: torch.Tensor,
+        slots_tk: torch.Tensor,
+        ranks: Ranks | None = None,
+    ) -> None:
+        for rows, plan in self.parts:
+            plan.select(q_tid[rows], weights_ti[rows], index_cache, slots_tk[rows], ranks)
+
+    def values(
+        self,
+        up: LatentUpProjection,
+        q_thd: torch.Tensor,
+        latent_cache: torch.Tensor,
+        slots_tk: torch.Tensor | None,
+        scale: float,
+        ready: Callable[[], None],
+    ) -> torch.Tensor:
+        assert slots_tk is not None
+        values_thv = q_thd.new_empty(*q_thd.shape[:2], up.value_dim)
+        for rows, plan in self.parts:
+            values_thv[rows] = plan.values(up, q_thd[rows], latent_cache, slots_tk[rows], scale, ready)
+        return values_thv

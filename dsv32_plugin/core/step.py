@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -44,8 +44,21 @@ class PrefillChunk:
     start_t: torch.Tensor
     end_t: torch.Tensor
     """[tokens] int32: the gathered keys that each token may see."""
-    pairs: int
-    """Query tokens times keys, summed over the sequences."""
+    sizes: tuple[tuple[int, int], ...]
+    """Keys and query tokens, the last ones, of each sequence."""
+
+    @property
+    def pairs(self) -> int:
+        """Query tokens times keys, summed over the sequences."""
+        return sum(keys * tokens for keys, tokens in self.sizes)
+
+    def seen(self, most: int) -> int:
+        """Keys that the query tokens see, summed over the tokens; at most so many count for each."""
+        total = 0
+        for keys, tokens in self.sizes:
+            fewer = min(tokens, max(0, most - (keys - tokens)))  # tokens that see no more
+            total += fewer * (keys - tokens) + fewer * (fewer + 1) // 2 + (tokens - fewer) * most
+        return total
 
     @cached_property
     def copied(self) -> CopiedPages:
@@ -92,6 +105,27 @@ class Step:
     """No entry of `visible_t` is larger. Known on the host without synchronisation."""
     decodes: Decodes | None
     prefill_chunks: tuple[PrefillChunk, ...]
+
+
+def parts_of(step: Step) -> list[tuple[slice, Step]]:
+    """The decodes of a step and each of its prefill chunks: their rows, and a step of its own."""
+
+    def part(rows: slice, **what: Any) -> tuple[slice, Step]:
+        token = {name: aligned(getattr(step, name)[rows]) for name in ("slots_t", "seq_t", "visible_t")}
+        return rows, replace(step, **token, **what)
+
+    found = []
+    if step.decodes is not None:
+        decodes = replace(step.decodes, tokens=_from_zero(step.decodes.tokens))
+        found.append(part(step.decodes.tokens, decodes=decodes, prefill_chunks=()))
+    for chunk in step.prefill_chunks:
+        alone = replace(chunk, tokens=_from_zero(chunk.tokens))
+        found.append(part(chunk.tokens, decodes=None, prefill_chunks=(alone,)))
+    return found
+
+
+def _from_zero(rows: slice) -> slice:
+    return slice(0, rows.stop - rows.start)
 
 
 @dataclass(frozen=True)
@@ -225,6 +259,7 @@ def _prefill_chunks(
             total_keys += seq_lens[last_seq]
             last_seq += 1
         tokens = slice(query_start[first_seq], query_start[last_seq])
+        seqs_of_chunk = range(first_seq, last_seq)
         cu_seqlens_b1 = torch.nn.functional.pad(seq_lens_b[first_seq:last_seq].cumsum(0, dtype=torch.int32), (1, 0))
         chunk_seq_t = seq_t[tokens] - first_seq
         start_t = cu_seqlens_b1[chunk_seq_t]
@@ -239,9 +274,7 @@ def _prefill_chunks(
                 seq_t=chunk_seq_t,
                 start_t=start_t,
                 end_t=start_t + visible_t[tokens],
-                pairs=sum(
-                    seq_lens[seq] * (query_start[seq + 1] - query_start[seq]) for seq in range(first_seq, last_seq)
-                ),
+                sizes=tuple((seq_lens[seq], query_start[seq + 1] - query_start[seq]) for seq in seqs_of_chunk),
             )
         )
         first_seq = last_seq

@@ -141,10 +141,12 @@ class MadeUp:
     device: torch.device
 
     def largest(self, most: int) -> Iterator[Step]:
-        """Those that take the most memory, of long sequences and of short ones."""
+        """Those that take the most memory, of long sequences, of short ones, and of some between."""
         short = min(self.topk, self.max_len)
         yield self.prefill(most, self.max_len, max(1, MAX_GATHERED_KEYS // self.max_len))
         yield self.prefill(most, short, most // short)
+        middle = min(8 * self.topk, self.max_len)
+        yield self.prefill(most, middle, most // middle)
 
     def batches(self, most: int, most_decodes: int, queries: int) -> Iterator[Step]:
         """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""

@@ -252,3 +252,11 @@ def test_the_indexer_is_skipped_while_everything_is_selected(
     assert list(ours["operations"]) == operations
     assert ours["rounds"] == 4
     assert sum(ours["operations"].values()) == pytest.approx(layer_us(ours), abs=0.1)
+
+
+def test_a_prefill_under_a_mask_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "masked_pays", lambda *sizes: True)
+    rows = layer_rows(layer_inputs.Step(1, 2176, 4, 2, 64), visits=1)
+    ours = next(row for row in rows if row["side"] == "ours")
+    indexer, expansion = "index scores and selection", "up-projection of the context"
+    assert list(ours["operations"]) == ["projections", "norms, rope and caches", indexer, expansion, "attention"]

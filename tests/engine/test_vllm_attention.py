@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader import get_model
 from dsv32_plugin.core import planner, warmup
 from dsv32_plugin.core.attention import DsaAttention
 from dsv32_plugin.core.planner import Planner
-from dsv32_plugin.core.plans import Dense, Expanded
+from dsv32_plugin.core.plans import Dense, Expanded, Masked, Parts
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
 from dsv32_plugin.tools.serving import free_port
@@ -131,6 +131,29 @@ def test_expanded_keys_give_what_the_latents_give(
         caches = LayerCaches(latents, torch.zeros(3, 64, attention.indexer.dim))
         slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
         out.append(attention.attend(batch, positions_t, hidden_th, slots_tk, caches))
+    torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decodes", [0, 2])
+def test_a_mask_gives_what_the_latents_give(
+    attention: DsaAttention, monkeypatch: pytest.MonkeyPatch, decodes: int
+) -> None:
+    """Sequences longer than topk, one with a prefix, in two chunks; the first ones may be decodes."""
+    lengths, counts = [15, 17, 9, 40], [15, 17, 9, 13]
+    counts = [1 if seq < decodes else count for seq, count in enumerate(counts)]
+    batch, positions_t = step(lengths, counts, decodes)
+    hidden_th = torch.randn(sum(counts), SPEC.hidden_size)
+    out = []
+    for pays in (True, False):
+        monkeypatch.setattr(planner, "masked_pays", lambda *sizes, pays=pays: pays)
+        batch = replace(batch)  # a step is planned once
+        made = attention.shared.planner.plan(batch, torch.float32, torch.float32)
+        assert isinstance(made, Masked | Parts) == pays
+        assert isinstance(made, Parts) == (pays and decodes > 0)
+        latents = torch.randn(4, 64, 512 + 64, generator=generator())
+        index_keys = torch.randn(4, 64, attention.indexer.dim, generator=generator())
+        slots_tk = torch.empty(len(hidden_th), TOPK, dtype=torch.int32)
+        out.append(attention.attend(batch, positions_t, hidden_th, slots_tk, LayerCaches(latents, index_keys)))
     torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
 
 

@@ -9,15 +9,18 @@ from transformers import DeepseekV32Config, DynamicCache
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
 
 import cases
-from dsv32_plugin.core import planner
+import oracles
+from dsv32_plugin.core import latent_up, planner
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.config import DEEPSEEK_V32, DsaConfig
 from dsv32_plugin.core.layers import TorchLayers
 from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.plans import Masked, Parts
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.core.step import LayerCaches, Step, mixed_batch
 from dsv32_plugin.kernels import index_logits_paged, index_query, norm_rope_cache, sparse_mla
+from dsv32_plugin.kernels.limits import mask_words
 
 YARN = {
     "rope_type": "yarn",
@@ -87,7 +90,9 @@ class Run:
     def done(self, layer: int) -> None:
         """Nothing is kept for anyone."""
 
-    def __call__(self, parts: dict[int, tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, list[set[int]] | None]:
+    def __call__(
+        self, parts: dict[int, tuple[int, torch.Tensor]], decodes: int | None = None
+    ) -> tuple[torch.Tensor, list[set[int]] | None]:
         """A step of some sequences, the first token of each and its hidden states: outputs, and selected positions."""
         counts = [len(hidden) for _, hidden in parts.values()]
         positions = [torch.arange(begin, begin + len(hidden)) for begin, hidden in parts.values()]
@@ -104,13 +109,26 @@ class Run:
             seq_lens_cpu_b=lengths_b,
             query_start_cpu_b1=starts_b1,
             max_visible=int(lengths_b.max()),
-            num_decodes=sum(count == 1 for count in counts) if set(counts) == {1} else 0,
+            num_decodes=(len(counts) if set(counts) == {1} else 0) if decodes is None else decodes,
         )
         slots_tk = torch.full((len(position_t), self.topk), -9, dtype=torch.int32)
         out_th = self.layer(position_t, torch.cat([hidden for _, hidden in parts.values()]), slots_tk)
-        if not self.layer.shared.planner.plan(self.step, torch.float32, torch.float32).selects:
+        plan = self.layer.shared.planner.plan(self.step, torch.float32, torch.float32)
+        if not plan.selects:
             return out_th, None
-        return out_th, [self._positions(rows[row], slots) for row, slots in zip(row_t, slots_tk, strict=True)]
+        selected: list[set[int]] = []
+        for part_rows, part in plan.parts if isinstance(plan, Parts) else [(slice(0, len(slots_tk)), plan)]:
+            assert part_rows.start == len(selected)
+            if isinstance(part, Masked):
+                (chunk,) = part.step.prefill_chunks
+                selected += map(self._masked_positions, chunk.start_t, slots_tk[part_rows])
+            else:
+                selected += map(self._positions, rows[row_t[part_rows]], slots_tk[part_rows])
+        return out_th, selected
+
+    def _masked_positions(self, start: torch.Tensor, words_w: torch.Tensor) -> set[int]:
+        words = words_w[: mask_words(self.step.prefill_chunks[0].total_keys)].tolist()
+        return {s - int(start) for s in range(32 * len(words)) if oracles.has_bit(words, s)}
 
     def _positions(self, pages: torch.Tensor, slots: torch.Tensor) -> set[int]:
         where = dict(reversed([(page, index) for index, page in enumerate(pages.tolist())]))  # padded behind
@@ -149,8 +167,16 @@ def hidden_states(lengths, seed=1):
 LENGTHS = [70, 5, 33]
 
 
+@pytest.fixture(params=["latents", "mask"])
+def way(request, monkeypatch):
+    """How prefills are attended to, where not every key is selected."""
+    if request.param == "mask":
+        monkeypatch.setattr(planner, "masked_pays", lambda *sizes: True)
+    return request.param
+
+
 @pytest.mark.parametrize("chunk", [1000, 16, 7], ids=["whole", "chunks_of_16", "chunks_of_7"])
-def test_prefill_equals_hugging_face(attention, chunk):
+def test_prefill_equals_hugging_face(attention, chunk, way):
     """A chunk whose tokens all see no more keys than they may select is attended to densely."""
     run = Run(attention, LENGTHS)
     for seq, hidden in enumerate(hidden_states(LENGTHS)):
@@ -164,11 +190,30 @@ def test_prefill_equals_hugging_face(attention, chunk):
                 assert selected == chosen[begin : begin + chunk]
 
 
-def test_prefills_together_equal_hugging_face(attention):
+def test_prefills_together_equal_hugging_face(attention, way):
     run, hidden = Run(attention, LENGTHS), hidden_states(LENGTHS)
-    out, _ = run({seq: (0, states) for seq, states in enumerate(hidden)})
-    expected = torch.cat([hugging_face(attention, states)[0] for states in hidden])
-    torch.testing.assert_close(out, expected, **CLOSE)
+    out, selected = run({seq: (0, states) for seq, states in enumerate(hidden)})
+    assert isinstance(run.layer.shared.planner.plan(run.step, torch.float32, torch.float32), Masked) == (way == "mask")
+    expected = [hugging_face(attention, states) for states in hidden]
+    torch.testing.assert_close(out, torch.cat([out for out, _ in expected]), **CLOSE)
+    assert selected == [row for _, chosen in expected for row in chosen]
+
+
+@pytest.mark.parametrize("expanded_bytes", [1, 1 << 30], ids=["head_by_head", "all_heads"])
+def test_a_decode_and_prefills_with_prefixes_equal_hugging_face(attention, way, expanded_bytes, monkeypatch):
+    """A decode, a prompt whose beginning is in the cache already, and two new ones, one of them short."""
+    monkeypatch.setattr(latent_up, "EXPANDED_BYTES", expanded_bytes)
+    lengths, begins = [40, 70, 33, 5], [39, 41, 0, 0]
+    run, hidden = Run(attention, lengths), hidden_states(lengths)
+    for seq, begin in enumerate(begins):
+        if begin:
+            run({seq: (0, hidden[seq][:begin])})
+    out, selected = run({seq: (begin, hidden[seq][begin:]) for seq, begin in enumerate(begins)}, decodes=1)
+    assert isinstance(run.layer.shared.planner.plan(run.step, torch.float32, torch.float32), Parts) == (way == "mask")
+    expected = [hugging_face(attention, states) for states in hidden]
+    want = torch.cat([out[begin:] for (out, _), begin in zip(expected, begins, strict=True)])
+    torch.testing.assert_close(out, want, **CLOSE)
+    assert selected == [row for (_, chosen), begin in zip(expected, begins, strict=True) for row in chosen[begin:]]
 
 
 def test_decode_step_by_step_equals_hugging_face(attention):
