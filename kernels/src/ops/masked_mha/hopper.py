@@ -60,8 +60,8 @@ def _buffer(i, STAGES: gl.constexpr):
 
 @gluon.jit
 def _step_key(i, low, steps, blocks_ptr, BLOCK_N: gl.constexpr, SELECTED: gl.constexpr):
-    """First key of a step; the last keys come first."""
-    back = steps - 1 - i
+    """First key of a step; the last keys come first. Past the last step, that of the last."""
+    back = gl.maximum(steps - 1 - i, 0)
     s = low + back * BLOCK_N
     if SELECTED:
         PARTS: gl.constexpr = BLOCK // BLOCK_N
@@ -90,17 +90,26 @@ def _fetch(
         _copy(q_desc, h, first_row + g * ROWS, 0, q_full, q_shared.index(g), ROWS, D)
         if REST > 0:
             _copy(q_desc, h, first_row + g * ROWS, D, q_full, q_rest_shared.index(g), ROWS, REST)
-    for i in range(steps):
-        buffer, turn = _buffer(i, STAGES)
-        s = _step_key(i, low, steps, blocks_ptr, BLOCK_N, SELECTED)
-        mbarrier.wait(k_empty.index(buffer), 1 - turn)
-        mbarrier.expect(k_full.index(buffer), BLOCK_N * (D + REST) * 2)
-        _copy(k_desc, h, s, 0, k_full.index(buffer), k_shared.index(buffer), BLOCK_N, D)
-        if REST > 0:
-            _copy(k_desc, h, s, D, k_full.index(buffer), k_rest_shared.index(buffer), BLOCK_N, REST)
-        mbarrier.wait(v_empty.index(buffer), 1 - turn)
-        mbarrier.expect(v_full.index(buffer), BLOCK_N * V * 2)
-        _copy(v_desc, h, s, 0, v_full.index(buffer), v_shared.index(buffer), BLOCK_N, V)
+    # In the order in which they are read: the keys of a step before the values of the one before. The key of a step is
+    # known a step ahead.
+    s_before = 0
+    s = _step_key(0, low, steps, blocks_ptr, BLOCK_N, SELECTED)
+    for i in range(steps + 1):
+        s_after = _step_key(i + 1, low, steps, blocks_ptr, BLOCK_N, SELECTED)
+        if i < steps:
+            buffer, turn = _buffer(i, STAGES)
+            mbarrier.wait(k_empty.index(buffer), 1 - turn)
+            mbarrier.expect(k_full.index(buffer), BLOCK_N * (D + REST) * 2)
+            _copy(k_desc, h, s, 0, k_full.index(buffer), k_shared.index(buffer), BLOCK_N, D)
+            if REST > 0:
+                _copy(k_desc, h, s, D, k_full.index(buffer), k_rest_shared.index(buffer), BLOCK_N, REST)
+        if i > 0:
+            before, turn_before = _buffer(i - 1, STAGES)
+            mbarrier.wait(v_empty.index(before), 1 - turn_before)
+            mbarrier.expect(v_full.index(before), BLOCK_N * V * 2)
+            _copy(v_desc, h, s_before, 0, v_full.index(before), v_shared.index(before), BLOCK_N, V)
+        s_before = s
+        s = s_after
 
 
 @gluon.jit
@@ -226,12 +235,20 @@ def _attend(
             scores = _where_visible(scores, s, first, last, whole_low, whole_high)
         p, running_max, running_sum, decay = _softmax(scores, running_max, running_sum, scale)
         weights = gl.convert_layout(p, WEIGHTS)
+        if SELECTED:
+            # Words are loaded a step ahead, and where they are is known a step before that: no product waits for them.
+            s_ahead = _step_key(1, low, steps, blocks_ptr, BLOCK_N, SELECTED)
+            words_ahead = _load_words(mask_ptr, stride_mask, first_row, tokens, s_ahead, BLOCK_N, SCORES)
+            s_ahead = _step_key(2, low, steps, blocks_ptr, BLOCK_N, SELECTED)
         for i in range(1, steps):
             buffer, turn = _buffer(i, STAGES)
             before, turn_before = _buffer(i - 1, STAGES)
-            s = _step_key(i, low, steps, blocks_ptr, BLOCK_N, SELECTED)
             if SELECTED:
-                words = _load_words(mask_ptr, stride_mask, first_row, tokens, s, BLOCK_N, SCORES)
+                words = words_ahead
+                words_ahead = _load_words(mask_ptr, stride_mask, first_row, tokens, s_ahead, BLOCK_N, SCORES)
+                s_ahead = _step_key(i + 2, low, steps, blocks_ptr, BLOCK_N, SELECTED)
+            else:
+                s = _step_key(i, low, steps, blocks_ptr, BLOCK_N, SELECTED)
             mbarrier.wait(k_full.index(buffer), turn)
             mbarrier.wait(mine, (i + 1 - GROUP) & 1)
             scores = _multiply(q, q_rest, k_shared.index(buffer), k_rest_shared.index(buffer), BLOCK_N, REST, SCORES)
@@ -474,7 +491,7 @@ def list_blocks(mask_tw: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.T
     counts = torch.empty((query_blocks,), dtype=torch.int32, device=mask_tw.device)
     list_blocks_kernel[(query_blocks,)](
         mask_tw, lists, counts, mask_tw.stride(0), blocks, tokens, blocks,
-        QUERIES=BLOCK_M.value, BLOCK_WORDS=WORDS.value, CHUNK=8,
+        QUERIES=BLOCK_M.value, BLOCK_WORDS=WORDS.value, CHUNK=32, num_warps=16,
     )  # fmt: skip
     return lists, counts
 
