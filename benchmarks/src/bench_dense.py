@@ -77,19 +77,27 @@ def decode(sequences: int, length: int, heads: int) -> Work:
     return work
 
 
-def prefill(tokens: int, heads: int) -> Work:
-    """A whole prompt at once, nothing masked but the future."""
+def prefill(tokens: int, heads: int, selected: int | None = None) -> Work:
+    """A whole prompt at once, nothing masked but the future, or all but so many keys of each token, drawn at random.
+
+    The peers have no such mask: they attend to everything.
+    """
     q, k = normal(tokens, heads, NOPE + layout.ROPE_DIM), normal(tokens, heads, NOPE + layout.ROPE_DIM)
     v = normal(tokens, heads, VALUE)
     end = torch.arange(1, tokens + 1, dtype=torch.int32, device=DEVICE)
     out, lse = torch.empty_like(v), torch.empty(tokens, heads, device=DEVICE)
-    ours = functools.partial(kernels.masked_mha, q, k, v, torch.zeros_like(end), end, SCALE, out=out, lse=lse)
+    start = torch.zeros_like(end)
+    mask = None
+    if selected is not None:
+        mask = kernels.select_mask(torch.randn(tokens, tokens, device=DEVICE), start, end, selected)
+    ours = functools.partial(kernels.masked_mha, q, k, v, start, end, SCALE, mask_tw=mask, out=out, lse=lse)
 
     def check() -> None:
         out.fill_(float("nan"))
         ours()
         with force("reference"):
-            want, _ = kernels.masked_mha(q[-4:], k, v, torch.zeros_like(end[-4:]), end[-4:], SCALE)
+            last = None if mask is None else mask[-4:]
+            want, _ = kernels.masked_mha(q[-4:], k, v, start[-4:], end[-4:], SCALE, mask_tw=last)
         assert_close(out[-4:], want)
         assert out.isfinite().all()
 
@@ -109,7 +117,8 @@ def prefill(tokens: int, heads: int) -> Work:
         work.missing["FA3 dense"] = reason
     else:
         work.peers["FA3 dense"] = functools.partial(vllm.dense_prefill(tokens, tokens, SCALE), q, k, v)
-    work.peer_checks = {name: agrees(launch, out) for name, launch in work.peers.items()}
+    everything = out if mask is None else kernels.masked_mha(q, k, v, start, end, SCALE)[0]
+    work.peer_checks = {name: agrees(launch, everything) for name, launch in work.peers.items()}
     return work
 
 
@@ -121,6 +130,9 @@ def cases() -> list[Case]:
     ]
     for heads in (16, 128):
         found.append(Case("masked MHA prefill", {"T": 2048, "H": heads}, functools.partial(prefill, 2048, heads)))
+        for tokens in (4096, 8192):
+            shape = {"T": tokens, "H": heads, "K": 2048}
+            found.append(Case("masked MHA prefill", shape, functools.partial(prefill, tokens, heads, 2048)))
     return found
 
 
@@ -128,4 +140,5 @@ def tiny_cases() -> list[Case]:
     return [
         Case("dense decode", {"B": 2, "L": 128, "H": 16, "cache": "bf16"}, functools.partial(decode, 2, 128, 16)),
         Case("masked MHA prefill", {"T": 32, "H": 4}, functools.partial(prefill, 32, 4)),
+        Case("masked MHA prefill", {"T": 32, "H": 4, "K": 8}, functools.partial(prefill, 32, 4, 8)),
     ]
