@@ -131,8 +131,8 @@ def cases() -> list[Case]:
     for heads in (16, 128):
         found.append(Case("masked MHA prefill", {"T": 2048, "H": heads}, functools.partial(prefill, 2048, heads)))
         for tokens in (4096, 8192):
-            shape = {"T": tokens, "H": heads, "K": 2048}
-            found.append(Case("masked MHA prefill", shape, functools.partial(prefill, tokens, heads, 2048)))
+            launch = functools.partial(prefill, tokens, heads, 2048)
+            found.append(Case("masked MHA prefill", {"T": tokens, "H": heads, "K": 2048}, launch))
     return found
 
 

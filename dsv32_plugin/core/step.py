@@ -111,8 +111,8 @@ def parts_of(step: Step) -> list[tuple[slice, Step]]:
     """The decodes of a step and each of its prefill chunks: their rows, and a step of its own."""
 
     def part(rows: slice, **what: Any) -> tuple[slice, Step]:
-        token = {name: aligned(getattr(step, name)[rows]) for name in ("slots_t", "seq_t", "visible_t")}
-        return rows, replace(step, **token, **what)
+        slots_t, seq_t, visible_t = (aligned(x[rows]) for x in (step.slots_t, step.seq_t, step.visible_t))
+        return rows, replace(step, slots_t=slots_t, seq_t=seq_t, visible_t=visible_t, **what)
 
     found = []
     if step.decodes is not None:
