@@ -8,7 +8,11 @@ import torch
 
 from ...runtime.calls import Call, Spill, empty
 
-SPILLS: tuple[Spill, ...] = ()
+SPILLS = (
+    Spill(
+        "select_rows", {"BITS": True}, 8, "a value or two once a row, of long rows, for four programs beside each other"
+    ),
+)
 SHAPES = (
     ("short", 128, 8192, 2048, True),
     ("split2", 64, 32768, 2048, True),
