@@ -68,6 +68,12 @@ def batch_invariant() -> bool:
     return _flag("DSV32_BATCH_INVARIANT", False)
 
 
+def masked_prefill() -> bool | None:
+    """`DSV32_MASKED_PREFILL` (default empty): prefills under a mask wherever it fits (1), nowhere (0), if it pays."""
+    name = "DSV32_MASKED_PREFILL"
+    return _flag(name, False) if os.environ.get(name, "").strip() else None
+
+
 def kernels() -> str | None:
     """`DSV32_KERNELS` (default empty): the implementation that every operation must run; empty takes the best."""
     value = os.environ.get("DSV32_KERNELS", "")
@@ -91,6 +97,7 @@ _READERS: dict[str, Callable[[], object]] = {
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
     "DSV32_BATCH_INVARIANT": batch_invariant,
     "DSV32_KERNELS": kernels,
+    "DSV32_MASKED_PREFILL": masked_prefill,
     "DSV32_TRUST_MARKUP": trust_markup,
     "DSV32_VARIANT": variant,
 }

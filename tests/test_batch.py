@@ -254,6 +254,13 @@ def test_a_mask_is_taken_where_it_pays(tokens: int, length: int, heads: int, pay
     assert not masks(batch_invariant=True)
 
 
+@pytest.mark.parametrize(("wanted", "length", "masked"), [(True, 384, True), (True, 385, False), (False, 384, False)])
+def test_the_user_may_want_a_mask_wherever_it_fits(wanted: bool, length: int, masked: bool) -> None:
+    planner_ = Planner(TOPK, 1, Policy(masked_prefill=wanted))
+    made = planner_.plan(describe([length], [30], 0), torch.float32, torch.float32)
+    assert isinstance(made, Masked) == masked
+
+
 @pytest.mark.parametrize(
     ("tokens", "length", "heads", "pays"),
     [

@@ -20,6 +20,8 @@ from dsv32_plugin.core.policy import Policy
         pytest.param("DSV32_KERNELS", "Tritn", "DSV32_KERNELS: expected one of hopper, triton, ref", id="no-kernels"),
         pytest.param("DSV32_BATCH_INVARIANT", "yes", None, id="invariant"),
         pytest.param("DSV32_BATCH_INVARIANT", "ture", "DSV32_BATCH_INVARIANT: expected one", id="not-invariant"),
+        pytest.param("DSV32_MASKED_PREFILL", "0", None, id="no-mask"),
+        pytest.param("DSV32_MASKED_PREFILL", "auto", "DSV32_MASKED_PREFILL: expected one of 0, 1", id="not-a-mask"),
         pytest.param("DSV32_PLUGINS", "0", "it has no effect", id="misspelt"),
     ],
 )
@@ -53,6 +55,16 @@ def test_true_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch, value: s
 def test_the_policy_reads_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSV32_BATCH_INVARIANT", "true")
     assert Policy.from_settings().batch_invariant
+
+
+def test_a_mask_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSV32_MASKED_PREFILL", raising=False)
+    assert Policy.from_settings().masked_prefill is None
+    monkeypatch.setenv("DSV32_MASKED_PREFILL", "1")
+    assert Policy.from_settings().masked_prefill is True
+    monkeypatch.setenv("DSV32_BATCH_INVARIANT", "1")
+    with pytest.raises(ValueError, match="DSV32_MASKED_PREFILL: expected 0 or nothing with DSV32_BATCH_INVARIANT=1"):
+        Policy.from_settings()
 
 
 @pytest.mark.parametrize(

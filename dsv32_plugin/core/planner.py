@@ -114,10 +114,13 @@ class Planner:
     def _masks(self, chunk: PrefillChunk, device: torch.device) -> bool:
         """Whether a prefill chunk is attended to under a mask: where it fits in place of slots, and pays.
 
-        By kernels that were measured, and never in the batch-invariant mode: what a token gets would depend on others.
+        By kernels that were measured, unless the user wants it; never in the batch-invariant mode: what a token gets
+        would depend on others.
         """
         if self.policy.batch_invariant or mask_words(chunk.total_keys) > self.topk:
             return False
+        if self.policy.masked_prefill is not None:
+            return self.policy.masked_prefill
         tokens = chunk.tokens.stop - chunk.tokens.start
         seen, selected = chunk.seen(chunk.longest), chunk.seen(self.topk)
         pays = masked_pays(self.heads, tokens, chunk.total_keys, seen, selected)

@@ -78,6 +78,16 @@ def test_preemption_and_recomputation(v32_url: str, v32: Path) -> None:
         assert answer.tokens == truth.tokens
 
 
+def test_prefills_under_a_mask(v32: Path, v32_truths: list[Greedy], tmp_path: Path) -> None:
+    """Together, in chunks and beside decodes, and behind a prefix that the cache has."""
+    masked = {"DSV32_MASKED_PREFILL": "1"}
+    with ENGINE.serve(v32, tmp_path / "server.log", *ENGINE.few_pages, env=masked) as url:
+        ask_together(url, v32_truths)
+        answer = ENGINE.complete(url, v32_truths[-1].prompt, STEPS)
+    assert answer.cached_tokens > 0
+    assert_same(answer, v32_truths[-1])
+
+
 def test_an_answer_does_not_depend_on_its_company(v32_url: str, v32_truths: list[Greedy]) -> None:
     assert ENGINE.complete(v32_url, v32_truths[5].prompt, STEPS).tokens == v32_truths[5].tokens
 

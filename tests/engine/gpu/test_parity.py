@@ -7,7 +7,7 @@ than a factor that leaves room for chance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Variant:
     rounding: Rounding
     spec: TinySpec
     margin: float = MARGIN
+    env: dict[str, str] = field(default_factory=dict)
 
 
 MTP = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}
@@ -56,6 +57,8 @@ BFLOAT16 = {"dtype": "bfloat16"}
 FLOAT32 = {"dtype": "float32"}
 FP8_CACHE = {**BFLOAT16, "kv_cache_dtype": "fp8"}
 EAGER = {"enforce_eager": True}
+MASKED = {"DSV32_MASKED_PREFILL": "1"}
+"""A mask of 32 * 256 keys fits every prompt."""
 PLAIN = TinySpec(dtype="bfloat16")
 GLM = replace(TinySpec.glm_defaults(), dtype="bfloat16")
 
@@ -71,6 +74,10 @@ VARIANTS = {
     "fp32-graphs": Variant(FLOAT32, INDEX, TinySpec(), FLOAT32_MARGIN),
     "fp32-mtp": Variant(FLOAT32 | MTP, INDEX, TinySpec(mtp=True), FLOAT32_MARGIN),
     "glm": Variant(BFLOAT16, INDEX, GLM),
+    "bf16-masked": Variant(BFLOAT16, INDEX, replace(PLAIN, index_topk=256), env=MASKED),
+    "fp8-cache-masked": Variant(FP8_CACHE, CACHE, replace(PLAIN, index_topk=256), env=MASKED),
+    "fp32-masked": Variant(FLOAT32, INDEX, replace(TinySpec(), index_topk=256), FLOAT32_MARGIN, MASKED),
+    "glm-masked": Variant(BFLOAT16, INDEX, replace(GLM, index_topk=256), env=MASKED),
 }
 
 
@@ -94,7 +101,7 @@ def test_error_against_float32(checkpoint: Checkpoints, name: str) -> None:
     variant = VARIANTS[name]
     model = checkpoint(variant.spec)
     # 1024 tokens a step: longer prompts come in chunks, beside the decodes of others.
-    with offline_engine(model, max_num_batched_tokens=1024, **variant.options) as engine:
+    with offline_engine(model, env=variant.env, max_num_batched_tokens=1024, **variant.options) as engine:
         found = errors(engine, Judge(model, PROMPTS, variant.rounding), drafts=variant.spec.mtp)
     assert_near(found, variant.margin, engine="vllm", variant=name)
 
