@@ -8,7 +8,10 @@ import torch
 
 from ...runtime.calls import Call, Spill, empty
 
-SPILLS: tuple[Spill, ...] = ()
+SPILLS = (
+    Spill("mha", {"BLOCK_M": 16, "SELECTED": True}, 8, "an address or two of a block in float32"),
+    Spill("mha", {"BLOCK_M": 128, "BLOCK_D": 256}, 168, "with Triton 3.8, of programs that seldom have anything to do"),
+)
 TOKENS = 2048
 HEADS = 16
 WIDTHS = (

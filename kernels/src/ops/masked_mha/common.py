@@ -26,7 +26,7 @@ class Config(NamedTuple):
     num_stages: int
 
 
-LEFT_CONFIG = Config(block_m=128, block_n=32, num_warps=8, num_stages=1)
+LEFT_CONFIG = Config(block_m=128, block_n=16, num_warps=8, num_stages=1)
 """For blocks that a kernel of sm90 leaves: nearly all programs have nothing to do, and more fit beside each other."""
 
 

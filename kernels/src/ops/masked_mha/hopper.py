@@ -70,10 +70,18 @@ def _step_key(i, low, steps, blocks_ptr, BLOCK_N: gl.constexpr, SELECTED: gl.con
 
 
 @gluon.jit
-def _copy(desc, h, row, d, full, tile, HEIGHT: gl.constexpr, WIDTH: gl.constexpr):
-    """Start copying a tile of one head, COLUMNS columns at a time."""
-    for j in gl.static_range(WIDTH // COLUMNS):
-        part = tile.slice(j * COLUMNS, COLUMNS, dim=1)._reinterpret(gl.bfloat16, [1, HEIGHT, COLUMNS], COPY_SHARED)
+def _columns(tiles):
+    """Tiles as copies see them and as they lie in shared memory: COLUMNS columns at a time."""
+    COUNT: gl.constexpr = tiles.shape[0] * (tiles.shape[2] // COLUMNS)
+    return tiles._reinterpret(gl.bfloat16, [COUNT, 1, tiles.shape[1], COLUMNS], COPY_SHARED)
+
+
+@gluon.jit
+def _copy(desc, h, row, d, full, tiles, index):
+    """Start copying a tile of one head."""
+    PARTS: gl.constexpr = tiles.shape[2] // COLUMNS
+    for j in gl.static_range(PARTS):
+        part = _columns(tiles).index(index * PARTS + j)
         tma.async_copy_global_to_shared(desc, [h, row, d + j * COLUMNS], full, part)
 
 
@@ -87,9 +95,9 @@ def _fetch(
     q_shared, q_rest_shared, k_shared, k_rest_shared, v_shared, q_full, k_full, k_empty, v_full, v_empty = buffers
     mbarrier.expect(q_full, BLOCK_M * (D + REST) * 2)
     for g in gl.static_range(GROUPS):
-        _copy(q_desc, h, first_row + g * ROWS, 0, q_full, q_shared.index(g), ROWS, D)
+        _copy(q_desc, h, first_row + g * ROWS, 0, q_full, q_shared, g)
         if REST > 0:
-            _copy(q_desc, h, first_row + g * ROWS, D, q_full, q_rest_shared.index(g), ROWS, REST)
+            _copy(q_desc, h, first_row + g * ROWS, D, q_full, q_rest_shared, g)
     # In the order in which they are read: the keys of a step before the values of the one before. The key of a step is
     # known a step ahead.
     s_before = 0
@@ -100,14 +108,14 @@ def _fetch(
             buffer, turn = _buffer(i, STAGES)
             mbarrier.wait(k_empty.index(buffer), 1 - turn)
             mbarrier.expect(k_full.index(buffer), BLOCK_N * (D + REST) * 2)
-            _copy(k_desc, h, s, 0, k_full.index(buffer), k_shared.index(buffer), BLOCK_N, D)
+            _copy(k_desc, h, s, 0, k_full.index(buffer), k_shared, buffer)
             if REST > 0:
-                _copy(k_desc, h, s, D, k_full.index(buffer), k_rest_shared.index(buffer), BLOCK_N, REST)
+                _copy(k_desc, h, s, D, k_full.index(buffer), k_rest_shared, buffer)
         if i > 0:
             before, turn_before = _buffer(i - 1, STAGES)
             mbarrier.wait(v_empty.index(before), 1 - turn_before)
             mbarrier.expect(v_full.index(before), BLOCK_N * V * 2)
-            _copy(v_desc, h, s_before, 0, v_full.index(before), v_shared.index(before), BLOCK_N, V)
+            _copy(v_desc, h, s_before, 0, v_full.index(before), v_shared, before)
         s_before = s
         s = s_after
 
@@ -277,7 +285,7 @@ def _attend(
     fence_async_shared()
     barrier()
     for j in gl.static_range(V // COLUMNS):
-        part = q.slice(j * COLUMNS, COLUMNS, dim=1)._reinterpret(gl.bfloat16, [1, ROWS, COLUMNS], COPY_SHARED)
+        part = _columns(q_shared).index(GROUP * (D // COLUMNS) + j)
         tma.async_copy_shared_to_global(out_desc, [h, first_row, j * COLUMNS], part)
     not_finite = gl.sum(gl.sum(result * 0.0, 1), 0)
     gl.store(left_ptr, (not_finite != not_finite).to(gl.int32))
