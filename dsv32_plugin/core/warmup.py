@@ -151,7 +151,10 @@ class MadeUp:
     def batches(self, most: int, most_decodes: int, queries: int) -> Iterator[Step]:
         """Every size that has kernels of its own. Near its end a sequence has room for fewer drafted tokens."""
         short = min(self.topk, self.max_len)
-        lengths = [*_powers(short), *(length for length in _powers(self.max_len) if length > short), self.max_len]
+        # Longer ones also a token past a power of two: a mask that pays there need not pay at the next.
+        past = [length + 1 for length in _powers(self.max_len) if length >= short]
+        longer = [length for length in _powers(self.max_len) if length > short]
+        lengths = [*_powers(short), *sorted({*past, *longer, self.max_len})]
         # What is gathered of many long sequences is longer than any: with prefix hits few tokens are enough for that.
         together = [*_powers(MAX_GATHERED_KEYS // self.max_len + 1)]
         for tokens in (*_powers(most), most):
