@@ -204,7 +204,7 @@ def test_a_mask_selects_the_same(
     options = {"decodes_last": last, "max_gathered_keys": max_gathered_keys}
     batch = describe(lengths, queries, num_decodes, **options)
     monkeypatch.setattr(planner, "masked_pays", lambda heads, tokens, *sizes: tokens > 4)
-    made = Planner(TOPK, 1, Policy()).plan(batch, torch.float32, torch.float32)
+    made = Planner(TOPK, 1, Policy()).plan(batch, torch.float32, torch.bfloat16)
     assert isinstance(made, Masked | Parts) == any(c.tokens.stop - c.tokens.start > 4 for c in batch.prefill_chunks)
     assert isinstance(made, Sparse | Parts)
     assert positions(batch, made) == positions(batch, Sparse(batch, Policy()))
@@ -245,13 +245,14 @@ def test_ranks_share_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mask_is_taken_where_it_pays(tokens: int, length: int, heads: int, pays: bool) -> None:
     batch = describe([length], [tokens], 0)
 
-    def masks(*, batch_invariant: bool = False) -> bool:
-        made = Planner(2048, heads, Policy(batch_invariant)).plan(batch, torch.uint8, torch.bfloat16)
+    def masks(*, batch_invariant: bool = False, dtype: torch.dtype = torch.bfloat16) -> bool:
+        made = Planner(2048, heads, Policy(batch_invariant)).plan(batch, torch.uint8, dtype)
         assert made.selects
         return isinstance(made, Masked)
 
     assert masks() == pays
     assert not masks(batch_invariant=True)
+    assert not masks(dtype=torch.float32), "was not measured"
 
 
 @pytest.mark.parametrize(("wanted", "length", "masked"), [(True, 384, True), (True, 385, False), (False, 384, False)])

@@ -62,6 +62,11 @@ def masked_pays(heads: int, tokens: int, keys: int, seen: int, selected: int) ->
     return expand_us + attend_us < slot_us * selected
 
 
+def measured(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels of `masked_pays` run on this device, for a model of this type."""
+    return dtype is torch.bfloat16 and implementation_for("masked_mha", device).name != "triton"
+
+
 def gathered_keys(max_visible: int, topk: int) -> int:
     """Keys that a prefill chunk of a step gathers at most, unless one sequence is longer."""
     if max_visible <= topk:
@@ -97,21 +102,21 @@ class Planner:
         # Where no token may see more keys than it may select, every key is selected and scoring is skipped.
         if step.max_visible <= self.topk:
             return Expanded(step, self.policy) if self._expands(step) else Dense(step, self.policy)
-        masked = [self._masks(chunk, step.slots_t.device) for chunk in step.prefill_chunks]
+        masked = [self._masks(chunk, step.slots_t.device, dtype) for chunk in step.prefill_chunks]
         if not any(masked):
             return self._over_latents(step, latents, dtype)
         if all(masked) and step.decodes is None:
             return Masked(step, self.policy)
         made: list[tuple[slice, Plan]] = []
         for rows, part in parts_of(step):
-            under_mask = part.decodes is None and self._masks(part.prefill_chunks[0], step.slots_t.device)
+            under_mask = part.decodes is None and self._masks(part.prefill_chunks[0], step.slots_t.device, dtype)
             made.append((rows, Masked(part, self.policy) if under_mask else self._over_latents(part, latents, dtype)))
         return Parts(step, self.policy, tuple(made))
 
     def _over_latents(self, step: Step, latents: torch.dtype, dtype: torch.dtype) -> Plan:
         return (Staged if self._stages(step, latents, dtype) else Sparse)(step, self.policy)
 
-    def _masks(self, chunk: PrefillChunk, device: torch.device) -> bool:
+    def _masks(self, chunk: PrefillChunk, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether a prefill chunk is attended to under a mask: where it fits in place of slots, and pays.
 
         By kernels that were measured, unless the user wants it; never in the batch-invariant mode: what a token gets
@@ -123,8 +128,7 @@ class Planner:
             return self.policy.masked_prefill
         tokens = chunk.tokens.stop - chunk.tokens.start
         seen, selected = chunk.seen(chunk.longest), chunk.seen(self.topk)
-        pays = masked_pays(self.heads, tokens, chunk.total_keys, seen, selected)
-        return pays and implementation_for("masked_mha", device).name != "triton"
+        return measured(device, dtype) and masked_pays(self.heads, tokens, chunk.total_keys, seen, selected)
 
     def _expands(self, step: Step) -> bool:
         """Whether prefills have so many pairs that expanding the keys to every head pays.

@@ -144,6 +144,7 @@ def test_a_mask_gives_what_the_latents_give(
     batch, positions_t = step(lengths, counts, decodes)
     hidden_th = torch.randn(sum(counts), SPEC.hidden_size)
     out = []
+    monkeypatch.setattr(planner, "measured", lambda *about: True)
     for pays in (True, False):
         monkeypatch.setattr(planner, "masked_pays", lambda *sizes, pays=pays: pays)
         batch = replace(batch)  # a step is planned once
