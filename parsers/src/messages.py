@@ -183,7 +183,7 @@ def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:
     if open_parameter is not None:
         name, text = open_parameter
         ended[name] = text
-    return ended
+    return dict(well_formed(ended))
 
 
 def _read_id(value: Any) -> str | None:

@@ -66,6 +66,15 @@ def test_a_history_with_an_unfinished_call_renders():
         assert call + rest in encode_messages([asked, said, asked], thinking_mode="chat")
 
 
+@pytest.mark.parametrize(
+    "arguments", [r'{"\ud83d": "\ude00", "b": "x', r'{"a": {"b": "\ud83d"}, "b": "\ud83d', r'{"a": "\ud83d']
+)
+def test_a_history_cut_within_a_surrogate_pair_renders(arguments: str):
+    """Halves of pairs came into the prompt, which no tokenizer encodes."""
+    said = {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": arguments}}]}
+    encode_messages([{"role": "user", "content": "u"}, said], thinking_mode="chat").encode()
+
+
 @pytest.mark.parametrize(("end", "is_open"), [("", True), ("</", True), (f"</{D}parameter>", False)])
 def test_the_parser_knows_whether_a_number_is_over(end: str, is_open: bool):
     parser = OutputParser(TOOLS)
