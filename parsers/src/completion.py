@@ -11,6 +11,7 @@ _ABOUT_VALUES = frozenset(
         "unbalanced_json",
         "raw_control_character",
         "stray_backslash",
+        "half_surrogate_pair",
         "trailing_comma",
         "python_literal",
     }

@@ -20,6 +20,8 @@ _ATOM_RUN = re.compile(r"[-+.0-9A-Za-z_]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _ESCAPE_PREFIX = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
+_FIRST_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")  # of a surrogate pair
+_SECOND_HALF = re.compile(r"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _LITERALS = {"true": "boolean", "false": "boolean", "null": "null"}
 _PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
@@ -69,6 +71,7 @@ class JsonStream:
         self._piece: list[str] = []  # the atom, or the key's text, being read
         self._piece_length = 0
         self._escape = ""  # an escape sequence being read
+        self._half = ""  # the escape sequence of half a surrogate pair, until the other half follows
         self._first_key = members_of is not None
 
     def feed(self, text: str) -> str:
@@ -109,7 +112,7 @@ class JsonStream:
 
     def held(self) -> str:
         """What the text wrote beyond what came out, where it stops short of the JSON's end; nothing is completed."""
-        return "".join([*self._held, *self._piece, self._escape])
+        return "".join([*self._held, *self._piece, self._half, self._escape])
 
     def abandon(self) -> str:
         """What makes the JSON that came out so far valid; everything held is forgotten."""
@@ -121,6 +124,7 @@ class JsonStream:
         """Close the string and every container that is open."""
         if self._closers or self._expect is _Expect.IN_STRING:
             self.repairs.add("unbalanced_json")
+        self._end_half(out)
         if self._escape:
             out.append("\\" + self._escape)
         if self._expect is _Expect.IN_STRING:
@@ -185,6 +189,8 @@ class JsonStream:
     def _read_string(self, text: str, i: int, out: list[str]) -> int:
         in_key = self._expect is _Expect.IN_KEY
         sink = self._piece if in_key else out
+        if text[i] != "\\":
+            self._end_half(sink)
         end = _STRING_RUN.match(text, i).end()  # type: ignore[union-attr]
         if end > i:
             sink.append(text[i:end])
@@ -207,16 +213,39 @@ class JsonStream:
         sink = self._piece if self._expect is _Expect.IN_KEY else out
         escape = self._escape + text[i]
         if _ESCAPE.fullmatch(escape):
-            sink.append(escape)
             self._escape = ""
+            self._end_escape(escape, sink)
         elif _ESCAPE_PREFIX.fullmatch(escape):
             self._escape = escape
         else:  # the backslash was meant literally; the character after it is read again
+            self._end_half(sink)
             sink.append("\\" + self._escape)
             self._escape = ""
             self.repairs.add("stray_backslash")
             return i
         return i + 1
+
+    def _end_escape(self, escape: str, sink: list[str]) -> None:
+        """A whole escape sequence. Half of a surrogate pair alone is no character, and many readers refuse it."""
+        if self._half and _SECOND_HALF.fullmatch(escape):
+            sink.append(self._half + escape)
+            self._half = ""
+            return
+        self._end_half(sink)
+        if _FIRST_HALF.fullmatch(escape):
+            self._half = escape
+        elif _SECOND_HALF.fullmatch(escape):
+            self._half = escape
+            self._end_half(sink)
+        else:
+            sink.append(escape)
+
+    def _end_half(self, sink: list[str]) -> None:
+        """The other half of a surrogate pair does not follow."""
+        if self._half:
+            self._half = ""
+            sink.append("\\ufffd")
+            self.repairs.add("half_surrogate_pair")
 
     def _read_atom(self, text: str, i: int, out: list[str]) -> int:
         end = _ATOM_RUN.match(text, i).end()  # type: ignore[union-attr]

@@ -242,6 +242,18 @@ for name, value, meaning, note in (
     ("beyond-a-double", "[1, -1.5E+400]", "[1, -1.5E+400]", "not_json"),
     ("raw-line-break-in-string", '["a\nb"]', ["a\nb"], "raw_control_character"),
     ("stray-backslash", '["\\d+"]', ["\\d+"], "stray_backslash"),
+    (
+        "half-a-pair",
+        r'{"a": "x\uD83D", "\udc00": "\ud83d\ude00"}',
+        {"a": "x\ufffd", "\ufffd": "😀"},
+        "half_surrogate_pair",
+    ),
+    (
+        "halves-of-pairs",
+        r'["\ude00\ud83d\ud83d\uDE00\ud83d\n\ud83dx"]',
+        ["\ufffd\ufffd😀\ufffd\n\ufffdx"],
+        "half_surrogate_pair",
+    ),
     ("trailing-comma", '{"a": [1, 2, ], }', {"a": [1, 2]}, "trailing_comma"),
     ("python-literals", "[True, False, None]", [True, False, None], "python_literal"),
 ):
