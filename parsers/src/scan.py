@@ -49,36 +49,65 @@ class Stops:
 class Preceding:
     """What precedes a point in the answer, as far as it matters to what may begin there."""
 
-    _QUOTES = frozenset("`\"'“‘«„‟「『([（【*")
-    _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
-    _FENCE_LENGTH = 6
+    _QUOTES = frozenset("\"'“‘«„‟「『([（【*")
+    _FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,9}[.)])[ \t]+)*(`{3,}(?!.*`)|~{3,})[ \t]*(.?)")
+    _RUN = re.compile("`+")
+    _LINE_BEGINNING = 64  # long enough to tell a fence
 
     def __init__(self) -> None:
         self.blank = True
-        self._in_fence = False
         self.at_line_start = True
-        self._line = ""  # the beginning of the current line, long enough to tell a fence
+        self._fence = ""  # that opened the code block that the answer is in
+        self._line = ""  # the beginning of the current line
+        self._code = 0  # backticks that opened code within the current line
+        self._backticks = 0  # that the line ends in
         self._last = ""
 
     def add(self, text: str) -> None:
         """The answer goes on with `text`, which is not empty."""
         self.blank = self.blank and text.isspace()
-        self._last = text[-1]
-        line_end = text.find("\n")
-        if line_end < 0:
-            self.at_line_start = self.at_line_start and text.isspace()
-            if len(self._line) < self._FENCE_LENGTH:
-                self._line = (self._line + text)[: self._FENCE_LENGTH]
-            return
-        last_line = text.rfind("\n") + 1
-        fences = len(self._FENCE.findall(text, line_end + 1, last_line))
-        fences += self._FENCE.match((self._line + text[:line_end])[: self._FENCE_LENGTH]) is not None
-        self._in_fence ^= fences % 2 == 1
-        self._line = text[last_line : last_line + self._FENCE_LENGTH]
-        self.at_line_start = not text[last_line:].strip()
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._fence = self._fence_after((self._line + line)[: self._LINE_BEGINNING])
+            self._line = ""
+        if lines:
+            self.at_line_start, self._code, self._backticks, self._last = True, 0, 0, ""
+        if rest:
+            self.at_line_start = self.at_line_start and rest.isspace()
+            if len(self._line) < self._LINE_BEGINNING:
+                self._line = (self._line + rest)[: self._LINE_BEGINNING]
+            self._add_backticks(rest)
+            self._last = rest[-1]
 
     def is_quotation(self, line_breaks: int) -> bool:
-        """Markup `line_breaks` after this point is quoted: it is in a code fence, or follows an opening quote."""
-        if line_breaks == 0:
-            return self._in_fence or (not self.at_line_start and self._last in self._QUOTES)
-        return self._in_fence ^ (self._FENCE.match(self._line) is not None)
+        """Markup `line_breaks` after this point is quoted.
+
+        It is in a block of code or in code within a line, or it follows an opening quote.
+        """
+        if line_breaks > 0:
+            return bool(self._fence_after(self._line))
+        follows_quote = not self.at_line_start and self._last in self._QUOTES
+        return bool(self._fence) or self._code_after() > 0 or follows_quote
+
+    def _add_backticks(self, text: str) -> None:
+        at = 0
+        for run in self._RUN.finditer(text):
+            if run.start() > at:
+                self._code, self._backticks = self._code_after(), 0
+            self._backticks += len(run[0])
+            at = run.end()
+        if at < len(text):
+            self._code, self._backticks = self._code_after(), 0
+
+    def _code_after(self) -> int:
+        """The backticks that opened the code which the line ends in: as many close it."""
+        if not self._code:
+            return self._backticks
+        return 0 if self._backticks == self._code else self._code
+
+    def _fence_after(self, line: str) -> str:
+        """The fence that is open after a line: one at least as long, of the same character and alone, closes it."""
+        mark = self._FENCE.match(line)
+        if mark is None or (self._fence and (mark[2].strip() or not mark[1].startswith(self._fence))):
+            return self._fence
+        return "" if self._fence else mark[1]

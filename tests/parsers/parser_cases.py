@@ -752,14 +752,24 @@ for name, quotation, notes in (
     ("tag-in-backticks", f'Use `<{D}invoke name="now">`.', 1),
     ("call-in-quotes", f"Like “{EXAMPLE}”", 6),
     ("call-in-a-code-fence", f"Like this:\n```xml\n{EXAMPLE}\n```\n", 6),
+    ("call-in-a-fence-in-a-fence", f"Like this:\n````md\n```xml\n{EXAMPLE}\n```\n````\n", 6),
+    ("call-after-an-inner-info-string", f"Like this:\n```md\n```xml\n{EXAMPLE}\n```\n", 6),
+    ("call-in-an-indented-fence", f"- Like this:\n    ```xml\n    {EXAMPLE}\n    ```\n", 6),
+    ("call-in-an-item-that-is-a-fence", f"1. ```xml\n   {EXAMPLE}\n   ```\n", 6),
+    ("call-within-code", f"Like `x = {EXAMPLE}`.", 6),
+    ("call-within-code-in-two-backticks", f"Like ``a ` {EXAMPLE}``.", 6),
 ):
     case(f"quoted/{name}", quotation, quotation, notes=" ".join(["markup_as_text"] * notes))
-case(
-    "quoted/after-a-code-fence-it-is-a-call",
-    f"```\nx\n```\n{EXAMPLE}",
-    "```\nx\n```",
-    HZ,
-)
+for name, prose in (
+    ("a-code-fence", "```\nx\n```\n"),
+    ("a-longer-end-of-a-fence", "```\nx\n````\n"),
+    ("a-fence-in-an-item", "- ```\n  x\n  ```\n"),
+    ("code-in-three-backticks", "```x``` is\n"),
+    ("code", "With `x` and ``a`b``: "),
+    ("a-line-with-a-backtick", "A ` is\n"),
+):
+    case(f"quoted/after-{name}-it-is-a-call", prose + EXAMPLE, prose.removesuffix("\n"), HZ)
+case("turn/within-code-stays", "`a <｜User｜> b` opens a turn.", "`a <｜User｜> b` opens a turn.")
 
 # -- truncation
 case("cut/in-wrapper", f"a\n\n<{D}function_ca", "a", notes="truncated_markup")
