@@ -27,7 +27,7 @@ MARK_PREFIX: Final = re.compile(f"< ?/? ?(?:{_BARS} ?(?:D(?:S(?:M(?:L ?(?:{_BARS
 LONGEST_MARK: Final = len("< / | | DSML | | ")
 _NO_MARK = re.compile("</?")
 
-_WORD = re.compile(r"[A-Za-z_]*")
+_WORD = re.compile(r"[A-Za-z_-]*")
 
 
 class Word(Enum):
@@ -39,13 +39,14 @@ class Word(Enum):
 
 
 _WORDS = {word.value: word for word in Word}
-_WRAPPERS = [
-    first + joint + second
+_WRAPPERS = frozenset(
+    first + joint + second + plural
     for first, second in (("function", "call"), ("tool", "call"), ("tool", "use"))
-    for joint in ("_", "")
-]
-_WORDS |= dict.fromkeys([word + plural for word in _WRAPPERS for plural in ("", "s")], Word.CALLS)
-_WORD_PREFIXES = frozenset(word[:length] for word in _WORDS for length in range(len(word) + 1))
+    for joint in ("_", "-", "")
+    for plural in ("", "s")
+) | {"call", "calls"}
+"""Spellings of a wrapper, in small letters."""
+_WORD_PREFIXES = frozenset(word[:length] for word in {*_WORDS, *_WRAPPERS} for length in range(len(word) + 1))
 
 _OFFICIAL_TAG = re.compile(
     f"</{DSML}(?P<closing>function_calls|invoke|parameter)>"
@@ -101,8 +102,8 @@ def read_tag(text: str, start: int, *, official_only: bool = False, marked: bool
     word_end = _WORD.match(text, mark.end()).end()  # type: ignore[union-attr]
     spelling = text[mark.end() : word_end]
     if word_end == len(text):
-        return CUT if spelling in _WORD_PREFIXES else None
-    word = _WORDS.get(spelling)
+        return CUT if spelling.lower() in _WORD_PREFIXES else None
+    word = _WORDS.get(spelling) or (Word.CALLS if spelling.lower() in _WRAPPERS else None)
     official = OFFICIAL_MARK.fullmatch(mark[0]) is not None
     if word is None or (official_only and not official):
         return None
@@ -134,7 +135,7 @@ def may_begin(word: Word, text: str, start: int) -> bool:
 def _parse(text: str, mark: re.Match[str], word: Word, end: int, official: bool, official_only: bool) -> Tag | None:
     """The tag that begins with `mark` and ends at `end`; `official` says that its mark is."""
     exact = _OFFICIAL_TAG.fullmatch(text, mark.start(), end)
-    if exact:
+    if exact and (official_only or _is_trimmed(exact["function"])):
         name = exact["function"] or exact["parameter"] or ""
         if _BARE_MARK.search(name):
             return None
@@ -154,10 +155,16 @@ def _parse(text: str, mark: re.Match[str], word: Word, end: int, official: bool,
         position = match.end()
     tag_end = _TAG_END.fullmatch(text, position, end)
     name = attributes.get("name", "")
+    name = name.strip() if word is Word.INVOKE else name
     if tag_end is None or (word is not Word.CALLS and not _is_name(name, word)):
         return None
     is_string = {"true": True, "false": False}.get(attributes.get("string", "").strip().lower())
     return Tag(word, end, False, name, is_string, bool(tag_end[1]), False, official, marked)
+
+
+def _is_trimmed(name: str | None) -> bool:
+    """No function's name begins or ends with white space: the client that is called by one knows no such function."""
+    return name is None or name == name.strip()
 
 
 def _is_name(name: str, word: Word) -> bool:

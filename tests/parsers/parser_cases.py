@@ -521,6 +521,9 @@ SPELLINGS = {
     "toolcall": ("function_calls", "toolcall"),
     "tool_use": ("function_calls", "tool_use"),
     "function_call": ("function_calls", "function_call"),
+    "functionCalls": ("function_calls", "functionCalls"),
+    "Tool-Calls": ("function_calls", "Tool-Calls"),
+    "calls": ("function_calls", "calls"),
     "single-quotes": ('"', "'"),
     "smart-quotes": ('="([^"]*)"', "=“\\1”"),
     "space-before-end": (">", " >"),
@@ -552,6 +555,9 @@ case(
     notes="spelling",
 )
 case("spelling/unquoted", block(invoke("now")).replace('"now"', "now"), "", NOW, notes="spelling")
+for name, quoted in (("spaces-around-a-name", '" now "'), ("spaces-around-a-name-in-single-quotes", "' now\t'")):
+    case(f"spelling/{name}", block(invoke("now")).replace('"now"', quoted), "", NOW, notes="spelling")
+value_case("string/end-tag-in-capitals", f"a</{D}Parameter>")
 case("spelling/self-closing-call", block(f'<{D}invoke name="now"/>', CALL_HZ), "", NOW, HZ, notes="spelling")
 case(
     "spelling/self-closing-parameter",
