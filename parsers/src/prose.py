@@ -45,7 +45,7 @@ class Prose:
         specials = (*((THINK_START, THINK_END) if think_tags else ()), *special_tokens(repair))
         mark = ANY_MARK if repair else OFFICIAL_MARK
         self._content_stops = Stops(mark if tool_calls else None, specials, (0, 2))
-        self._reasoning_stops = Stops(OFFICIAL_MARK if repair else None, specials, (2, 2))
+        self._reasoning_stops = Stops(OFFICIAL_MARK if repair else None, specials, (0, 2))
         self._state = State.REASONING if thinking else State.CONTENT
         self._preceding = Preceding()  # of the reasoning or content since it last began
         self._quoting = False  # a wrapper was taken for text, and its end has not come
@@ -238,11 +238,11 @@ class Prose:
         start = stop.start()
         self._say(text[i:start])
         at = text.index("<", start)
-        if at == start:
+        if stop[0] in self._reasoning_stops.specials:
             return self._read_special(stop[0], text, at, final)
         tag = read_tag(text, at, official_only=True)
         if isinstance(tag, Tag):
-            is_start = tag.word is Word.CALLS and not tag.closing
+            is_start = tag.word is Word.CALLS and not tag.closing and self._may_be_calls(at - start)
             tag = self._ahead.first_in_block(text, tag.end) if is_start else None
         if isinstance(tag, Tag):
             calls = not tag.closing and self._tools.may_call(tag.name)
@@ -256,6 +256,11 @@ class Prose:
             return tag.end
         self._say(text[start : at + 1])
         return at + 1
+
+    def _may_be_calls(self, line_breaks: int) -> bool:
+        """A wrapper in the reasoning is on a line of its own, and not in a block of code unless after a blank line."""
+        own_line = line_breaks > 0 or self._preceding.at_line_start
+        return line_breaks == 2 or (own_line and not self._preceding.is_quotation(line_breaks))
 
     def _read_quoted(self, text: str, i: int, final: bool) -> int:
         """A calls block in the reasoning: calls if the output ends right after it, else a quotation."""

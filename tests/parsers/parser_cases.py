@@ -481,6 +481,24 @@ case(
     thinking=True,
     notes="unclosed_reasoning",
 )
+for name, thoughts in (("without-thoughts", ""), ("after-one-line-break", "So\n"), ("indented", "So\n\n  ")):
+    case(
+        f"think/never-closed-then-call-{name}",
+        f"{thoughts}{QUOTED.strip()}{EOS}",
+        "",
+        HZ,
+        reasoning=thoughts.removesuffix("\n"),
+        thinking=True,
+        notes="unclosed_reasoning",
+    )
+for name, thoughts in (("in-mid-line", "So: "), ("in-a-fence", "So\n```\n")):
+    case(
+        f"think/never-closed-call-{name}-stays",
+        thoughts + QUOTED.strip(),
+        reasoning=thoughts + QUOTED.strip(),
+        thinking=True,
+        notes="unclosed_reasoning",
+    )
 case(
     "think/never-closed-unfinished-call-stays",
     f"So{QUOTED[:-5]}",
