@@ -107,11 +107,11 @@ class Lookahead:
 def only_end_tags(text: str, i: int, final: bool, ends_value: Callable[[Tag], bool]) -> bool:
     """Nothing but end tags is left, or may be left once more text is there: the value before was never closed.
 
-    `ends_value` tells the end tag that would have closed it.
+    `ends_value` tells the end tag that would have closed it. Without its mark one counts before others.
     """
     order = 0
     while i < len(text):
-        tag = read_tag(text, i)
+        tag = read_tag(text, i) or (_unmarked_end(text, i) if order == 0 else None)
         if isinstance(tag, str):
             return not final or order > 0 or is_mark(text, i)
         if tag is None or not tag.closing or ends_value(tag) or _END_ORDER[tag.word] <= order:
@@ -125,11 +125,17 @@ def only_end_tags(text: str, i: int, final: bool, ends_value: Callable[[Tag], bo
 
 def ends_call(text: str, i: int) -> bool:
     """Among the end tags at `i` is a whole one of the call, or of the wrapper, which takes its place."""
-    while isinstance(tag := read_tag(text, i), Tag):
+    while isinstance(tag := read_tag(text, i) or _unmarked_end(text, i), Tag):
         if tag.word is not Word.PARAMETER:
             return True
         i = _SPACE.match(text, tag.end).end()  # type: ignore[union-attr]
     return False
+
+
+def _unmarked_end(text: str, i: int) -> Tag | str | None:
+    """The end tag of a parameter at `i` that lacks its mark."""
+    tag = read_tag(text, i, marked=False)
+    return tag if not isinstance(tag, Tag) or (tag.closing and tag.word is Word.PARAMETER) else None
 
 
 def is_mark(text: str, i: int) -> bool:

@@ -32,8 +32,7 @@ class Value:
         self._turn = turn
         self._repair = repair
         self._emit = emit
-        self._marked_stops = Stops(ANY_END_MARK, (), (0, 1)) if repair else Stops(OFFICIAL_END_MARK, ())
-        self._unmarked_stops = Stops(ANY_END_MARK, (_UNMARKED_END,), (0, 1))
+        self._stops = Stops(ANY_END_MARK, (_UNMARKED_END,), (0, 1)) if repair else Stops(OFFICIAL_END_MARK, ())
         self.is_open = False
         self.is_closed_by_call = False
 
@@ -54,7 +53,6 @@ class Value:
         self._end = end
         self._official = official
         self._unmarked = unmarked
-        self._stops = self._unmarked_stops if unmarked else self._marked_stops
         self.is_open = True
 
     def end(self) -> None:

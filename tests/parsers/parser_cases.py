@@ -617,6 +617,21 @@ case(
     notes="unknown_function",
 )
 UNFINISHED = "unfinished_call unclosed_block"
+for name, ends, calls in (
+    ("call", f"</{D}invoke>\n{END}", True),
+    ("bare-call", f"</{D}invoke>", True),
+    ("wrapper", END, True),
+    ("nothing", "", False),
+):
+    case(
+        f"unmarked/end-of-the-last-value-then-the-end-of-{name}",
+        f'\n\n{START}\n<{D}invoke name="f">\n<{D}parameter name="v" string="false">[1]</parameter>\n{ends}',
+        "",
+        ("f", '{"v": [1]}' if calls else '{"v": [1]'),
+        notes="unclosed_parameter unclosed_invoke unclosed_block" if calls else f"truncated_markup {UNFINISHED}",
+        tools=(),
+    )
+value_case("string/unmarked-end-tags", f"a</parameter>\n</{D}invoke>\n")
 HALF = f"\n\n{START}\n" + open_invoke("get_weather") + f'<{D}parameter name="location" string="true">Hangzhou'
 case(
     "structure/unclosed-parameter",
