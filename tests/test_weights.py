@@ -113,6 +113,18 @@ def test_what_was_loaded_is_told() -> None:
             "lm_head.weight", torch.zeros(32, 64, dtype=torch.float8_e4m3fn), "is fp8, but the model's is not", id="fp8"
         ),
         pytest.param("model.layers.1.self_attn.o_proj.weight", torch.zeros(64, 1024), "is not fp8, but", id="not-fp8"),
+        # Codes of fp8 as another type's: they were taken for the weights themselves.
+        pytest.param(KV_B, stored(SPEC, 1)[KV_B].view(torch.uint8), "is torch.uint8; expected float32", id="bytes"),
+        pytest.param(KV_B, stored(SPEC, 1)[KV_B].view(torch.float8_e5m2), "is torch.float8_e5m2; expected", id="e5m2"),
+        pytest.param(
+            KV_B + SCALE_SUFFIX,
+            stored(SPEC, 1)[KV_B + SCALE_SUFFIX].to(torch.float8_e8m0fnu).view(torch.uint8),
+            "is torch.uint8; expected float32, bfloat16, float16 or float8_e8m0fnu",
+            id="bytes-of-a-scale",
+        ),
+        pytest.param(
+            "model.norm.weight", torch.zeros(64, dtype=torch.int64), "is torch.int64; expected", id="integers"
+        ),
     ],
 )
 def test_one_bad_tensor_and_its_bucket_changes_nothing(name: str, tensor: torch.Tensor, says: str) -> None:
@@ -172,6 +184,31 @@ def test_a_folder_of_damaged_shards(tmp_path: Path) -> None:
     (tmp_path / checkpoint.INDEX).write_text(json.dumps(index))
     with pytest.raises(ValueError, match="are in no shard, among them"):
         loader.check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"lm_head.weight": 1}}', b"\xff", None],
+    ids=["empty", "half", "list", "no-map", "a-list-for-a-map", "no-file-name", "not-utf-8", "folder"],
+)
+def test_a_folder_with_a_damaged_index(tmp_path: Path, content: str | bytes | None) -> None:
+    """Some were a KeyError or a TypeError, which ended SGLang's server."""
+    write(tmp_path, stored(SPEC, 1))
+    index = tmp_path / checkpoint.INDEX
+    index.unlink()
+    if content is None:
+        index.mkdir()
+    else:
+        index.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match="copy the index again"):
+        Model().loader.check_folder(tmp_path)
+
+
+def test_a_folder_of_another_type(tmp_path: Path) -> None:
+    tensors = stored(SPEC, 1)
+    write(tmp_path, {**tensors, KV_B: tensors[KV_B].view(torch.float8_e5m2)})
+    with pytest.raises(ValueError, match=f"{KV_B} is F8_E5M2; expected"):
+        Model().loader.check_folder(tmp_path)
 
 
 def test_the_latent_up_projection_takes_its_own_heads() -> None:

@@ -12,7 +12,7 @@ SCALE_SUFFIX = "_scale_inv"
 E4M3_MAX = 448.0
 
 
-def is_fp8(dtype: torch.dtype) -> bool:
+def is_fp8(dtype: torch.dtype | str) -> bool:
     """Whether values of this type take a scale; float8_e8m0fnu is a scale itself."""
     return dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 

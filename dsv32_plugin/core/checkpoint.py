@@ -7,10 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, scale_shape
 from dsv32_plugin.core.config import DsaConfig
 
 INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+"""Types of weights and scales, as safetensors call them."""
 
 
 class Stored(NamedTuple):
@@ -112,21 +123,23 @@ class Header(NamedTuple):
     """What a file says of a tensor before it is read."""
 
     shape: tuple[int, ...]
-    is_fp8: bool
+    dtype: torch.dtype | str
+    """The file's word for a type that no weight has."""
 
 
 def headers(folder: Path) -> dict[str, Header] | None:
     """Every tensor of a folder of safetensors, from the headers alone; None where there are no such files.
 
     Raises:
-        ValueError: a shard is missing, is cut off or is no safetensors file, or a tensor is not where the index says.
+        ValueError: the index is no index, a shard is missing, is cut off or is no safetensors file, or a tensor is not
+            where the index says.
     """
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
     where: Mapping[str, str] = {}
     if index.exists():
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        where = _read_index(index)
     shards = sorted(set(where.values())) or sorted(path.name for path in folder.glob("*.safetensors"))
     if not shards:
         return None
@@ -136,7 +149,7 @@ def headers(folder: Path) -> dict[str, Header] | None:
             with safe_open(folder / shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  it is no dict
                     part = file.get_slice(name)
-                    found[name] = Header(tuple(part.get_shape()), part.get_dtype() == "F8_E4M3")
+                    found[name] = Header(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"checkpoint: {folder / shard} cannot be read: {error}; copy the shard again") from error
     if absent := where.keys() - found.keys():
@@ -145,3 +158,14 @@ def headers(folder: Path) -> dict[str, Header] | None:
             "do index and shards belong together?"
         )
     return found
+
+
+def _read_index(index: Path) -> Mapping[str, str]:
+    """The shard of every tensor."""
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"checkpoint: {index} cannot be read: {error!r}; copy the index again") from error
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+        raise ValueError(f"checkpoint: {index}: expected a weight_map of file names; copy the index again")
+    return where

@@ -31,6 +31,7 @@ PACKED_MODULES = {
 _EXPERT_SHARDS = (("gate_proj", "w13_", "w1"), ("up_proj", "w13_", "w3"), ("down_proj", "w2_", "w2"))
 _SHARED_WITH_TARGET = (".embed_tokens.weight", ".shared_head.head.weight")
 _SHOWN = 5
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Target(NamedTuple):
@@ -95,7 +96,7 @@ class Loader:
         """
         if isinstance(tensors, Sequence):
             for name, tensor in tensors:
-                self._check(name, tuple(tensor.shape), is_fp8(tensor.dtype))
+                self._check(name, tuple(tensor.shape), tensor.dtype)
         loaded: set[str] = set()
         missing = set(self._targets) if whole else set()
         stored = self._checked(tensors)
@@ -131,7 +132,7 @@ class Loader:
         needed = {name for name in self._targets if not name.endswith(SCALE_SUFFIX)}
         if drafts:
             needed.update(tensor.name for tensor in checkpoint.tensors(self.config) if self._is_draft(tensor.name))
-        needed.update(name + SCALE_SUFFIX for name, header in stored.items() if header.is_fp8)
+        needed.update(name + SCALE_SUFFIX for name, header in stored.items() if is_fp8(header.dtype))
         _refuse_missing(needed - stored.keys())
 
     def _is_draft(self, name: str) -> bool:
@@ -140,10 +141,10 @@ class Loader:
 
     def _checked(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in tensors:
-            self._check(name, tuple(tensor.shape), is_fp8(tensor.dtype))
+            self._check(name, tuple(tensor.shape), tensor.dtype)
             yield name, tensor
 
-    def _check(self, name: str, shape: tuple[int, ...], quantised: bool) -> None:
+    def _check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | str) -> None:
         if name.endswith("rotary_emb.inv_freq"):
             return
         expected = self._shapes.get(name)
@@ -156,16 +157,27 @@ class Loader:
             raise ValueError(
                 f"checkpoint: {name} {shape} does not fit the sizes in config.json, by which it is {expected}"
             )
+        _check_type(name, dtype)
         target = self._targets.get(name)
         if target is None or (self._halves is not None and self._halves.wants(name)):
             return
         for parameter in target.parameters():
+            quantised = is_fp8(dtype)
             if is_fp8(parameter.dtype) != quantised:
                 kinds = ("not fp8", "fp8")
                 raise ValueError(
                     f"checkpoint: {name} is {kinds[quantised]}, but the model's is {kinds[not quantised]}; "
                     "send it as the checkpoint of this server stores it"
                 )
+
+
+def _check_type(name: str, dtype: torch.dtype | str) -> None:
+    """Bytes of another type would be taken for numbers, and served."""
+    is_scale = name.endswith(SCALE_SUFFIX)
+    if dtype in _FLOATS or (dtype == torch.float8_e8m0fnu if is_scale else is_fp8(dtype)):
+        return
+    quantised = "float8_e8m0fnu" if is_scale else "float8_e4m3fn with a scale"
+    raise ValueError(f"checkpoint: {name} is {dtype}; expected float32, bfloat16, float16 or {quantised}")
 
 
 def _refuse_missing(missing: set[str]) -> None:

@@ -63,7 +63,7 @@ def disk_around(original: Callable[..., Any], manager: Any, recv_req: Any) -> An
     try:
         if folder.is_dir():
             loader.check_folder(folder, drafts=manager.draft_worker is not None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refusal(f"{error}; {_AS_BEFORE}")
     try:
         answer = original(manager, recv_req)

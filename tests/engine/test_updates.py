@@ -213,6 +213,15 @@ def without_a_scale(folder: Path) -> None:
     edit_weight(folder, "model.layers.0.self_attn.q_a_proj.weight_scale_inv", lambda tensor: {})
 
 
+def with_an_index_that_is_none(folder: Path) -> None:
+    (folder / INDEX).write_text("{}")
+
+
+def with_bytes_for_fp8(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_a_proj.weight"
+    edit_weight(folder, name, lambda tensor: {name: tensor.view(torch.uint8)})
+
+
 def gone(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -226,6 +235,8 @@ def gone(folder: Path) -> None:
         pytest.param(with_another_width, "model.norm.weight (127,) does not fit the sizes", id="shape"),
         pytest.param(with_a_name_of_no_tensor, "model.norm.w is not a weight of", id="unknown"),
         pytest.param(without_a_scale, "q_a_proj.weight_scale_inv", id="scale"),
+        pytest.param(with_an_index_that_is_none, "copy the index again", id="index"),
+        pytest.param(with_bytes_for_fp8, "q_a_proj.weight is U8; expected", id="bytes"),
         pytest.param(gone, "", id="gone"),
     ],
 )
@@ -241,4 +252,13 @@ def test_a_bad_folder_is_an_error_and_the_old_weights_serve_on(
     damage(folder)
     with pytest.raises(Exception, match=re.escape(says)):
         building.update_from_disk(model, folder)
+    assert differing(model, before) == []
+
+
+def test_a_path_that_no_system_has_is_an_error(build: Build, checkpoint: Checkpoints) -> None:
+    """It ended SGLang's server, which answers with an error now."""
+    model = build(checkpoint(FP8))
+    before = parameters(model)
+    with pytest.raises(ValueError if installed().name == "sglang" else OSError, match="too long"):
+        building.update_from_disk(model, Path("a" * 5000))
     assert differing(model, before) == []
