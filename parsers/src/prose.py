@@ -5,7 +5,7 @@ from enum import Enum
 from .block import Block
 from .events import ContentDelta, ReasoningDelta
 from .lookahead import MAX_SPACE, Lookahead, is_begun_mark, is_half_mark
-from .protocol import CALLS_END, EOS, THINK_END, THINK_START
+from .protocol import CALLS_END, CALLS_START, EOS, THINK_END, THINK_START
 from .scan import Preceding, Stops
 from .schema import Tools
 from .tags import ANY_MARK, CUT, OFFICIAL_MARK, Tag, Word, read_tag
@@ -263,15 +263,17 @@ class Prose:
         return line_breaks == 2 or (own_line and not self._preceding.is_quotation(line_breaks))
 
     def _read_quoted(self, text: str, i: int, final: bool) -> int:
-        """A calls block in the reasoning: calls if the output ends right after it, else a quotation."""
+        """Calls blocks in the reasoning: calls if the output ends right after them, else a quotation."""
         stop = _QUOTED_STOPS.search(text, i)
         end = stop.start() if stop else len(text) if final else _QUOTED_STOPS.hold(text, i)
         self._quoted.append(text[i:end])
-        if stop is None or (stop[0] == CALLS_END and not final and _only_eos(text, stop.end(), final)):
+        if stop is None or (stop[0] == CALLS_END and not final and _may_be_over(text, stop.end(), final)):
             return self._turn.wait(end)
         if stop[0] == CALLS_END:
             self._quoted.append(CALLS_END)
             end = stop.end()
+            if text[end : end + MAX_SPACE + len(CALLS_START)].lstrip().startswith(CALLS_START):
+                return end  # the next block
         self._unquote()
         return end
 
@@ -287,7 +289,7 @@ class Prose:
         That is more where the reasoning was never closed and the output ends with a calls block: it is calls.
         """
         stop = _QUOTED_STOPS.search(text) if self._state is State.QUOTED else None
-        if stop is None or stop[0] != CALLS_END or not _only_eos(text, stop.end(), final=True):
+        if stop is None or stop[0] != CALLS_END or not _may_be_over(text, stop.end(), final=True):
             return text
         quoted = "".join(self._quoted)
         self._quoted = []
@@ -298,13 +300,13 @@ class Prose:
         return quoted + text
 
 
-def _only_eos(text: str, i: int, final: bool) -> bool:
-    """Nothing but white space and EOS is left, or may be left once more text is there."""
-    rest = text[i : i + MAX_SPACE + len(EOS)]
+def _may_be_over(text: str, i: int, final: bool) -> bool:
+    """Nothing but white space and EOS is left, or the text before its end may go on so, or with another block."""
+    rest = text[i : i + MAX_SPACE + max(len(EOS), len(CALLS_START))]
     if i + len(rest) < len(text):
         return False
     rest = rest.strip()
-    return rest in ("", EOS) or (not final and EOS.startswith(rest))
+    return rest in ("", EOS) or (not final and (EOS.startswith(rest) or CALLS_START.startswith(rest)))
 
 
 def _is_bare_call(tag: Tag | str | None) -> bool:

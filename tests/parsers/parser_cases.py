@@ -491,6 +491,23 @@ for name, thoughts in (("without-thoughts", ""), ("after-one-line-break", "So\n"
         thinking=True,
         notes="unclosed_reasoning",
     )
+case(
+    "think/never-closed-then-two-blocks",
+    f"So{QUOTED}{block(CALL_BJ)}{EOS}",
+    "",
+    HZ,
+    BJ,
+    reasoning="So",
+    thinking=True,
+    notes="unclosed_reasoning",
+)
+case(
+    "think/never-closed-two-blocks-then-prose",
+    f"So{QUOTED}{block(CALL_BJ)} or so.",
+    reasoning=f"So{QUOTED}{block(CALL_BJ)} or so.",
+    thinking=True,
+    notes="unclosed_reasoning",
+)
 for name, thoughts in (("in-mid-line", "So: "), ("in-a-fence", "So\n```\n")):
     case(
         f"think/never-closed-call-{name}-stays",
