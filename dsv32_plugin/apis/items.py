@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers.parts import PartError, read_content, read_reasoning, well_formed
 
 from .conversation import Refusal
@@ -132,9 +133,10 @@ class ItemReader:
         turn, results = self._turn, self._results
         self._turn, self._results = {}, []
         calls = turn.get("tool_calls", ())
-        if results and len(results) < len(calls):
-            lacking = next(call["id"] for call in calls if call["id"] not in {call_id for _, call_id, _ in results})
-            raise Refusal(f"{self._turn_label}: no output has the call_id {lacking!r}", param="input")
+        answered = {call_id for _, call_id, _ in results}
+        lacking = [call for call in calls if call["id"] not in answered and not _is_unfinished(call)]
+        if results and lacking:
+            raise Refusal(f"{self._turn_label}: no output has the call_id {lacking[0]['id']!r}", param="input")
         self._add(self._turn_label, role="assistant", **turn)
         for label, call_id, text in results:
             self._add(label, role="tool", tool_call_id=call_id, content=text)
@@ -160,6 +162,12 @@ def _is_output(item: JsonObject) -> bool:
 def _id(item: JsonObject) -> str | None:
     """`call_id`, or the item's own id where it has none."""
     return next((value for value in (item.get("call_id"), item.get("id")) if isinstance(value, str) and value), None)
+
+
+def _is_unfinished(call: JsonObject) -> bool:
+    """The model was stopped in the call: nobody can run it."""
+    arguments = call["function"]["arguments"]
+    return isinstance(arguments, str) and bool(arguments) and not is_complete(arguments)
 
 
 def _reasoning(item: JsonObject, label: str) -> str:

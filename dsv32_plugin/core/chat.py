@@ -129,7 +129,7 @@ def is_complete(arguments: str) -> bool:
     """Whether a call was parsed to its end: the arguments of one that was cut are no JSON."""
     try:
         json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -90,8 +90,8 @@ def encode_messages(
     closing = len(turns)
     while answers_late and closing and turns[closing - 1].role == "system":
         closing -= 1
-    if answers_late and turns[final].calls:
-        raise turns[final].error(f"results are missing: {len(turns[final].calls)} before the model can answer")
+    if answers_late and (missing := _awaited(turns[final].calls, [])):
+        raise turns[final].error(f"results are missing: {missing} before the model can answer")
 
     prompt: list[str] = [protocol.BOS] if add_default_bos_token and not earlier else []
     for i in range(skipped, len(turns)):
@@ -220,12 +220,23 @@ def _match_results(turns: list[Turn], skipped: int) -> tuple[list[Turn], dict[in
         if len(results) > len(turn.calls):
             extra = results[len(turn.calls)]
             raise extra.error(f"tool result without a call: the assistant message before it made {len(turn.calls)}")
-        if results and len(results) < len(turn.calls) and end < len(turns):
+        awaited = _awaited(turn.calls, results)
+        if results and len(results) < awaited and end < len(turns):
             raise turns[end].error(f"comes before all results: {len(results)} of {len(turn.calls)} tool calls have one")
         if not start < skipped - 1 < end - 1:
             ordered[start + 1 : end] = _in_call_order(turn.calls, results)
-        left.update((i, len(turn.calls) - (i - start)) for i in range(start + 1, end))
+        left.update((i, awaited - (i - start)) for i in range(start + 1, end))
     return ordered, left
+
+
+def _awaited(calls: tuple[Call, ...], results: Sequence[Turn]) -> int:
+    """How many results belong to the calls: none to one that the model was stopped in, unless it has one all the same.
+
+    Nobody can run such a call, and a message has nothing after it.
+    """
+    stopped = bool(calls) and calls[-1].unfinished
+    answered = stopped and any(result.call_id == calls[-1].id is not None for result in results)
+    return max(len(results), len(calls) - (stopped and not answered))
 
 
 def _in_call_order(calls: tuple[Call, ...], results: list[Turn]) -> list[Turn]:

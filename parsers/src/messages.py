@@ -30,11 +30,12 @@ class EncodingError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call of an assistant turn, its arguments decoded."""
+    """One tool call of an assistant turn, its arguments decoded; `unfinished` if the model was stopped in them."""
 
     name: str
     arguments: dict[str, Any]
     id: str | None = None
+    unfinished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +162,19 @@ def _read_call(call: Any, position: int) -> Call:
     if not isinstance(name, str) or not name:
         raise EncodingError(f"tool_calls[{position}]: the function needs a name")
     arguments = function.get("arguments")
+    unfinished = False
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = well_formed(json.loads(arguments))
         except (ValueError, RecursionError) as error:
+            unfinished = True
             arguments = _read_unfinished(arguments, f"tool_calls[{position}] ({name}): arguments are not JSON: {error}")
     elif arguments is None or arguments == "" or isinstance(arguments, str):
         arguments = {}
     if not isinstance(arguments, Mapping):
         kind = type(arguments).__name__
         raise EncodingError(f"tool_calls[{position}] ({name}): arguments must be a JSON object, got {kind}")
-    return Call(str(name), dict(arguments), _read_id(call.get("id")))
+    return Call(str(name), dict(arguments), _read_id(call.get("id")), unfinished)
 
 
 def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:

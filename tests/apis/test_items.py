@@ -48,6 +48,14 @@ def shape(messages: list[dict[str, Any]]) -> list[str]:
             id="outputs-in-any-order",
         ),
         pytest.param(
+            [USER, call("a"), call("b", arguments='{"x": "y'), output("a")],
+            ["user", "assistant:a:b", "tool:a"],
+            id="no-output-of-a-call-that-was-cut",
+        ),
+        pytest.param(
+            [USER, call("a", arguments='{"x": "y')], ["user", "assistant:a"], id="a-call-that-was-cut-at-the-end"
+        ),
+        pytest.param(
             [USER, call("a"), {"role": "developer", "content": "hint"}, output("a")],
             ["user", "assistant:a", "tool:a", "developer"],
             id="a-message-between-a-call-and-its-output",

@@ -5,7 +5,7 @@ import time
 import pytest
 from parser_cases import HALF, START, TOOLS, D, open_invoke
 
-from dsv32_plugin.parsers import OutputParser, assemble, encode_messages, ended_parameters
+from dsv32_plugin.parsers import EncodingError, OutputParser, assemble, encode_messages, ended_parameters
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,34 @@ def test_a_history_with_an_unfinished_call_renders():
     ):
         said = {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": arguments}}]}
         assert call + rest in encode_messages([asked, said, asked], thinking_mode="chat")
+
+
+def results_of(*ids: str) -> list[dict]:
+    return [{"role": "tool", "tool_call_id": call_id, "content": f"of {call_id}"} for call_id in ids]
+
+
+def said(**arguments: str) -> dict:
+    calls = [{"id": name, "function": {"name": "now", "arguments": text}} for name, text in arguments.items()]
+    return {"role": "assistant", "tool_calls": calls}
+
+
+@pytest.mark.parametrize("then", [[], [{"role": "user", "content": "u"}]], ids=["answer", "user"])
+def test_a_call_that_was_cut_needs_no_result(then: list):
+    """An agent ran the whole call of two, echoed both, and was refused from then on: `results are missing`."""
+    asked = {"role": "user", "content": "u"}
+    prompt = encode_messages([asked, said(a="{}", b='{"x": "y'), *results_of("a"), *then], thinking_mode="chat")
+    assert "\n\n<function_results>\n<result>of a</result>\n</function_results>\n\n</think>" in prompt
+    only = encode_messages([asked, said(a='{"x": "y'), *then], thinking_mode="chat", always_answer=True)
+    assert only.endswith("<｜Assistant｜></think>")
+    for calls, results in (
+        (said(a="{}", b='{"x": "y'), results_of("b")),
+        (said(a="{}", b="{}", c="{"), results_of("b")),
+        (said(a="{}", b='{"x": "y"}'), results_of("a")),
+    ):
+        with pytest.raises(EncodingError, match="results"):
+            encode_messages([asked, calls, *results, *then], thinking_mode="chat")
+    both = encode_messages([asked, said(a="{}", b="{"), *results_of("b", "a"), *then], thinking_mode="chat")
+    assert "<result>of a</result>\n<result>of b</result>\n</function_results>" in both
 
 
 @pytest.mark.parametrize(
