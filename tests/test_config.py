@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.quantisation import BlockFp8
 
 V32: dict[str, Any] = {
     "architectures": ["DeepseekV32ForCausalLM"],
@@ -63,7 +64,8 @@ def without(*keys: str) -> dict[str, Any]:
 def test_the_real_config() -> None:
     config = DsaConfig.from_hf(V32)
     assert (config.num_layers, config.num_heads, config.qk_head_dim) == (61, 128, 192)
-    assert config.weight_block_size == (128, 128)
+    assert config.quantisation is not None
+    assert config.quantisation.scheme("model.layers.3.self_attn.kv_b_proj") == BlockFp8((128, 128))
     assert not config.index_rope_interleave
     assert [config.is_moe(layer) for layer in (0, 2, 3, 60, 61)] == [False, False, True, True, True]
     assert all(config.selects(layer) for layer in range(62))
@@ -147,7 +149,9 @@ def test_which_layers_select(keys: dict[str, Any], expected: str) -> None:
         pytest.param(with_(topk_group=9), r"topk_group: expected at most n_group \(8\), got 9", id="topk-group"),
         pytest.param(with_(num_experts_per_tok=129), "num_experts_per_tok: expected at most the 128", id="experts"),
         pytest.param(
-            with_(quantization_config={"quant_method": "awq"}), "quantization_config.quant_method: .*'awq'", id="quant"
+            with_(quantization_config={"quant_method": "exl3"}),
+            "quantization_config.quant_method: .*'exl3'",
+            id="exl3",
         ),
         pytest.param(with_(quantization_config={"quant_method": "fp8"}), "weight_block_size", id="per-tensor-fp8"),
     ],

@@ -44,7 +44,7 @@ class Model:
         self.parameters: dict[str, nn.Parameter] = {}
         targets = {}
         for name, tensor in stored(spec, 0).items():
-            layer = weights.layer_of(name)
+            layer = checkpoint.layer_of(name)
             is_dequantised = dequantise_all or ".kv_b_proj." in name
             if (layer is not None and layer >= spec.num_hidden_layers) or (is_dequantised and "scale" in name):
                 continue
@@ -53,7 +53,7 @@ class Model:
             module.value = nn.Parameter(torch.zeros(tensor.shape, dtype=dtype), requires_grad=False)
             self.parameters[name] = module.value
             targets[name] = weights.Target(name, module, ("value",), lambda parameter, tensor: parameter.copy_(tensor))
-        self.loader = weights.Loader(config(spec), targets.items(), dequantise_all=dequantise_all)
+        self.loader = weights.Loader(config(spec), targets.items())
 
     def differs_from(self, tensors: dict[str, torch.Tensor]) -> list[str]:
         wrong = []
@@ -110,9 +110,14 @@ def test_what_was_loaded_is_told() -> None:
         pytest.param("model.norm.weight", torch.zeros(63), r"\(63,\) does not fit .* it is \(64,\)", id="shape"),
         pytest.param("model.norm.weight_scale_inv", torch.zeros(1, 1), "is not a weight of", id="scale"),
         pytest.param(
-            "lm_head.weight", torch.zeros(32, 64, dtype=torch.float8_e4m3fn), "is fp8, but the model's is not", id="fp8"
+            "model.norm.weight", torch.zeros(64).to(torch.float8_e4m3fn), "is fp8, but the model's is a float", id="fp8"
         ),
-        pytest.param("model.layers.1.self_attn.o_proj.weight", torch.zeros(64, 1024), "is not fp8, but", id="not-fp8"),
+        pytest.param(
+            "model.layers.1.self_attn.o_proj.weight",
+            torch.zeros(64, 1024),
+            "is a float, but the model's is fp8",
+            id="not-fp8",
+        ),
         # Codes of fp8 as another type's: they were taken for the weights themselves.
         pytest.param(KV_B, stored(SPEC, 1)[KV_B].view(torch.uint8), "is torch.uint8; expected float32", id="bytes"),
         pytest.param(KV_B, stored(SPEC, 1)[KV_B].view(torch.float8_e5m2), "is torch.float8_e5m2; expected", id="e5m2"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsv32_plugin import kernels
+from dsv32_plugin.core.checkpoint import alike
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Layers
@@ -100,9 +101,9 @@ class DsaAttention(nn.Module):
         # 128-wide scale blocks of fp8 checkpoints in every released model, the last need not be.
         self.a_widths = [config.q_lora_rank, *([config.index_head_dim] if selects else []), self.latent + self.rope]
         self.a_proj_name = "q_index_kv_a_proj" if selects else "q_kv_a_proj"
-        self.add_module(
-            self.a_proj_name, layers.merged(config.hidden_size, self.a_widths, f"{prefix}.{self.a_proj_name}")
-        )
+        a_prefix = f"{prefix}.{self.a_proj_name}"
+        a_proj = layers.merged(config.hidden_size, self.a_widths, a_prefix, quantised=alike(config, a_prefix))
+        self.add_module(self.a_proj_name, a_proj)
         self.indexer = Indexer(config, layers, f"{prefix}.indexer") if selects else None
         self.q_a_layernorm: Any = layers.norm(config.q_lora_rank, self.eps)
         self.kv_a_layernorm: Any = layers.norm(self.latent, self.eps)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-
 import torch
+
+from dsv32_plugin.core.quantisation import scale_shape
 
 SCALE_SUFFIX = "_scale_inv"
 """The scale of `name.weight` is stored as `name.weight_scale_inv`; despite its name it multiplies."""
 
 E4M3_MAX = 448.0
-
-
-def is_fp8(dtype: torch.dtype | str) -> bool:
-    """Whether values of this type take a scale; float8_e8m0fnu is a scale itself."""
-    return dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
-
-
-def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
-    """Of the scales of a matrix [N, K]: the last blocks may be partial."""
-    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
 def quantise(weight_nk: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,47 +56,3 @@ def dequantise(weight_nk: torch.Tensor, scale_rc: torch.Tensor, block: tuple[int
 
 def _spread(scale_rc: torch.Tensor, n: int, k: int, block: tuple[int, int]) -> torch.Tensor:
     return scale_rc.float().repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
-
-
-class Halves:
-    """The fp8 weights that are dequantised, and their scales: whichever comes first, together or in parts.
-
-    At the start both come, and nothing is kept. An update that comes in parts may be given up and begun again: the
-    latest of each half is kept, on the host, so that what is in effect is what came last, whatever the order.
-    """
-
-    def __init__(self, block: tuple[int, int], wanted: Callable[[str], bool]) -> None:
-        self._block, self.wants = block, wanted
-        self._latest: dict[str, torch.Tensor] = {}
-
-    def forget(self) -> None:
-        """Drop what an earlier update has left."""
-        self._latest.clear()
-
-    def dequantised(
-        self, tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Pass tensors on, with a wanted weight in place of its halves; all other tensors pass at once."""
-        for name, tensor in tensors:
-            is_scale = name.endswith(SCALE_SUFFIX)
-            weight_name = name.removesuffix(SCALE_SUFFIX)
-            if not self.wants(weight_name) or not (is_scale or is_fp8(tensor.dtype)):
-                yield name, tensor
-                continue
-            partner_name = weight_name if is_scale else name + SCALE_SUFFIX
-            partner = self._latest.get(partner_name) if keep else self._latest.pop(partner_name, None)
-            if keep or partner is None:
-                # A bucket's memory may be written again once the call returns.
-                self._latest[name] = tensor.to("cpu", copy=True) if keep else tensor
-            if partner is not None:
-                partner = partner.to(tensor.device)
-                weight, scale = (partner, tensor) if is_scale else (tensor, partner)
-                yield weight_name, dequantise(weight, scale, self._block)
-
-    def without_partner(self) -> list[str]:
-        """Names of the halves that are missing."""
-        names = self._latest.keys()
-        partners = [
-            name.removesuffix(SCALE_SUFFIX) if name.endswith(SCALE_SUFFIX) else name + SCALE_SUFFIX for name in names
-        ]
-        return sorted(set(partners) - names)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dsv32_plugin.core import quantisation
+from dsv32_plugin.core.quantisation import Quantisation
 from dsv32_plugin.kernels.limits import MAX_TOPK
 
 DEEPSEEK_V32 = "DeepseekV32ForCausalLM"
@@ -68,8 +70,8 @@ class DsaConfig:
     routed_scaling_factor: float
     scoring_func: str
     num_nextn_predict_layers: int
-    weight_block_size: tuple[int, int] | None
-    """Rows and columns that share one scale in a block-fp8 checkpoint, None where the weights are not quantised."""
+    quantisation: Quantisation | None
+    """How the checkpoint stores its matrices, None where it has them as they are."""
 
     @classmethod
     def from_hf(cls, config: Any) -> DsaConfig:
@@ -122,7 +124,7 @@ class DsaConfig:
             routed_scaling_factor=read("routed_scaling_factor", float),
             scoring_func=scoring_func,
             num_nextn_predict_layers=read.size("num_nextn_predict_layers", default=0, least=0),
-            weight_block_size=_weight_block_size(read),
+            quantisation=_quantisation(read),
         )
         made._check_shapes()
         return made
@@ -283,16 +285,11 @@ def _rope(read: _Reader) -> Mapping[str, Any]:
     return {**rope, "rope_type": _ROPE_TYPES[rope_type]}
 
 
-def _weight_block_size(read: _Reader) -> tuple[int, int] | None:
-    quantization = read.raw("quantization_config")
-    if not quantization:
-        return None
-    inner = _Reader(quantization)
-    method, block = inner.raw("quant_method"), inner.raw("weight_block_size")
-    if method != "fp8":
-        raise ConfigError(
-            "quantization_config.quant_method", "'fp8'", method, "use the block-fp8 checkpoint or an unquantised one"
-        )
-    if not isinstance(block, (list, tuple)) or len(block) != 2:
-        raise ConfigError("quantization_config.weight_block_size", "two integers", block, "only block-fp8 is supported")
-    return int(block[0]), int(block[1])
+def _quantisation(read: _Reader) -> Quantisation | None:
+    """compressed-tensors has written its own under another key, too; both engines take either."""
+    key = "quantization_config" if read.raw("quantization_config") else "compression_config"
+    try:
+        return quantisation.read(read.raw(key))
+    except quantisation.Unsupported as refusal:
+        inner, *rest = refusal.args
+        raise ConfigError(f"{key}.{inner}", *rest) from refusal

@@ -31,7 +31,7 @@ class Layers(Protocol):
     def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> nn.Module:
         """The whole matrix on every rank."""
 
-    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> nn.Module:
+    def merged(self, inputs: int, widths: Sequence[int], prefix: str, *, quantised: bool = True) -> nn.Module:
         """Several matrices over one input, whole on every rank, as one product."""
 
     def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:
@@ -59,7 +59,7 @@ class TorchLayers:
     def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> nn.Module:
         return _Linear(inputs, outputs)
 
-    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> nn.Module:
+    def merged(self, inputs: int, widths: Sequence[int], prefix: str, *, quantised: bool = True) -> nn.Module:
         return _Linear(inputs, sum(widths))
 
     def column(self, inputs: int, outputs: int, prefix: str) -> nn.Module:

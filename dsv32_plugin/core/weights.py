@@ -14,24 +14,16 @@ import torch
 from torch import nn
 
 from dsv32_plugin.core import checkpoint
-from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, Halves, is_fp8
 from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.dequantise import Gatherer, kind_of
+from dsv32_plugin.core.quantisation import FLOAT, FP8, PACKED, POWER, SIZES, WEIGHT
 
 Copy = Callable[[Any, torch.Tensor], None]
 """`copy(parameter, tensor)` takes this rank's part of a tensor of the checkpoint."""
 
-PACKED_MODULES = {
-    "q_index_kv_a_proj": ["q_a_proj", "indexer.wk", "kv_a_proj_with_mqa"],
-    "q_kv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
-    "gate_up_proj": ["gate_proj", "up_proj"],
-}
-"""Our module -> the modules of the checkpoint that it joins."""
-
 # Checkpoint names of the three matrices of an expert, and what both engines call them.
 _EXPERT_SHARDS = (("gate_proj", "w13_", "w1"), ("up_proj", "w13_", "w3"), ("down_proj", "w2_", "w2"))
-_SHARED_WITH_TARGET = (".embed_tokens.weight", ".shared_head.head.weight")
 _SHOWN = 5
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Target(NamedTuple):
@@ -57,25 +49,32 @@ class Target(NamedTuple):
 class Loader:
     """Loads one model, and updates it.
 
+    A matrix whose layer is not quantised here, although the checkpoint's is, is dequantised while it loads: that of
+    `kv_b_proj`, which attention needs in halves, what an engine's layer joins with a matrix that is stored otherwise,
+    and all where no engine computes the format.
+
     Args:
         config: of the checkpoint.
         targets: of every tensor that this rank expects, by its name in the checkpoint.
-        dequantise_all: where fp8 is not computed. Otherwise only `kv_b_proj` is, which attention needs in halves.
+
+    Raises:
+        ValueError: a layer of the engine has no place for a part of a matrix.
+        ConfigError: see `checkpoint.check_alike`.
     """
 
-    def __init__(
-        self, config: DsaConfig, targets: Iterable[tuple[str, Target]], *, dequantise_all: bool = False
-    ) -> None:
+    def __init__(self, config: DsaConfig, targets: Iterable[tuple[str, Target]]) -> None:
         self.config = config
-        self._shapes = checkpoint.shapes(config)
+        checkpoint.check_alike(config)
+        self._parts = checkpoint.parts(config)
+        self._matrices = checkpoint.matrices(config)
         self._targets = dict(targets)
+        self._here = {_module_of(name) for name in self._targets}
+        """Modules of which this rank expects something."""
         self.tensors_loaded = 0
         """Ever: what a failed update has changed nothing of can stay as it is."""
-        self._halves: Halves | None = None
-        if config.weight_block_size is not None:
-            self._halves = Halves(
-                config.weight_block_size, lambda name: dequantise_all or name.endswith(".kv_b_proj.weight")
-            )
+        plain = {module: matrix for module, matrix in self._matrices.items() if self._is_plain(f"{module}.{WEIGHT}")}
+        self._gatherer = Gatherer(plain)
+        self._refuse_unplaced()
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], *, whole: bool) -> set[str]:
         """Load tensors of the checkpoint; those of other ranks and models are left out.
@@ -96,26 +95,24 @@ class Loader:
         """
         if isinstance(tensors, Sequence):
             for name, tensor in tensors:
-                self._check(name, tuple(tensor.shape), tensor.dtype)
+                self._check(name, tuple(tensor.shape), kind_of(tensor.dtype), str(tensor.dtype))
         loaded: set[str] = set()
-        missing = set(self._targets) if whole else set()
-        stored = self._checked(tensors)
-        for name, tensor in stored if self._halves is None else self._halves.dequantised(stored, keep=not whole):
+        missing = self._needed() if whole else set()
+        for name, tensor in self._gatherer.dequantised(self._checked(tensors), keep=not whole):
             target = self._targets.get(name)
             if target is not None:
                 self.tensors_loaded += 1
                 target.load(tensor)
                 loaded.update(target.full_names())
                 missing.discard(name)
-        if whole and self._halves is not None:
-            missing.update(self._halves.without_partner())
+        if whole:
+            missing.update(self._gatherer.incomplete())
         _refuse_missing(missing)
         return loaded
 
-    def forget_halves(self) -> None:
-        """A new update begins: what an earlier one has left is not to be paired with it."""
-        if self._halves is not None:
-            self._halves.forget()
+    def forget_parts(self) -> None:
+        """A new update begins: what an earlier one has left is not to be put together with it."""
+        self._gatherer.forget()
 
     def check_folder(self, folder: Path, *, drafts: bool = False) -> None:
         """Raise ValueError unless a folder of safetensors holds a checkpoint that `load` takes, by its headers alone.
@@ -129,67 +126,112 @@ class Loader:
             return
         for name, header in stored.items():
             self._check(name, *header)
-        needed = {name for name in self._targets if not name.endswith(SCALE_SUFFIX)}
+        needed = self._needed()
         if drafts:
             needed.update(tensor.name for tensor in checkpoint.tensors(self.config) if self._is_draft(tensor.name))
-        needed.update(name + SCALE_SUFFIX for name, header in stored.items() if is_fp8(header.dtype))
+        for name in list(needed):
+            module = _module_of(name)
+            is_whole = name in stored and stored[name].kind == FLOAT
+            if name == f"{module}.{WEIGHT}" and module in self._matrices and not is_whole:
+                needed.discard(name)
+                needed.update(self._matrices[module].parts(module))
         _refuse_missing(needed - stored.keys())
 
+    def _needed(self) -> set[str]:
+        """What `load` must be given; of a matrix that is dequantised, its plain form."""
+        return {name for name in self._targets if self._is_needed(name)}
+
+    def _is_needed(self, name: str) -> bool:
+        module = _module_of(name)
+        if module not in self._matrices:
+            return True
+        if module in self._gatherer:
+            return name == f"{module}.{WEIGHT}" or name not in self._matrices[module].parts(module)
+        # Besides the parts an engine's layer has parameters of its own making.
+        return name in self._parts and self._parts[name].kind != SIZES
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether the parameters of a matrix are numbers, not a format."""
+        target = self._targets.get(name)
+        return target is not None and all(kind_of(parameter.dtype) == FLOAT for parameter in target.parameters())
+
+    def _refuse_unplaced(self) -> None:
+        for module in self._here & self._matrices.keys():
+            if module in self._gatherer:
+                continue
+            for name, part in self._matrices[module].parts(module).items():
+                if name not in self._targets and part.kind != SIZES:
+                    raise ValueError(
+                        f"checkpoint: {name} has no place in the engine's layer, which does not take "
+                        f"{self._matrices[module].scheme.name}; use the block-fp8 checkpoint or an unquantised one"
+                    )
+
     def _is_draft(self, name: str) -> bool:
-        layer = layer_of(name)
-        return layer is not None and layer >= self.config.num_layers and not name.endswith(_SHARED_WITH_TARGET)
+        layer = checkpoint.layer_of(name)
+        return (
+            layer is not None and layer >= self.config.num_layers and not name.endswith(checkpoint.SHARED_WITH_TARGET)
+        )
 
     def _checked(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in tensors:
-            self._check(name, tuple(tensor.shape), tensor.dtype)
+            self._check(name, tuple(tensor.shape), kind_of(tensor.dtype), str(tensor.dtype))
             yield name, tensor
 
-    def _check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | str) -> None:
+    def _check(self, name: str, shape: tuple[int, ...], kind: str, dtype: str) -> None:
         if name.endswith("rotary_emb.inv_freq"):
             return
-        expected = self._shapes.get(name)
+        expected = self._parts.get(name)
         if expected is None:
             raise ValueError(
                 f"checkpoint: {name} is not a weight of {self.config.architecture}; "
                 "is config.json the one of this checkpoint?"
             )
-        if shape != expected:
+        if shape != expected.shape:
             raise ValueError(
-                f"checkpoint: {name} {shape} does not fit the sizes in config.json, by which it is {expected}"
+                f"checkpoint: {name} {shape} does not fit the sizes in config.json, by which it is {expected.shape}"
             )
-        _check_type(name, dtype)
-        target = self._targets.get(name)
-        if target is None or (self._halves is not None and self._halves.wants(name)):
+        _check_type(name, kind, dtype, expected.kind)
+        kind = _as_number(kind)
+        module = _module_of(name)
+        if module in self._gatherer and name in self._matrices[module].parts(module):
+            kinds = {expected.kind, FLOAT} if name == f"{module}.{WEIGHT}" else {expected.kind}
+        elif (target := self._targets.get(name)) is not None:
+            kinds = {_as_number(kind_of(parameter.dtype)) for parameter in target.parameters()}
+        elif module in self._here and module in self._matrices and expected.kind != SIZES:
+            raise ValueError(
+                f"checkpoint: {name} is {kind}, but by quantization_config {module} is "
+                f"{self._matrices[module].scheme.name}; is it missing from the list of modules that are not quantised?"
+            )
+        else:
             return
-        for parameter in target.parameters():
-            quantised = is_fp8(dtype)
-            if is_fp8(parameter.dtype) != quantised:
-                kinds = ("not fp8", "fp8")
-                raise ValueError(
-                    f"checkpoint: {name} is {kinds[quantised]}, but the model's is {kinds[not quantised]}; "
-                    "send it as the checkpoint of this server stores it"
-                )
+        if kind not in kinds and not (SIZES in kinds or expected.kind == SIZES):
+            raise ValueError(
+                f"checkpoint: {name} is {kind}, but the model's is {' or '.join(sorted(kinds))}; "
+                "send it as the checkpoint of this server stores it"
+            )
 
 
-def _check_type(name: str, dtype: torch.dtype | str) -> None:
+def _as_number(kind: str) -> str:
+    return FLOAT if kind == POWER else kind
+
+
+def _check_type(name: str, kind: str, dtype: str, expected: str) -> None:
     """Bytes of another type would be taken for numbers, and served."""
-    is_scale = name.endswith(SCALE_SUFFIX)
-    if dtype in _FLOATS or (dtype == torch.float8_e8m0fnu if is_scale else is_fp8(dtype)):
+    is_scale = "_scale" in name
+    if kind in (FLOAT, expected) or kind == (POWER if is_scale else FP8) or (kind, expected) == (PACKED, SIZES):
         return
-    quantised = "float8_e8m0fnu" if is_scale else "float8_e4m3fn with a scale"
-    raise ValueError(f"checkpoint: {name} is {dtype}; expected float32, bfloat16, float16 or {quantised}")
+    other = POWER if is_scale else "float8_e4m3fn with a scale" if expected in (FLOAT, FP8) else expected
+    raise ValueError(f"checkpoint: {name} is {dtype}; expected float32, bfloat16, float16 or {other}")
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _refuse_missing(missing: set[str]) -> None:
     if missing:
         shown = ", ".join(sorted(missing)[:_SHOWN])
         raise ValueError(f"checkpoint: {len(missing)} weights are missing, among them {shown}; is a shard missing?")
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that a checkpoint's tensor belongs to."""
-    parts = name.split(".", 3)
-    return int(parts[2]) if parts[:2] == ["model", "layers"] else None
 
 
 def parameter_targets(prefix: str, module: nn.Module, default: Copy) -> Iterator[tuple[str, Target]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PretrainedConfig
 
 from dsv32_plugin import settings
+from dsv32_plugin.core import checkpoint
 from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.quantisation import BlockFp8
 from dsv32_plugin.engines import SGLANG
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.sglang_adapter import arguments
@@ -76,9 +79,25 @@ def check_start(original: Callable[[Any], None], server_args: Any) -> None:
         check_options(options)
         config = read_config(options)
         config.check(options.tp_size)
+        _check_checkpoint(config, options)
         if options.speculative_algorithm is not None:
             check_draft_layer(config)
     original(server_args)
+
+
+def _check_checkpoint(config: DsaConfig, options: Any) -> None:
+    """Raise ConfigError or ValueError for a checkpoint that cannot be served on this device, or is not whole."""
+    checkpoint.check_alike(config)
+    folder = Path(options.model_path)
+    if options.load_format in ("auto", "safetensors"):
+        checkpoint.check_shards(folder)
+    if options.device != "cpu":
+        others = [] if config.quantisation is None else config.quantisation.schemes
+        for scheme in others:
+            if not isinstance(scheme, BlockFp8):
+                raise ConfigError(
+                    "quantization_config", "block-fp8 on a GPU", scheme.name, "serve this checkpoint with vLLM"
+                )
 
 
 def check_options(options: Any) -> None:
@@ -87,8 +106,8 @@ def check_options(options: Any) -> None:
     model = model_config(options)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")
-    stored = "fp8" if read_config(options).weight_block_size else None
-    if options.quantization not in (None, stored):
+    stored = read_config(options).quantisation
+    if options.quantization not in (None, stored and stored.method):
         raise NotImplementedError(
             f"--quantization: expected nothing, got {options.quantization}; weights are taken as they are stored"
         )

@@ -70,8 +70,8 @@ class SglangLayers:
         quant_config = self.quant_config if quantised else None
         return ReplicatedLinear(inputs, outputs, bias=False, quant_config=quant_config, prefix=prefix)
 
-    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> PackedLinear:
-        return PackedLinear(inputs, widths, self.quant_config, prefix)
+    def merged(self, inputs: int, widths: Sequence[int], prefix: str, *, quantised: bool = True) -> PackedLinear:
+        return PackedLinear(inputs, widths, self.quant_config if quantised else None, prefix)
 
     def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:
         return ColumnParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)

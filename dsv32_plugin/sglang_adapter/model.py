@@ -123,7 +123,7 @@ class DsaForCausalLM(nn.Module):
             dsa_config.vocab_size, dsa_config.hidden_size, quant_config=quant_config, prefix=f"{prefix}lm_head"
         )
         self.logits_processor = LogitsProcessor(config)
-        self.loader = weights.loader(self, dsa_config, quant_config)
+        self.loader = weights.loader(self, dsa_config)
         choices = dispatch.choices(torch.get_default_device())
         kernels = ", ".join(f"{operation}={choice.name}" for operation, choice in choices.items())
         logger.info(

@@ -83,7 +83,7 @@ class DsaMtp(nn.Module):
         self.end_layer = self.start_layer + 1
         self.model = MtpModel(self.dsa_config, quant_config, f"{prefix}.model" if prefix else "model")
         self.logits_processor = LogitsProcessor(config)
-        self.loader = weights.loader(self, self.dsa_config, quant_config)
+        self.loader = weights.loader(self, self.dsa_config)
         self.of_target: tuple[nn.Module, nn.Module] | None = None
         """The target's embedding and head. In a tuple, so that they do not become modules of this model, too."""
         logger.info("dsv32: drafting with layer %d of %s", self.start_layer, self.dsa_config.architecture)

@@ -9,22 +9,21 @@ import torch
 from torch import nn
 
 from dsv32_plugin.core import weights
+from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
-from dsv32_plugin.sglang_adapter.cpu.quantisation import DequantisedFp8Config
 from dsv32_plugin.sglang_adapter.layers import PackedLinear
 from dsv32_plugin.sglang_adapter.upstream import FusedMoE, MergedColumnParallelLinear, default_weight_loader
 
 
-def loader(model: nn.Module, config: DsaConfig, quant_config: Any) -> weights.Loader:
+def loader(model: nn.Module, config: DsaConfig) -> weights.Loader:
     """Of a model of ours, once it is built."""
-    dequantise_all = isinstance(quant_config, DequantisedFp8Config)
-    return weights.Loader(config, _targets(model, config.n_routed_experts), dequantise_all=dequantise_all)
+    return weights.Loader(config, _targets(model, config.n_routed_experts))
 
 
 def _targets(model: nn.Module, num_experts: int) -> Iterator[tuple[str, weights.Target]]:
     for prefix, module in model.named_modules():
-        parts = weights.PACKED_MODULES.get(prefix.rpartition(".")[2], ())
+        parts = PACKED_MODULES.get(prefix.rpartition(".")[2], ())
         if isinstance(module, LatentUpProjection):
             yield from weights.latent_up_targets(prefix, module)
         elif isinstance(module, FusedMoE):

@@ -19,6 +19,7 @@ from dsv32_plugin.core import checkpoint
 from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, quantise
 from dsv32_plugin.core.checkpoint import Stored
 from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.quantisation import BlockFp8
 
 SHARDS = 3
 LOGIT_STD = 4.0
@@ -26,14 +27,14 @@ LOGIT_STD = 4.0
 
 def save_weights(config: DsaConfig, out: Path, *, seed: int, dtype: torch.dtype) -> None:
     """All that a model of `config` reads, with `seed`, in `dtype`; matrices in block-fp8 where the config says so."""
-    block = config.weight_block_size
     tensors: dict[str, torch.Tensor] = {}
     for tensor in checkpoint.tensors(config):
         if tensor.unused:
             continue
         value = _draw(tensor, seed)
-        if block is not None and len(tensor.shape) == 2 and not tensor.plain:
-            tensors[tensor.name], tensors[tensor.name + SCALE_SUFFIX] = quantise(value, block)
+        scheme = checkpoint.scheme_of(config, tensor.name.removesuffix(".weight"))
+        if isinstance(scheme, BlockFp8) and len(tensor.shape) == 2 and not tensor.plain:
+            tensors[tensor.name], tensors[tensor.name + SCALE_SUFFIX] = quantise(value, scheme.block)
         else:
             tensors[tensor.name] = value if tensor.float32 else value.to(dtype)
     size = sum(tensor.nbytes for tensor in tensors.values())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import PretrainedConfig
 
+from dsv32_plugin.core import checkpoint
 from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.quantisation import BlockFp8
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE, PAGE_SIZE_MULTIPLE
 from dsv32_plugin.vllm_adapter import options
 from dsv32_plugin.vllm_adapter.backend import DsaBackend
@@ -15,8 +19,10 @@ from dsv32_plugin.vllm_adapter.upstream import (
     ModelConfig,
     VllmConfig,
     current_platform,
+    init_logger,
 )
 
+logger = init_logger("vllm.dsv32_plugin")
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for vLLM's own code"
 
 
@@ -35,9 +41,18 @@ def read_config(model_config: ModelConfig) -> DsaConfig:
 
 
 def check_checkpoint(vllm_config: VllmConfig) -> None:
-    """Raise ConfigError for a config.json that the model or these options cannot take."""
-    config = read_config(vllm_config.model_config)
+    """Raise ConfigError or ValueError for a checkpoint that the model or these options cannot take."""
+    model_config = vllm_config.model_config
+    config = read_config(model_config)
     config.check(vllm_config.parallel_config.tensor_parallel_size)
+    checkpoint.check_alike(config)
+    if not current_platform.is_cpu():
+        for scheme in () if config.quantisation is None else config.quantisation.schemes:
+            if not isinstance(scheme, BlockFp8):
+                logger.warning("dsv32: weights in %s have not been tried on a GPU with this plugin", scheme.name)
+    folder = Path(model_config.model)
+    if vllm_config.load_config.load_format in ("auto", "safetensors"):
+        checkpoint.check_shards(folder)
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.method == "mtp" and config.num_nextn_predict_layers == 0:
         raise ConfigError("num_nextn_predict_layers", "at least 1 for method mtp", 0, "leave --speculative-config out")

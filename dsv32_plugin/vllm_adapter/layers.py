@@ -33,9 +33,12 @@ class VllmLayers:
         quant_config = self.quant_config if quantised else None
         return ReplicatedLinear(inputs, outputs, bias=False, quant_config=quant_config, prefix=prefix)
 
-    def merged(self, inputs: int, widths: Sequence[int], prefix: str) -> MergedColumnParallelLinear:
+    def merged(
+        self, inputs: int, widths: Sequence[int], prefix: str, *, quantised: bool = True
+    ) -> MergedColumnParallelLinear:
+        quant_config = self.quant_config if quantised else None
         return MergedColumnParallelLinear(
-            inputs, list(widths), bias=False, quant_config=self.quant_config, prefix=prefix, disable_tp=True
+            inputs, list(widths), bias=False, quant_config=quant_config, prefix=prefix, disable_tp=True
         )
 
     def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:

@@ -11,12 +11,12 @@ from torch import nn
 
 from dsv32_plugin import __version__
 from dsv32_plugin.core.attention import DsaAttention, Shared
+from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.core.decoder import DecoderLayer, Mlp
 from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
-from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.kernels.runtime import dispatch
 from dsv32_plugin.vllm_adapter import guard, hooks, updates, warmup, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers

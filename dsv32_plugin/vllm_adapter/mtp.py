@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dsv32_plugin.core.attention import Shared
+from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.core.decoder import DraftInput
-from dsv32_plugin.core.weights import PACKED_MODULES
 from dsv32_plugin.vllm_adapter import guard, weights
 from dsv32_plugin.vllm_adapter.layers import VllmLayers
 from dsv32_plugin.vllm_adapter.model import DsaDecoderLayer, shared_parts

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dsv32_plugin.core import weights
+from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
-from dsv32_plugin.vllm_adapter.cpu.quantisation import DequantisedFp8Config
 from dsv32_plugin.vllm_adapter.upstream import (
     MergedColumnParallelLinear,
     RoutedExperts,
@@ -30,8 +30,7 @@ class Loader:
     """
 
     def __init__(self, model: nn.Module, config: DsaConfig, vllm_config: VllmConfig) -> None:
-        dequantise_all = isinstance(vllm_config.quant_config, DequantisedFp8Config)
-        self.checkpoint = weights.Loader(config, _targets(model), dequantise_all=dequantise_all)
+        self.checkpoint = weights.Loader(config, _targets(model))
         self._model_config = vllm_config.model_config
         self._update: object = None
         """What vLLM has kept of the model for the update that is under way."""
@@ -45,7 +44,7 @@ class Loader:
         update = get_layerwise_info(model).kernel_tensors
         if update is not self._update:
             self._update = update
-            self.checkpoint.forget_halves()
+            self.checkpoint.forget_parts()
         try:
             # vLLM calls `eval` on a model that it has started.
             return self.checkpoint.load(tensors, whole=model.training)
@@ -72,7 +71,7 @@ def _targets(model: nn.Module) -> Iterator[tuple[str, weights.Target]]:
             experts = prefix.removesuffix(".routed_experts")
             yield from weights.expert_targets(experts, module, module.global_num_experts, path=prefix)
         elif isinstance(module, MergedColumnParallelLinear):
-            parts = weights.PACKED_MODULES[prefix.rpartition(".")[2]]
+            parts = PACKED_MODULES[prefix.rpartition(".")[2]]
             yield from weights.packed_targets(prefix, module, parts, _load_part)
         else:
             yield from weights.parameter_targets(prefix, module, default_weight_loader)

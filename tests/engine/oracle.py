@@ -27,7 +27,9 @@ from rounding import EXACT, Rounding, rounded
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from dsv32_plugin.core.block_fp8 import Halves
+from dsv32_plugin.core import checkpoint
+from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.dequantise import Gatherer
 
 
 class Fault(Enum):
@@ -134,8 +136,7 @@ def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
     model_dir = Path(model_dir)
     config = json.loads((model_dir / "config.json").read_text())
     stored = chain.from_iterable(load_file(path).items() for path in sorted(model_dir.glob("*.safetensors")))
-    if block := config.get("quantization_config", {}).get("weight_block_size"):
-        stored = Halves(tuple(block), lambda name: True).dequantised(stored, keep=False)
+    stored = Gatherer(checkpoint.matrices(DsaConfig.from_hf(config))).dequantised(stored, keep=False)
     return {name: tensor.float() for name, tensor in stored}
 
 

@@ -20,7 +20,7 @@ from sglang.srt.layers.quantization import fp8
 from test_updates import buckets, stored
 
 from dsv32_plugin.core.block_fp8 import dequantise
-from dsv32_plugin.core.weights import PACKED_MODULES
+from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.sglang_adapter.cpu import platform
 from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 

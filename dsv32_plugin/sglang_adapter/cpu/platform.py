@@ -92,9 +92,14 @@ class DsaCpuPlatform(SRTPlatform):
         return assign_extend_cache_locs_func
 
     def get_quantization_config(self, quantization: str) -> type | None:
-        from dsv32_plugin.sglang_adapter.cpu.quantisation import DequantisedFp8Config
+        from dsv32_plugin.core.quantisation import READERS
+        from dsv32_plugin.sglang_adapter import arguments
+        from dsv32_plugin.sglang_adapter.cpu.quantisation import DequantisedConfig
+        from dsv32_plugin.sglang_adapter.engine_config import serves
 
-        return DequantisedFp8Config if quantization == "fp8" else None
+        # By this ending SGLang knows its kernels for the same weights.
+        is_read = quantization.removesuffix("_marlin") in READERS
+        return DequantisedConfig if is_read and serves(arguments.of_process()) else None
 
     def get_dispatch_key_name(self) -> str:
         return DISPATCH_KEY

@@ -1,4 +1,4 @@
-"""Block-fp8 checkpoints on a device without fp8 matrix products: dequantised while loading."""
+"""Quantised checkpoints on a device without products of their formats: dequantised while loading."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 from dsv32_plugin.sglang_adapter.upstream import QuantizationConfig, QuantizeMethodBase
 
 
-class DequantisedFp8Config(QuantizationConfig):
-    """Stands in for fp8 on a CPU and keeps the layers unquantised; `weights` multiplies the scales in."""
+class DequantisedConfig(QuantizationConfig):
+    """Stands in for any format on a CPU and keeps the layers unquantised, so that `core.weights` dequantises them."""
 
     @classmethod
     def get_name(cls) -> str:
-        return "dsv32_dequantised_fp8"
+        return "dsv32_dequantised"
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
@@ -30,7 +30,7 @@ class DequantisedFp8Config(QuantizationConfig):
         return []
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> DequantisedFp8Config:
+    def from_config(cls, config: dict[str, Any]) -> DequantisedConfig:
         return cls()
 
     def get_scaled_act_names(self) -> list[str]:

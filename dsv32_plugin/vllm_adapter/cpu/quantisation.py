@@ -1,4 +1,4 @@
-"""Block-fp8 checkpoints on a device without fp8 matrix products: dequantised while loading."""
+"""Quantised checkpoints on a device without products of their formats: dequantised while loading."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsv32_plugin.core import quantisation
+from dsv32_plugin.core.config import ARCHITECTURES
 from dsv32_plugin.vllm_adapter.upstream import (
     QuantizationConfig,
     QuantizeMethodBase,
@@ -14,12 +16,12 @@ from dsv32_plugin.vllm_adapter.upstream import (
     register_quantization_config,
 )
 
-METHOD = "dsv32_dequantised_fp8"
+METHOD = "dsv32_dequantised"
 
 
 @register_quantization_config(METHOD)
-class DequantisedFp8Config(QuantizationConfig):
-    """Claims block-fp8 checkpoints on a CPU and keeps their layers unquantised; `weights` multiplies the scales in."""
+class DequantisedConfig(QuantizationConfig):
+    """Claims our checkpoints on a CPU and keeps their layers unquantised, so that `core.weights` dequantises them."""
 
     @classmethod
     def get_name(cls) -> str:
@@ -38,15 +40,15 @@ class DequantisedFp8Config(QuantizationConfig):
         return []
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> DequantisedFp8Config:
+    def from_config(cls, config: dict[str, Any]) -> DequantisedConfig:
         return cls()
 
     @classmethod
     def override_quantization_method(
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        block_fp8 = hf_quant_cfg.get("quant_method") == "fp8" and hf_quant_cfg.get("weight_block_size")
-        return METHOD if block_fp8 and current_platform.is_cpu() else None
+        ours = set(getattr(hf_config, "architectures", None) or ()) & set(ARCHITECTURES.values())
+        return METHOD if ours and current_platform.is_cpu() and _is_read(hf_quant_cfg) else None
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         # Imported late: this module is loaded in every process of the engine, most of which build no layer.
@@ -62,3 +64,11 @@ class DequantisedFp8Config(QuantizationConfig):
         if isinstance(layer, RoutedExperts):
             return UnquantizedFusedMoEMethod(layer.moe_config)
         return None
+
+
+def _is_read(hf_quant_cfg: dict[str, Any]) -> bool:
+    """Of one that is not, `guard` says why."""
+    try:
+        return quantisation.read(hf_quant_cfg) is not None
+    except quantisation.Unsupported:
+        return False
