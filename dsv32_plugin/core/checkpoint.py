@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,11 @@ class Stored(NamedTuple):
     """A matrix that a block-fp8 checkpoint does not quantise."""
     unused: bool = False
     """A checkpoint may have it, and no model reads it: the indexer of a layer that shares a selection."""
+
+
+def parameters(config: DsaConfig) -> int:
+    """How many numbers a checkpoint holds that repeats embedding and head in its draft layers."""
+    return sum(math.prod(tensor.shape) for tensor in tensors(config) if not tensor.unused)
 
 
 class Matrix(NamedTuple):

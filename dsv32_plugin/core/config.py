@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dsv32_plugin.core import quantisation
+from dsv32_plugin.core import quantisation, relatives
 from dsv32_plugin.core.quantisation import Quantisation
+from dsv32_plugin.kernels.cache_layout import LATENT_RANK, ROPE_DIM
 from dsv32_plugin.kernels.limits import MAX_TOPK
 
 DEEPSEEK_V32 = "DeepseekV32ForCausalLM"
@@ -17,6 +18,9 @@ ENCODED = (DEEPSEEK_V32,)
 """Those whose conversations our encoder renders, where no template does; the others bring a template."""
 
 _MISSING = object()
+_INDEX_DIMS = (16, 32, 64, 128, 256)
+_LAYER_TYPES = {"indexed_attention", "deepseek_sparse_attention"}
+"""What Transformers and GLM-5.2 call a layer with sparse attention."""
 _ROPE_TYPES = {"default": "default", "yarn": "yarn", "deepseek_yarn": "yarn"}
 _T = TypeVar("_T")
 
@@ -93,6 +97,7 @@ class DsaConfig:
         if read("tie_word_embeddings", bool, default=False):
             raise ConfigError("tie_word_embeddings", "false", True, "tied embeddings are not supported")
 
+        _refuse_variants(read)
         made = cls(
             architecture=architecture,
             vocab_size=read.size("vocab_size"),
@@ -148,6 +153,21 @@ class DsaConfig:
     def routes_in_float32(self) -> bool:
         """Whether the router multiplies in float32: GLM's does, DeepSeek's in the model's dtype."""
         return self.architecture == GLM_MOE_DSA
+
+    def check_kernels(self) -> None:
+        """Raise ConfigError for a size that the kernels of GPUs do not have; the references take any."""
+        for key, value, fits, expected in (
+            ("kv_lora_rank", self.kv_lora_rank, self.kv_lora_rank == LATENT_RANK, LATENT_RANK),
+            ("qk_rope_head_dim", self.qk_rope_head_dim, self.qk_rope_head_dim == ROPE_DIM, ROPE_DIM),
+            (
+                "index_head_dim",
+                self.index_head_dim,
+                self.index_head_dim in _INDEX_DIMS,
+                "a power of two from 16 to 256",
+            ),
+        ):
+            if not fits:
+                raise ConfigError(key, f"{expected} on a GPU", value, "such a model runs on a CPU only")
 
     def check(self, tp_size: int) -> None:
         """Raise ConfigError unless the model can be cut over `tp_size` ranks."""
@@ -229,11 +249,28 @@ class _Reader:
 
 
 def _architecture(read: _Reader) -> str:
-    named = read.raw("architectures") or [ARCHITECTURES.get(str(read.raw("model_type")), read.raw("model_type"))]
+    model_type = read.raw("model_type")
+    named = read.raw("architectures") or [ARCHITECTURES.get(str(model_type), model_type)]
     known = tuple(ARCHITECTURES.values())
     if named[0] not in known:
-        raise ConfigError("architectures", f"one of {', '.join(known)}", named[0], "this plugin does not serve it")
+        lacking = relatives.needs(str(named[0]), str(model_type))
+        then = "this plugin does not serve it"
+        if lacking is not None:
+            then += f": its indexer is the same, but it would need {lacking}"
+        raise ConfigError("architectures", f"one of {', '.join(known)}", named[0], then)
     return str(named[0])
+
+
+def _refuse_variants(read: _Reader) -> None:
+    """Raise ConfigError for what Transformers' classes of these architectures do not compute either, or differently."""
+    if not read("rope_interleave", bool, default=True):
+        raise ConfigError("rope_interleave", "true", False, "the attention's rope turns neighbours")
+    if (dtype := read("moe_router_dtype", str, default="float32")) != "float32":
+        raise ConfigError("moe_router_dtype", "'float32'", dtype, "no other is supported")
+    if read("mlp_bias", bool, default=False):
+        raise ConfigError("mlp_bias", "false", True, "biases in the experts are not supported")
+    if strange := sorted(set(read.raw("layer_types") or ()) - _LAYER_TYPES):
+        raise ConfigError("layer_types", " or ".join(sorted(_LAYER_TYPES)), strange[0], "all layers are sparse")
 
 
 def _indexer_types(read: _Reader, layers: int) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ def _check_checkpoint(config: DsaConfig, options: Any) -> None:
     if options.load_format in ("auto", "safetensors"):
         checkpoint.check_shards(folder)
     if options.device != "cpu":
+        config.check_kernels()
         others = [] if config.quantisation is None else config.quantisation.schemes
         for scheme in others:
             if not isinstance(scheme, BlockFp8):

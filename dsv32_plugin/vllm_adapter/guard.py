@@ -47,6 +47,7 @@ def check_checkpoint(vllm_config: VllmConfig) -> None:
     config.check(vllm_config.parallel_config.tensor_parallel_size)
     checkpoint.check_alike(config)
     if not current_platform.is_cpu():
+        config.check_kernels()
         for scheme in () if config.quantisation is None else config.quantisation.schemes:
             if not isinstance(scheme, BlockFp8):
                 logger.warning("dsv32: weights in %s have not been tried on a GPU with this plugin", scheme.name)
