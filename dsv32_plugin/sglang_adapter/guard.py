@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from dsv32_plugin import settings
-from dsv32_plugin.core import checkpoint
+from dsv32_plugin.core import chat_format, checkpoint
 from dsv32_plugin.core.config import ConfigError, DsaConfig
 from dsv32_plugin.core.quantisation import BlockFp8
 from dsv32_plugin.engines import SGLANG
@@ -26,6 +27,7 @@ from dsv32_plugin.sglang_adapter.upstream import installed_version
 if TYPE_CHECKING:
     from torch import nn
 
+logger = logging.getLogger(__name__)
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
 MAX_DRAFTS = 7
@@ -99,6 +101,9 @@ def _check_checkpoint(config: DsaConfig, options: Any) -> None:
                 raise ConfigError(
                     "quantization_config", "block-fp8 on a GPU", scheme.name, "serve this checkpoint with vLLM"
                 )
+    parsers = options.tool_call_parser, options.reasoning_parser
+    if complaint := chat_format.complaint(folder, "sglang", *parsers):
+        logger.warning("dsv32: %s", complaint)
 
 
 def check_options(options: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dsv32_plugin import settings
+from dsv32_plugin.core import chat_format
 from dsv32_plugin.core.config import ARCHITECTURES
 from dsv32_plugin.vllm_adapter import gateway, grammars, hooks, upstream
 from dsv32_plugin.vllm_adapter.engine_config import DsaEngineConfig
@@ -27,8 +29,11 @@ from dsv32_plugin.vllm_adapter.upstream import (
     TokenizerRegistry,
     ToolParserManager,
     current_platform,
+    init_logger,
     register_backend,
 )
+
+logger = init_logger("vllm.dsv32_plugin")
 
 
 def register() -> None:
@@ -55,6 +60,9 @@ def register() -> None:
 
 def _compose_parser(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What vLLM composes of the parsers that its options name: with one of ours it knows how an answer ended."""
+    model, tool, reasoning = (kwargs.get(name) for name in ("model_name", "tool_parser_name", "reasoning_parser_name"))
+    if complaint := chat_format.complaint(Path(model or ""), "vllm", tool, reasoning):
+        logger.warning_once("dsv32: %s", complaint)
     composed = original(*args, **kwargs)
     named = (composed.reasoning_parser_cls, composed.tool_parser_cls) if composed else ()
     if not any(parser is not None and parser.__module__ == PARSERS_MODULE for parser in named):
