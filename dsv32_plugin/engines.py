@@ -60,7 +60,7 @@ class Engine:
     """Ports besides the server's, which it else takes by a rule of its own."""
     demo_options: tuple[str, ...]
     on_gpus: str
-    """The command that serves the real model."""
+    """The command that serves a checkpoint."""
 
     def release(self, version: str) -> Release | None:
         """The release of ours that a version is one of."""
@@ -72,6 +72,10 @@ class Engine:
         """In words."""
         oldest, newest = self.releases[0].name, self.releases[-1].name
         return oldest if oldest == newest else f"{oldest} to {newest}"
+
+    def start(self, model: str, ranks: int, options: str) -> str:
+        """The command that serves a checkpoint on so many GPUs."""
+        return f"{self.on_gpus.format(model=model, ranks=ranks)} {options}".rstrip()
 
     def version_problem(self, version: str, device: str) -> str | None:
         """Say why `version` cannot serve on a type of device, whatever it has; None also for one not known yet."""
@@ -147,7 +151,7 @@ VLLM = Engine(
         "--enforce-eager",
         "--enable-auto-tool-choice",
     ),
-    on_gpus="vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8 --enable-auto-tool-choice",
+    on_gpus="vllm serve {model} --tensor-parallel-size {ranks} --enable-auto-tool-choice",
 )
 SGLANG = Engine(
     name="SGLang",
@@ -167,6 +171,6 @@ SGLANG = Engine(
     # By default a port that is 10000 higher than the server's, which need not exist.
     port_variables=("SGLANG_GRPC_PORT",),
     demo_options=("--context-length", CONTEXT, "--max-total-tokens", "16384"),
-    on_gpus="python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3.2 --tp-size 8",
+    on_gpus="python -m sglang.launch_server --model-path {model} --tp-size {ranks}",
 )
 ENGINES = {engine.distribution: engine for engine in (VLLM, SGLANG)}

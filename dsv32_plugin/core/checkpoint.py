@@ -20,7 +20,11 @@ PACKED_MODULES = {
 """Our module -> the modules of the checkpoint that it joins."""
 _KINDS = {
     **dict.fromkeys(("F64", "F32", "F16", "BF16"), FLOAT),
-    **{"F8_E4M3": FP8, "F8_E8M0": POWER, "I8": INT8, "I32": PACKED, "I64": SIZES},
+    "F8_E4M3": FP8,
+    "F8_E8M0": POWER,
+    "I8": INT8,
+    "I32": PACKED,
+    "I64": SIZES,
 }
 """Types of tensors, as safetensors call them."""
 

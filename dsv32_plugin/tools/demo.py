@@ -98,7 +98,8 @@ def run(
         raise CommandError(f"the trained model answered, but not right: {'; '.join(wrong)}; please report this")
     log_path.unlink()
     stdout.print("stopped     on GPUs the same is", soft_wrap=True)
-    stdout.print(f"\n{chosen.on_gpus} {' '.join(PARSERS)}\n{RECOMMENDED}", soft_wrap=True, markup=False)
+    start = chosen.start("deepseek-ai/DeepSeek-V3.2", 8, " ".join(PARSERS))
+    stdout.print(f"\n{start}\n{RECOMMENDED}", soft_wrap=True, markup=False)
 
 
 def _cache() -> Path:

@@ -13,33 +13,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from dsv32_plugin import __version__, admission, installation, settings
-from dsv32_plugin.console import stderr, stdout
+from dsv32_plugin.console import stderr
 from dsv32_plugin.engines import ENGINES, Engine
+from dsv32_plugin.tools.findings import Finding, show
 
 PROBE_SECONDS = 180
 DISTRIBUTION = "dsv32-plugin"
-MARKS = {"ok": "[green]✓[/]", "note": "[dim]·[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row: what was looked at, what was found, how it is, and, where it is not well, what to do."""
-
-    section: str
-    name: str
-    found: str
-    level: str = "note"
-    advice: str = ""
 
 
 def examine() -> list[Finding]:
@@ -51,10 +36,6 @@ def examine() -> list[Finding]:
 def installed() -> list[Engine]:
     """The engines that are here; an environment holds one of them, since their requirements clash."""
     return [engine for engine in ENGINES.values() if _version(engine.distribution) is not None]
-
-
-def is_well(findings: list[Finding]) -> bool:
-    return all(finding.level != "wrong" for finding in findings)
 
 
 def _versions() -> Iterator[Finding]:
@@ -233,20 +214,6 @@ def _driver() -> str | None:
     return match.group(1) if match else None
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table(title="dsv32 doctor", title_justify="left", header_style="bold")
-    for heading in ("", "what", "found", "remark"):
-        table.add_column(heading, overflow="fold")
-    section = ""
-    for finding in findings:
-        if finding.section != section:
-            section = finding.section
-            table.add_section()
-            table.add_row("", Text(section, style="bold"), "", "")
-        table.add_row(MARKS[finding.level], Text(finding.name), Text(finding.found), Text(finding.advice))
-    return table
-
-
 def add_command(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "doctor", help="say what will serve here, and what is wrong", description=__doc__
@@ -257,12 +224,5 @@ def add_command(subparsers: Any) -> None:
 
 def _handle(arguments: argparse.Namespace) -> int:
     findings = examine()
-    well = is_well(findings)
-    if arguments.json:
-        print(json.dumps({"well": well, "findings": [asdict(finding) for finding in findings]}, indent=2))
-        return 0 if well else 1
-    stdout.print(_table(findings))
-    wrong = sum(finding.level == "wrong" for finding in findings)
     names = " and ".join(engine.name for engine in installed())
-    stdout.print(f"{names} will serve through the plugin" if well else f"{wrong} found wrong: see ✗", style="bold")
-    return 0 if well else 1
+    return show("dsv32 doctor", findings, verdict=f"{names} will serve through the plugin", as_json=arguments.json)
