@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from dsv32_plugin.vllm_adapter.cpu import operators
@@ -99,6 +103,22 @@ def test_packed_weights_are_weights() -> None:
     expected = torch.nn.functional.linear(x, weight, bias.bfloat16())
     assert torch.equal(out, expected)
     assert torch.equal(operators.weight_packed_linear(x, packed, bias, True), expected)
+
+
+@pytest.mark.engine
+def test_packed_weights_are_taken_as_vllm_hands_them_over() -> None:
+    """In a process of its own: the operators are defined while vLLM imports what calls them."""
+    pytest.importorskip("vllm")
+    program = """
+import torch, vllm._custom_ops as calls
+x, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+if hasattr(calls, "weight_packed_linear_cpu"):
+    found = calls.weight_packed_linear_cpu(x, torch.ops._C.convert_weight_packed(weight), 5, None)
+else:
+    found = torch.ops._C.weight_packed_linear(x, torch.ops._C.convert_weight_packed(weight), None, True)
+assert torch.equal(found, torch.nn.functional.linear(x, weight))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 def test_a_seeded_sample_follows_the_distribution_and_its_seed() -> None:

@@ -7,11 +7,10 @@ what a release, installed or unpacked, has otherwise than those that the adapter
 from __future__ import annotations
 
 import pkgutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.surface import Place, has, lookup, main, names_in, targets_of
+from dsv32_plugin.surface import Place, Release, installed, lookup, main, names_in, targets_of
 from dsv32_plugin.vllm_adapter.options import OPTIONS as JUDGED
 
 NAMES = names_in(
@@ -169,20 +168,13 @@ def says_who_routes() -> bool:
 
 
 def packs_experts() -> bool:
-    """Whether the experts of a CPU need the operators of a CPU build. Up to 0.27 they go without where these lack.
-
-    The file is looked for: an import would lead back to here.
-    """
-    spec = find_spec("vllm")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    module = NAMES["CPUFusedMOE"][0].partition(":")[0]
-    return not Path(spec.submodule_search_locations[0], *module.split(".")[1:]).with_suffix(".py").exists()
+    """Whether the experts of a CPU need the operators of a CPU build. Up to 0.27 they go without where these lack."""
+    return not _in_files("CPUFusedMOE")
 
 
 def writes_packed_products() -> bool:
     """Whether the operator for packed weights is given the tensor to write to. From 0.29 on."""
-    return has(NAMES, "weight_packed_linear_cpu")
+    return _in_files("weight_packed_linear_cpu")
 
 
 def assembles_chats() -> bool:
@@ -193,6 +185,12 @@ def assembles_chats() -> bool:
     except (ImportError, AttributeError):
         return False
     return True
+
+
+def _in_files(name: str) -> bool:
+    """Whether this release has one of `NAMES`, by its files: vLLM asks for operators in the middle of its imports."""
+    found = Release(installed("vllm")).surface(NAMES[name], set())
+    return any(described is not None for described in found.values())
 
 
 def __getattr__(name: str) -> Any:
