@@ -154,7 +154,9 @@ def builder() -> Iterator[Build]:
             init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
             initialize_model_parallel()
             started = True
-        initialize_dp_attention(*((server_args,) if upstream.declares_options() else (server_args, model_config)))
+        given = {"server_args": server_args, "model_config": model_config}
+        asked = inspect.signature(initialize_dp_attention).parameters
+        initialize_dp_attention(**{name: given[name] for name in asked})
         load_config = LoadConfig(load_format=server_args.load_format)
         return get_model(model_config=model_config, load_config=load_config, device_config=DeviceConfig("cpu"))
 
