@@ -1,9 +1,9 @@
 """Whether the installed release of an engine may serve.
 
-One that `engines` lists may. A new one may where its files have every name and parameter that the adapter uses, which
-is looked at when the plugin is registered, and where a small model answers right through it, which is tried by `dsv32
-doctor` or when the first of our checkpoints is served: names do not show meaning. Both are remembered for this release
-with this plugin, torch and Triton.
+One that `engines` lists may. A new one may where its files have every name and parameter that the adapter uses of one
+that is listed, which is looked at when the plugin is registered, and where a small model answers right through it,
+which is tried by `dsv32 doctor` or when the first of our checkpoints is served: names do not show meaning. Both are
+remembered for this release with this plugin, torch and Triton.
 """
 
 from __future__ import annotations
@@ -77,11 +77,13 @@ class Installed:
             return "nothing but its metadata is here"
         upstream = import_module(f"{self.engine.adapter}.upstream")
         folder = Path(str(upstream.__file__)).parent
-        newest, before = list(surface.stored(folder).items())[-1]
         used = surface.members_used(folder)
-        release = surface.Release(surface.installed(self.engine.distribution))
-        lacks = surface.missing(before, release.surface(upstream.surface_names(), used), used)
-        return "\n  ".join([f"it differs from {newest} in what the plugin uses:", *lacks]) if lacks else None
+        found = surface.Release(surface.installed(self.engine.distribution)).surface(upstream.surface_names(), used)
+        lacks = {name: surface.missing(before, found, used) for name, before in surface.stored(folder).items()}
+        nearest = min(reversed(lacks), key=lambda name: len(lacks[name]))
+        if not lacks[nearest]:
+            return None
+        return "\n  ".join([f"it differs from {nearest} in what the plugin uses:", *lacks[nearest]])
 
     def _answers_wrong(self) -> str | None:
         print(f"dsv32: {self.name} is new; trying a small model with it, once", file=sys.stderr, flush=True)
