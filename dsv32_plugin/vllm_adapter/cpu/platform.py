@@ -28,6 +28,8 @@ class DsaCpuPlatform(CpuPlatform):
         # Only vLLM's CPU build holds CPU kernels; with the CUDA wheel the import would fail and log a warning.
         if vllm_version_matches_substr("cpu"):
             super().import_kernels()
+        # vLLM imports a package of kernels for GPUs, which would compile itself in two more processes each time.
+        os.environ.setdefault("HUMMING_DISABLE_PARALLEL_BUILD", "1")
         operators.define_missing()
 
     @classmethod
