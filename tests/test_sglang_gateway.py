@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, ResponsesRequest
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
+from starlette.requests import Request
 
 from dsv32_plugin import apis
 from dsv32_plugin.apis import anthropic, chat, responses
@@ -100,6 +103,29 @@ def test_the_first_reason_of_a_refusal_is_kept() -> None:
     with pytest.raises(ValueError, match="stop_token_ids"):
         requests.validate_around(lambda *checked: None, manager(), sampling, [1])
     assert conversation.refusal == "what came of it"
+
+
+def test_a_chat_that_is_converted_in_another_thread_keeps_its_conversation() -> None:
+    """As SGLang 0.5.23 does it. Chats lost what the engine has no field for, such as `prefix` beside `thinking`."""
+    found: list[Any] = []
+
+    def original(serving: Any, request: Any, raw_request: Any) -> None:
+        found.append(apis.current())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        thread = asyncio.get_running_loop().run_in_executor
+        await thread(None, gateway.convert_around, original, SimpleNamespace(), SimpleNamespace(), Request(scope))
+        found.append(await thread(None, apis.current))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(CHATS[3]).encode()}
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    asyncio.run(Gateway(app, server=lambda: PLAIN)(scope, receive, lambda message: asyncio.sleep(0)))
+    converted, after = found
+    assert converted.continues
+    assert after is None
 
 
 def test_the_sampling_parameters_of_a_request_are_looked_at_once() -> None:

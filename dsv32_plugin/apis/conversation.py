@@ -14,6 +14,9 @@ from dsv32_plugin.parsers.encoding import Variant
 UNSEEN = "This conversation is rendered by dsv32-plugin."
 """What stands in an engine's request for messages that it need not see. To render it would be an error of ours."""
 
+IN_SCOPE = "dsv32_conversation"
+"""Where the ASGI scope of a request has its conversation, for an engine that reads the request in another thread."""
+
 _serving: ContextVar[Conversation | None] = ContextVar("dsv32_conversation", default=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from dsv32_plugin.parsers.parts import NestingError, well_formed
 
 from . import anthropic, chat, responses
-from .conversation import Refusal, serve
+from .conversation import IN_SCOPE, Refusal, serve
 from .exchange import Answer, Exchange, JsonObject, Server, openai_error
 
 logger = logging.getLogger("dsv32_plugin.apis")
@@ -75,7 +75,8 @@ class Gateway:
         serve(exchange.conversation)
         body_bytes = json.dumps(exchange.body).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        scope = {**scope, "headers": [*headers, (b"content-length", b"%d" % len(body_bytes))]}
+        headers.append((b"content-length", b"%d" % len(body_bytes)))
+        scope = {**scope, "headers": headers, IN_SCOPE: exchange.conversation}
         reply = _Reply(send, exchange.answer, exchange, is_messages=is_messages)
         try:
             await self._app(scope, _replay(body_bytes, receive), reply)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import apis
+from dsv32_plugin.apis.conversation import IN_SCOPE, serve
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
 from dsv32_plugin.core.config import ENCODED
 from dsv32_plugin.sglang_adapter import arguments
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from dsv32_plugin.sglang_adapter.upstream import (
         ChatCompletionRequest,
         OpenAIServingChat,
@@ -54,14 +58,29 @@ def _middleware(server: Server) -> Any:
 
 
 def convert_around(
-    original: Callable[..., Any], serving: OpenAIServingChat, request: ChatCompletionRequest, *args: Any, **kwargs: Any
+    original: Callable[..., Any],
+    serving: OpenAIServingChat,
+    request: ChatCompletionRequest,
+    raw_request: Request | None = None,
 ) -> Any:
-    """Chats and Anthropic's messages to the model's request. The latter's errors would be a 500 without a reason."""
-    try:
-        return original(serving, request, *args, **kwargs)
-    except ValueError as error:
-        refuse(error)
-        raise
+    """Chats and Anthropic's messages to the model's request. The latter's errors would be a 500 without a reason.
+
+    SGLang 0.5.23 converts chats in another thread, without the context of the task that serves the request.
+    """
+
+    def convert() -> Any:
+        try:
+            return original(serving, request, raw_request)
+        except ValueError as error:
+            refuse(error)
+            raise
+
+    conversation = None if raw_request is None else raw_request.scope.get(IN_SCOPE)
+    if apis.current() is conversation or conversation is None:
+        return convert()
+    context = copy_context()
+    context.run(serve, conversation)
+    return context.run(convert)
 
 
 def thinking_around(original: Callable[..., bool], serving: OpenAIServingResponses, request: ResponsesRequest) -> bool:
