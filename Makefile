@@ -34,7 +34,7 @@ help:
 	@echo "make test    lint, types and tests, with the release of each engine that its record names to install"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
 	@echo "make test-newest     what a release can break, with the newest release of each engine; NEWEST=tests for all"
-	@echo "make test-releases   the demo with every release of each engine, installed one after the other"
+	@echo "make test-releases   surface and demo of every release of each engine, installed one after the other"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel, into dist/"
 	@echo "make clean   remove what these made, the environments included"

@@ -1,12 +1,15 @@
-"""Run `dsv32 demo` with every release of each engine, one after the other in an environment that is thrown away.
+"""Look at every release of each engine, one after the other in an environment that is thrown away.
 
-    python tools/releases.py [vllm|sglang ...]    # prints a line for each, and ends with 1 where one failed
+    python tools/releases.py [vllm|sglang|vllm==0.29.0 ...] [--tests]
 
-Each downloads some gigabytes. uv keeps what it has downloaded.
+A line for each says whether it has what the plugin uses, whether `dsv32 demo` answers right and, with `--tests`, what
+the tests say that start no server. The exit status is 1 where one failed. Each release is some gigabytes of downloads,
+which uv keeps.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 UV = ROOT / ".tools" / "bin" / "uv"
 VENV = ROOT / ".venv-release"
 PYTHON = VENV / "bin" / "python"
+INSTALL = (UV, "pip", "install", "--quiet", "--python", PYTHON)
 DEVICE = "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+OVERRIDE = 'cuda-tile ; python_version < "3"'
+"""SGLang 0.5.18 to 0.5.22 ask for a stub that fetches its wheel from another index; without a GPU nothing needs it."""
 
 
 def engines() -> dict[str, Any]:
@@ -30,50 +36,62 @@ def engines() -> dict[str, Any]:
     return dict(ENGINES)
 
 
-def outcomes(names: list[str]) -> Iterator[tuple[str, str]]:
-    """A release, and how its demo went."""
-    for name in names:
+def chosen(wanted: list[str]) -> Iterator[tuple[Any, Any]]:
+    """An engine and a release of it, of all that are wanted."""
+    for text in wanted:
+        name, _, only = text.partition("==")
         engine = engines()[name]
-        for release in engine.releases:
-            title = f"{engine.distribution} {release.name}"
-            fault = release.fault(DEVICE)
-            yield title, f"broken: {fault}" if fault else demo(name, release.name)
+        found = [(engine, release) for release in engine.releases if only in ("", release.name)]
+        if not found:
+            raise SystemExit(f"{text}: expected a release of {', '.join(r.name for r in engine.releases)}")
+        yield from found
 
 
-def demo(engine: str, release: str) -> str:
-    """ "ok" and the seconds that it took, or what was printed last."""
+def look(engine: Any, release: str, with_tests: bool) -> Iterator[tuple[str, bool, str]]:
+    """Each thing that was looked at, whether it is right, and what was said last or the seconds it took."""
     shutil.rmtree(VENV, ignore_errors=True)
-    install = [
-        str(UV),
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        str(PYTHON),
-        "-e",
-        f".[{engine}]",
-        f"{engine}=={release}",
-    ]
+    name = engine.distribution
+    steps: dict[str, list[str | Path]] = {
+        "environment": [UV, "venv", "--quiet", "--python", sys.executable, VENV],
+        "installed": [*INSTALL, "-e", f".[{name},dev]", f"{name}=={release}"],
+        "surface": [PYTHON, "-m", f"{engine.adapter}.upstream", "--check"],
+        "demo": [VENV / "bin" / "dsv32", "demo", "--engine", name],
+    }
+    if DEVICE == "cpu":
+        override = VENV.with_suffix(".txt")
+        override.write_text(OVERRIDE)
+        steps["installed"] += ["--override", override]
+    if with_tests:
+        tests = [*sorted(ROOT.glob(f"tests/test_{name}_*.py")), "tests/test_upstream.py"]
+        steps["tests"] = [PYTHON, "-m", "pytest", "-q", "-m", "engine or upstream", *tests]
     try:
-        for command in ([str(UV), "venv", "--quiet", "--python", sys.executable, str(VENV)], install):
-            subprocess.run(command, cwd=ROOT, check=True)
-        began = time.monotonic()
-        done = subprocess.run(
-            [str(VENV / "bin" / "dsv32"), "demo", "--engine", engine],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        return f"FAILED: {' '.join(map(str, error.cmd))}"
+        for step, command in steps.items():
+            began = time.monotonic()
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            said = done.stdout.strip().splitlines()[-1] if step == "tests" else f"{time.monotonic() - began:.0f} s"
+            yield step, done.returncode == 0, done.stdout if done.returncode else said
+            if done.returncode and step == "installed":
+                return
     finally:
         shutil.rmtree(VENV, ignore_errors=True)
-    return "FAILED\n" + done.stdout if done.returncode else f"ok, {time.monotonic() - began:.0f} s"
+        VENV.with_suffix(".txt").unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", nargs="*", default=list(engines()), metavar="ENGINE[==RELEASE]")
+    parser.add_argument("--tests", action="store_true", help="run the tests that start no server, too")
+    arguments = parser.parse_args(argv)
     failed = 0
-    for title, outcome in outcomes(argv or list(engines())):
-        print(f"{title}: {outcome}", flush=True)
-        failed += outcome.startswith("FAILED")
+    for engine, release in chosen(arguments.wanted):
+        print(f"{engine.distribution} {release.name}:", end="", flush=True)
+        if fault := release.fault(DEVICE):
+            print(f" broken: {fault}")
+            continue
+        for step, is_right, said in look(engine, release.name, arguments.tests):
+            print(f" {step} {said};" if is_right else f" {step} FAILED\n{said}\n", end="", flush=True)
+            failed += not is_right
+        print()
     return int(failed > 0)
 
 
