@@ -34,8 +34,10 @@ def configured(monkeypatch: pytest.MonkeyPatch, *, cpu: bool = False, **parts: A
         monkeypatch.setattr(guard, check, lambda config: None)
     monkeypatch.setattr(engine_config.probe, "check_ours", lambda architectures: None)
     monkeypatch.setattr(engine_config, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
-    monkeypatch.setenv(SAMPLER, "set by the test, so that it is restored")
-    monkeypatch.delenv(SAMPLER)
+    # The other may be there: from 0.29 on vLLM sets it where a configuration is made on a CPU, and leaves it set.
+    for name in (SAMPLER, engine_config._BREAKABLE):
+        monkeypatch.setenv(name, "set by the test, so that it is restored")
+        monkeypatch.delenv(name)
     DsaEngineConfig.verify_and_update_config(config)
     return config
 
