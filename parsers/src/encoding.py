@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from . import protocol
 from .markup import Markup
-from .messages import Call, EncodingError, Turn, read_tools, read_turns
+from .messages import Call, EncodingError, Turn, match_results, read_tools, read_turns
 
 ThinkingMode = Literal["thinking", "chat"]
 Variant = Literal["v3.2", "speciale"]
@@ -71,7 +71,7 @@ def encode_messages(
     _check_choice("thinking_mode", thinking_mode, ("thinking", "chat"))
     _check_choice("variant", variant, ("v3.2", "speciale"))
     earlier = read_turns(context, "context") if context else []
-    turns = _settle_developers(earlier + read_turns(messages))
+    turns = settle_developers(earlier + read_turns(messages))
     skipped = len(earlier)
     if tools or response_format:
         if not any(turn.role == "system" for turn in turns):
@@ -178,7 +178,7 @@ def _render_assistant(turn: Turn, has_reasoning: bool, is_open: bool, may_lack_r
     return text if is_open else text + protocol.EOS
 
 
-def _settle_developers(turns: list[Turn]) -> list[Turn]:
+def settle_developers(turns: list[Turn]) -> list[Turn]:
     """A developer message is the search agent's, or else what today's clients call a system message."""
     has_user = any(turn.role == "user" for turn in turns)
     return [
@@ -240,22 +240,8 @@ def _awaited(calls: tuple[Call, ...], results: Sequence[Turn]) -> int:
 
 
 def _in_call_order(calls: tuple[Call, ...], results: list[Turn]) -> list[Turn]:
-    """Each result takes the first free call with its id; the others fill the free calls in order."""
-    by_id: dict[str | None, list[int]] = {}
-    for slot in reversed(range(len(calls))):
-        by_id.setdefault(calls[slot].id, []).append(slot)
-    by_id.pop(None, None)
-    slots: dict[int, Turn] = {}
-    unmatched = []
-    for result in results:
-        matching = by_id.get(result.call_id)
-        if matching:
-            slots[matching.pop()] = result
-        else:
-            unmatched.append(result)
-    free = [slot for slot in range(len(calls)) if slot not in slots]
-    slots.update(zip(free, unmatched, strict=False))
-    return [slots[slot] for slot in sorted(slots)]
+    slots = match_results([call.id for call in calls], [result.call_id for result in results])
+    return [result for _, result in sorted(zip(slots, results, strict=True), key=lambda pair: pair[0])]
 
 
 def _check_final(

@@ -98,6 +98,17 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(functions)
 
 
+def match_results(call_ids: Sequence[str | None], result_ids: Sequence[str | None]) -> list[int]:
+    """The call of each result: the first free one with its id; the others fill the free calls in order."""
+    by_id: dict[str | None, list[int]] = {}
+    for slot in reversed(range(len(call_ids))):
+        by_id.setdefault(call_ids[slot], []).append(slot)
+    by_id.pop(None, None)
+    slots = [matching.pop() if (matching := by_id.get(id)) else None for id in result_ids]
+    free = iter(sorted(set(range(len(call_ids))) - set(slots)))
+    return [next(free) if slot is None else slot for slot in slots]
+
+
 def _read_turn(message: Any, index: int, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise EncodingError(f"expected a mapping with a role, got {type(message).__name__}")
