@@ -1,5 +1,6 @@
 """Every environment variable of the plugin, read in one place, by the kernels too; knows neither torch nor engines."""
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -82,6 +83,21 @@ def kernels() -> str | None:
     return value or None
 
 
+def context() -> object:
+    """`DSV32_CONTEXT` (default empty): a strategy's name, or its options in JSON, for conversations that grow."""
+    from dsv32_plugin.parsers.context import read_strategy
+
+    value = os.environ.get("DSV32_CONTEXT", "").strip()
+    if not value:
+        return None
+    try:
+        options = json.loads(value) if value.startswith("{") else value
+        read_strategy(options)
+    except ValueError as error:
+        raise ValueError(f"DSV32_CONTEXT: {error}") from error
+    return options
+
+
 def variant() -> Variant | None:
     """`DSV32_VARIANT` (default empty): v3.2 or speciale; empty takes it from the model's name."""
     value = os.environ.get("DSV32_VARIANT", "").strip().lower()
@@ -96,6 +112,7 @@ _READERS: dict[str, Callable[[], object]] = {
     "DSV32_ALLOW_UNTESTED_ENGINE": allow_untested_engine,
     "DSV32_ALLOW_DEVELOPER": allow_developer_role,
     "DSV32_BATCH_INVARIANT": batch_invariant,
+    "DSV32_CONTEXT": context,
     "DSV32_KERNELS": kernels,
     "DSV32_MASKED_PREFILL": masked_prefill,
     "DSV32_TRUST_MARKUP": trust_markup,

@@ -264,3 +264,32 @@ def test_threads_share_one(prompts: PromptTokenizer) -> None:
     expected = [prompts.encode(prompt) for prompt in cases]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(prompts.encode, cases * 4)) == expected * 4
+
+
+@given(turns=st.lists(st.text(st.sampled_from(["a", " ", "\n", "｜", "<", "你"]), max_size=30), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_count_is_that_of_the_ids(prompts: PromptTokenizer, turns: list[str]) -> None:
+    chat = [{"role": "user", "content": f"{turn}<｜User｜>{turn}"} for turn in turns]
+    prompt = encode_messages(chat)
+    assert prompts.count(prompt) == len(prompts.encode(prompt)) == prompts.count(prompt)
+
+
+def test_what_was_counted_is_not_tokenized_again(prompts: PromptTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = [{"role": "user", "content": f"lake {number}"} for number in range(9)]
+    prompts.count(encode_messages(chat))
+    longer = encode_messages([*chat, {"role": "user", "content": "hill"}])
+    length = len(prompts.encode(longer))
+    asked: list[str] = []
+    text = prompts._text
+
+    class Text:
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            asked.extend(texts)
+            return text.encode_batch_fast(texts, **options)
+
+    monkeypatch.setattr(prompts, "_text", Text())
+    assert prompts.count(longer) == length
+    assert asked == ["hill"]
+    monkeypatch.setattr(prompt_tokens, "KEPT_LENGTHS", 3)
+    assert prompts.count(longer) == length
+    assert len(prompts._lengths) == 3

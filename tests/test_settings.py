@@ -22,6 +22,12 @@ from dsv32_plugin.core.policy import Policy
         pytest.param("DSV32_BATCH_INVARIANT", "ture", "DSV32_BATCH_INVARIANT: expected one", id="not-invariant"),
         pytest.param("DSV32_MASKED_PREFILL", "0", None, id="no-mask"),
         pytest.param("DSV32_MASKED_PREFILL", "auto", "DSV32_MASKED_PREFILL: expected one of 0, 1", id="not-a-mask"),
+        pytest.param("DSV32_CONTEXT", "discard-all", None, id="strategy"),
+        pytest.param("DSV32_CONTEXT", '{"strategy": "keep-last-n", "keep": 5}', None, id="strategy-with-options"),
+        pytest.param(
+            "DSV32_CONTEXT", "forget", "DSV32_CONTEXT: strategy: expected one of discard-all", id="no-strategy"
+        ),
+        pytest.param("DSV32_CONTEXT", '{"strategy"', "DSV32_CONTEXT: Expecting", id="strategy-is-no-json"),
         pytest.param("DSV32_PLUGINS", "0", "it has no effect", id="misspelt"),
     ],
 )
@@ -47,7 +53,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_true_is_said_alike_everywhere(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """DSV32_BATCH_INVARIANT=true was no error, and had no effect."""
     for name, reader in settings._READERS.items():
-        if name not in ("DSV32_ADMITTED", "DSV32_KERNELS", "DSV32_VARIANT"):
+        if name not in ("DSV32_ADMITTED", "DSV32_CONTEXT", "DSV32_KERNELS", "DSV32_VARIANT"):
             monkeypatch.setenv(name, value)
             assert reader() is True, name
 

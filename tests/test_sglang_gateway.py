@@ -22,9 +22,11 @@ from starlette.requests import Request
 
 from dsv32_plugin import apis
 from dsv32_plugin.apis import anthropic, chat, responses
+from dsv32_plugin.apis.context import Plan
 from dsv32_plugin.apis.conversation import UNSEEN, serve
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
+from dsv32_plugin.parsers.context import DiscardAll
 from dsv32_plugin.sglang_adapter import gateway, rendering, requests
 
 pytestmark = pytest.mark.engine
@@ -69,7 +71,9 @@ def manager(template: str | None = None) -> Any:
     """What our hooks ask of a tokenizer manager that serves V3.2."""
     tokenizer = SimpleNamespace(chat_template=template, encode=lambda text, add_special_tokens: [ord(c) for c in text])
     config = SimpleNamespace(hf_config=SimpleNamespace(architectures=["DeepseekV32ForCausalLM"]), vocab_size=10)
-    return SimpleNamespace(tokenizer=tokenizer, model_config=config, model_path="m", served_model_name="m")
+    return SimpleNamespace(
+        tokenizer=tokenizer, model_config=config, model_path="m", served_model_name="m", context_len=8192
+    )
 
 
 def no_original(*args: Any, **kwargs: Any) -> Any:
@@ -156,9 +160,12 @@ def test_the_gateway_is_innermost_where_our_encoder_renders(
 
     monkeypatch.setattr(http_server.app, "user_middleware", list(http_server.app.user_middleware))
     monkeypatch.setenv("SGLANG_DEFAULT_THINKING", "1")
+    monkeypatch.setenv("DSV32_CONTEXT", "discard-all")
     ran = gateway.run_server_around(lambda *args, **kwargs: (args, kwargs), "args", manager(template), "rest", key=1)
     assert ran == (("args", *ran[0][1:]), {"key": 1})
     innermost = http_server.app.user_middleware[-1]
     assert (innermost.cls is Gateway) is serves
     if serves:
-        assert innermost.kwargs["server"]().default_thinking
+        server = innermost.kwargs["server"]()
+        assert server.default_thinking
+        assert server.plan == Plan("discard-all", DiscardAll(6553))

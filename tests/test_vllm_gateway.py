@@ -23,8 +23,10 @@ from vllm.tool_parsers.utils import iter_response_function_tool_dicts
 
 from dsv32_plugin import apis
 from dsv32_plugin.apis import anthropic, chat, responses
+from dsv32_plugin.apis.context import Plan
 from dsv32_plugin.apis.conversation import UNSEEN, serve
 from dsv32_plugin.apis.exchange import Exchange, Server
+from dsv32_plugin.parsers.context import DiscardAll
 from dsv32_plugin.vllm_adapter import gateway, hooks
 from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
@@ -111,9 +113,13 @@ def test_another_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("has_template", "serves"), [(False, True), (True, False)])
-def test_the_gateway_serves_what_our_encoder_renders(has_template: bool, serves: bool) -> None:
+def test_the_gateway_serves_what_our_encoder_renders(
+    has_template: bool, serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renderer = DsaRenderer.__new__(DsaRenderer)
     renderer.tokenizer = Characters()  # type: ignore[assignment]
+    renderer.model_config = SimpleNamespace(max_model_len=8192)
+    monkeypatch.setenv("DSV32_CONTEXT", "discard-all")
     args = SimpleNamespace(
         chat_template="{{ x }}" if has_template else None,
         default_chat_template_kwargs={"enable_thinking": True},
@@ -127,6 +133,7 @@ def test_the_gateway_serves_what_our_encoder_renders(has_template: bool, serves:
         if plugin._server is not None:
             assert plugin._server.default_thinking
             assert plugin._server.hides_unused_tools
+            assert plugin._server.plan == Plan("discard-all", DiscardAll(6553))
 
 
 @pytest.mark.parametrize("error", [ValueError("why"), VLLMValidationError("why", parameter="max_tokens")])

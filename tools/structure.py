@@ -27,7 +27,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("admission", "core"),
     ("installation",),
     ("engines", "kernels"),
-    ("console", "parsers", "settings", "surface"),
+    ("console", "settings", "surface"),
+    ("parsers",),
     (PACKAGE,),
 )
 """Every room, from the top of the house to the bottom. An arrow may lead to a lower line only.

@@ -5,6 +5,7 @@ is read here, from its JSON, before an engine sees it (`gateway`); the engine is
 unchanged, and its encoder hook renders the `Conversation` of the request that is being served (`current`).
 """
 
-from .conversation import Conversation, Refusal, current, rendered
+from .conversation import Conversation, current, rendered
+from .refusal import Refusal
 
 __all__ = ["Conversation", "Refusal", "current", "rendered"]

@@ -7,10 +7,12 @@ from typing import Any
 
 from dsv32_plugin.parsers.parts import PartError, describe, read_content, well_formed
 
+from . import context
 from .chat import engine_kwargs
-from .conversation import UNSEEN, Conversation, Refusal
-from .exchange import Exchange, JsonObject, Server
-from .thinking import requested
+from .conversation import UNSEEN, Conversation
+from .exchange import Answer, Exchange, JsonObject, Server
+from .refusal import Refusal
+from .thinking import requested, template_kwargs
 from .tools import Tools, read_messages_tools
 
 _SWITCHES = ("enabled", "disabled", "adaptive")
@@ -58,8 +60,15 @@ def read(body: JsonObject, server: Server) -> Exchange:
         tools=tools.shown(server.hides_unused_tools),
         thinking=requested(body, None, server.default_thinking, _SWITCHES),
         continues=bool(reader.messages) and reader.messages[-1]["role"] == "assistant",
+        plan=context.settle(
+            [context.read_messages(body), context.read_template_kwargs(template_kwargs(body))],
+            server.plan,
+            server.context_tokens,
+            body.get("max_tokens"),
+        ),
     )
-    kept = {key: value for key, value in body.items() if key not in ("thinking", "system", "tools", "tool_choice")}
+    dropped = ("thinking", "system", "tools", "tool_choice", "context_management")
+    kept = {key: value for key, value in body.items() if key not in dropped}
     changed: JsonObject = {
         **kept,
         "messages": [{"role": "user", "content": UNSEEN}] if messages else [],
@@ -71,7 +80,30 @@ def read(body: JsonObject, server: Server) -> Exchange:
     if tools.by_name:
         changed["tools"] = [_engine_tool(function) for function in tools.functions]
         changed["tool_choice"] = _engine_choice(tools)
-    return Exchange(changed, conversation)
+    return Exchange(changed, conversation, Answer() if conversation.plan is None else MessagesAnswer(conversation))
+
+
+class MessagesAnswer(Answer):
+    """An answer, or a count, that says what was done with the conversation."""
+
+    changes = True
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def whole(self, answer: JsonObject) -> JsonObject:
+        outcome = self._conversation.outcome
+        if outcome is not None and answer.get("type") == "message":
+            answer["context_management"] = {"applied_edits": outcome.anthropic_edits}
+        elif outcome is not None and "input_tokens" in answer:
+            answer["context_management"] = {"original_input_tokens": outcome.managed.original_tokens}
+        return answer
+
+    def event(self, event: JsonObject) -> list[JsonObject]:
+        outcome = self._conversation.outcome
+        if outcome is not None and event.get("type") == "message_delta":
+            event["context_management"] = {"applied_edits": outcome.anthropic_edits}
+        return [event]
 
 
 def error(status: int, message: str, details: Mapping[str, Any] | None = None) -> JsonObject:

@@ -9,8 +9,10 @@ from typing import Any
 from dsv32_plugin.parsers import EncodingError
 from dsv32_plugin.parsers.messages import Turn, read_turns
 
-from .conversation import Conversation, Refusal
+from . import context
+from .conversation import Conversation
 from .exchange import Answer, Exchange, InputText, JsonObject, Server, input_of
+from .refusal import Refusal
 from .thinking import requested, template_kwargs
 from .tools import Tools, read_chat_tools
 
@@ -36,6 +38,12 @@ def read(body: JsonObject, server: Server) -> Exchange:
         thinking=requested(body, body.get("reasoning_effort"), server.default_thinking, name="reasoning_effort"),
         continues=continues,
         add_generation_prompt=body.get("add_generation_prompt") is not False,
+        plan=context.settle(
+            [context.read_template_kwargs(template_kwargs(body))],
+            server.plan,
+            server.context_tokens,
+            body.get("max_completion_tokens") or body.get("max_tokens"),
+        ),
     )
     changed = {key: value for key, value in body.items() if key not in ("thinking", "reasoning_effort")}
     changed["messages"] = [_plain(turn, i) for i, turn in enumerate(turns)]
@@ -46,13 +54,14 @@ def read(body: JsonObject, server: Server) -> Exchange:
         changed.pop("add_generation_prompt", None)
     changed["chat_template_kwargs"] = engine_kwargs(body, conversation)
     _set_tools(changed, body, tools)
-    return Exchange(changed, conversation, ChatAnswer(tools) if tools.needs_translation else Answer())
+    changes = tools.needs_translation or conversation.plan is not None
+    return Exchange(changed, conversation, ChatAnswer(tools, conversation) if changes else Answer())
 
 
 def engine_kwargs(body: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
     """`chat_template_kwargs` for the engine: one word on thinking, by which it reads the answer."""
     kwargs = template_kwargs(body)
-    for name in ("enable_thinking", "reasoning_effort"):
+    for name in ("enable_thinking", "reasoning_effort", "context"):
         kwargs.pop(name, None)
     return {**kwargs, "thinking": conversation.answer_thinks}
 
@@ -118,11 +127,12 @@ def _plain(turn: Turn, index: int) -> JsonObject:
 
 
 class ChatAnswer(Answer):
-    """Calls of custom tools in a custom tool's form."""
+    """Calls of custom tools in a custom tool's form, and what was done with the conversation."""
 
     changes = True
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, conversation: Conversation) -> None:
+        self._conversation = conversation
         self._custom = {name for name, tool in tools.by_name.items() if tool.kind == "custom"}
         self._streams: dict[tuple[int, int], InputText] = {}
 
@@ -131,7 +141,7 @@ class ChatAnswer(Answer):
             message = choice.get("message") or {}
             if message.get("tool_calls"):
                 message["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
-        return answer
+        return self._with_report(answer)
 
     def event(self, event: JsonObject) -> list[JsonObject]:
         for choice in event.get("choices") or []:
@@ -139,7 +149,13 @@ class ChatAnswer(Answer):
             if delta.get("tool_calls"):
                 pieces = [self._piece(choice.get("index", 0), call) for call in delta["tool_calls"]]
                 delta["tool_calls"] = [piece for piece in pieces if piece is not None]
-        return [event]
+        return [self._with_report(event)]
+
+    def _with_report(self, answer: JsonObject) -> JsonObject:
+        outcome = self._conversation.outcome
+        if outcome is not None and isinstance(answer.get("usage"), dict):
+            answer["usage"]["context_management"] = outcome.report
+        return answer
 
     def _call(self, call: JsonObject) -> JsonObject:
         called = call.get("function") or {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from dsv32_plugin.core import chat
 from dsv32_plugin.parsers import EncodingError, Markup
+from dsv32_plugin.parsers.context import ContextError, Memory
 from dsv32_plugin.parsers.encoding import Variant
+
+from .context import Outcome, Plan
 
 UNSEEN = "This conversation is rendered by dsv32-plugin."
 """What stands in an engine's request for messages that it need not see. To render it would be an error of ours."""
@@ -18,32 +22,6 @@ IN_SCOPE = "dsv32_conversation"
 """Where the ASGI scope of a request has its conversation, for an engine that reads the request in another thread."""
 
 _serving: ContextVar[Conversation | None] = ContextVar("dsv32_conversation", default=None)
-
-
-class Refusal(ValueError):
-    """What the client asks for can't be done.
-
-    Attributes:
-        param: the field of the request at fault.
-        status: the HTTP status.
-        code: OpenAI's name of the error, where it has one.
-        details: what Anthropic's clients read of the error, where there is more than its type.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        param: str | None = None,
-        status: int = 400,
-        code: str | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.param = param
-        self.status = status
-        self.code = code
-        self.details = details
 
 
 @dataclass
@@ -57,6 +35,10 @@ class Conversation:
         thinking: whether the model is asked to think.
         continues: the final message is the assistant's and goes on.
         add_generation_prompt: end with the mark for the answer.
+        plan: what is done with it where it is long.
+        memory: what was done with it in earlier turns.
+        context_tokens: tokens of its prompt and the answer; None where it is only counted.
+        outcome: what was done; None before the prompt is made.
         refusal: why the engine could not serve it, told by the engine's hooks.
     """
 
@@ -66,6 +48,10 @@ class Conversation:
     thinking: bool = False
     continues: bool = False
     add_generation_prompt: bool = True
+    plan: Plan | None = None
+    memory: Memory | None = None
+    context_tokens: int | None = None
+    outcome: Outcome | None = None
     refusal: str | None = None
 
     @property
@@ -83,6 +69,37 @@ class Conversation:
             "add_generation_prompt": self.add_generation_prompt,
         }
 
+    def prompt(self, options: Mapping[str, Any], variant: Variant, count: Callable[[Markup], int]) -> Markup:
+        """The prompt, of what the plan leaves.
+
+        Args:
+            options: of the engine; those of the request precede them.
+            variant: of the model.
+            count: the tokens of a prompt.
+
+        Raises:
+            EncodingError: there is none.
+            ContextError: what the plan leaves is too long.
+        """
+        options = {**options, **self.options}
+        if self.plan is None:
+            return chat.render(self.messages, options, variant)
+
+        def tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+            goes_on = self.continues and bool(messages) and messages[-1] is self.messages[-1]
+            asks = {**options, "continue_final_message": goes_on, "add_generation_prompt": not goes_on}
+            return count(chat.render(messages, asks, variant))
+
+        about = json.dumps([options, variant], sort_keys=True, default=str)
+        self.outcome = self.plan.apply(self.messages, tokens, self.memory, about)
+        if self.context_tokens is not None and self.outcome.managed.tokens >= self.context_tokens:
+            # Here, as SGLang does so in a stream of Responses that has begun.
+            raise ContextError(
+                f"{self.plan.name}: the conversation still has {self.outcome.managed.tokens} tokens, and the context "
+                f"of {self.context_tokens} has no room for an answer"
+            )
+        return chat.render(self.outcome.managed.messages, options, variant)
+
     def refuse(self, error: Exception) -> None:
         """Keep the reason of an error for the gateway, by the client's own name of the message at fault."""
         self.refusal = self.explain(error) if isinstance(error, EncodingError) else str(error)
@@ -98,6 +115,7 @@ def rendered(
     messages: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     variant: Variant,
+    count: Callable[[Markup], int],
 ) -> Markup:
     """The prompt of a conversation that a gateway read, or else of an engine's own messages and options.
 
@@ -109,7 +127,7 @@ def rendered(
             raise RuntimeError("the conversation of this request was lost between the gateway and the encoder")
         return chat.render(messages, options, variant)
     try:
-        return chat.render(conversation.messages, {**options, **conversation.options}, variant)
+        return conversation.prompt(options, variant, count)
     except ValueError as error:
         conversation.refuse(error)
         raise

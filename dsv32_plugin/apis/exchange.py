@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .conversation import Conversation, Refusal
+from .context import Plan
+from .conversation import Conversation
+from .refusal import Refusal
 
 JsonObject = dict[str, Any]
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
@@ -57,12 +59,16 @@ class Server:
         stores: whether it stores answers of the Responses API.
         hides_unused_tools: whether a prompt is without tools where none may be called.
         ends_prompts: whether the engine is told how a prompt ends. SGLang 0.5.23 refuses that without a template.
+        context_tokens: tokens of a prompt and its answer.
+        plan: what is done with conversations whose requests don't say.
     """
 
     default_thinking: bool = False
     stores: bool = True
     hides_unused_tools: bool = False
     ends_prompts: bool = True
+    context_tokens: int = 131072
+    plan: Plan | None = None
 
 
 def openai_error(refusal: Refusal) -> JsonObject:

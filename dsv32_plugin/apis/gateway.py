@@ -11,11 +11,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from dsv32_plugin.parsers.context import Memory
 from dsv32_plugin.parsers.parts import NestingError, well_formed
 
 from . import anthropic, chat, responses
-from .conversation import IN_SCOPE, Refusal, serve
+from .context import HEADER
+from .conversation import IN_SCOPE, serve
 from .exchange import Answer, Exchange, JsonObject, Server, openai_error
+from .refusal import Refusal
 
 logger = logging.getLogger("dsv32_plugin.apis")
 
@@ -27,6 +30,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 _CHAT = ("/v1/chat/completions", "/v1/chat/completions/render", "/tokenize", "/v1/tokenize", "/invocations")
 _MESSAGES = ("/v1/messages", "/v1/messages/count_tokens")
 _RESPONSES = "/v1/responses"
+_COUNTS = ("/tokenize", "/count_tokens", "/render")
+"""Of these: no answer follows."""
 
 
 class Gateway:
@@ -41,6 +46,7 @@ class Gateway:
         self._app = app
         self._server = server
         self._store = responses.Store()
+        self._memory = Memory()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -72,6 +78,8 @@ class Gateway:
             reply = _Reply(send, Answer(), None, is_messages=True) if is_messages else send
             await self._app(scope, _replay(given, receive), reply)
             return
+        exchange.conversation.memory = self._memory
+        exchange.conversation.context_tokens = None if path.endswith(_COUNTS) else server.context_tokens
         serve(exchange.conversation)
         body_bytes = json.dumps(exchange.body).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
@@ -149,6 +157,9 @@ class _Reply:
         if self._begun or self._start is None:
             return
         self._begun, start = True, self._start
+        outcome = None if self._exchange is None else self._exchange.conversation.outcome
+        if outcome is not None:
+            start = {**start, "headers": [*start["headers"], (HEADER, json.dumps(outcome.report).encode())]}
         if not self._passes:
             headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
             if body is not None:
@@ -192,7 +203,7 @@ class _Reply:
             if self._is_error and self._is_messages:
                 assert self._start is not None
                 read = anthropic.error(self._start["status"], _reason_in(read))
-            elif not self._is_error:
+            elif not self._is_error and isinstance(read, dict):
                 read = self._answer.whole(read)
             body = json.dumps(read, ensure_ascii=False).encode()
         except ValueError:

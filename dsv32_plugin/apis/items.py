@@ -9,8 +9,8 @@ from typing import Any
 from dsv32_plugin.core.chat import is_complete
 from dsv32_plugin.parsers.parts import PartError, read_content, read_reasoning, well_formed
 
-from .conversation import Refusal
 from .exchange import JsonObject
+from .refusal import Refusal
 from .tools import NAMESPACE_SEPARATOR
 
 _BOOKKEEPING = {"id", "type", "status", "call_id", "created_by", "caller", "execution", "async", "environment"}

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import context
 from .chat import engine_kwargs
-from .conversation import UNSEEN, Conversation, Refusal
+from .conversation import UNSEEN, Conversation
 from .exchange import Answer, Exchange, InputText, JsonObject, Server, arguments_of, input_of
 from .items import ItemReader
-from .thinking import requested
+from .refusal import Refusal
+from .thinking import requested, template_kwargs
 from .tools import ClientTool, Tools, read_responses_tools
 
 KEPT_RESPONSES = 4096
 """As many answers can be gone on from; the oldest are forgotten."""
-_ECHOED = ("tool_choice", "reasoning", "previous_response_id", "instructions")
+_ECHOED = ("tool_choice", "reasoning", "previous_response_id", "instructions", "truncation")
 _NO_PARAMETERS: JsonObject = {"type": "object", "properties": {}}
 
 
@@ -92,9 +94,15 @@ def read(body: JsonObject, server: Server, store: Store) -> Exchange:
         tools=tools.shown(server.hides_unused_tools),
         thinking=requested(body, _effort(body.get("reasoning")), server.default_thinking, name="reasoning.effort"),
         continues=_continues(items),
+        plan=context.settle(
+            [context.read_responses(body), context.read_template_kwargs(template_kwargs(body))],
+            server.plan,
+            server.context_tokens,
+            body.get("max_output_tokens"),
+        ),
     )
     stores = server.stores and body.get("store") is not False
-    answer = ResponsesAnswer(body, tools, before, items, store if stores else None)
+    answer = ResponsesAnswer(body, tools, before, items, conversation, store if stores else None)
     return Exchange(_engine_body(body, conversation, tools), conversation, answer)
 
 
@@ -165,7 +173,8 @@ def _named(choice: Mapping[str, Any], tools: Tools) -> Any:
 
 
 def _engine_body(body: JsonObject, conversation: Conversation, tools: Tools) -> JsonObject:
-    dropped = ("tools", "tool_choice", "previous_response_id", "thinking", "instructions", "reasoning")
+    # By truncation an engine would cut the prompt's first tokens off, its beginning and its tools.
+    dropped = ("tools", "tool_choice", "thinking", *_ECHOED[1:], "context_management")
     changed = {key: value for key, value in body.items() if key not in dropped}
     changed["input"] = UNSEEN
     changed["chat_template_kwargs"] = engine_kwargs(body, conversation)
@@ -211,12 +220,19 @@ class ResponsesAnswer(Answer):
     changes = True
 
     def __init__(
-        self, body: JsonObject, tools: Tools, before: Kept | None, items: list[Any], store: Store | None
+        self,
+        body: JsonObject,
+        tools: Tools,
+        before: Kept | None,
+        items: list[Any],
+        conversation: Conversation,
+        store: Store | None,
     ) -> None:
         self._echo = {"tool_choice": "auto"} | {key: body[key] for key in _ECHOED if body.get(key) is not None}
         self._tools = tools
         self._before = before
         self._items = tuple(items)
+        self._conversation = conversation
         self._store = store
         self._inputs: dict[Any, InputText] = {}
         self._streamed: dict[Any, ClientTool] = {}
@@ -236,7 +252,9 @@ class ResponsesAnswer(Answer):
     def _response(self, response: JsonObject) -> JsonObject:
         response |= self._echo
         response["tools"] = self._tools.given
-        response["usage"] = _usage(response.get("usage"))
+        response["usage"] = usage = _usage(response.get("usage"))
+        if self._conversation.outcome is not None and usage is not None:
+            usage["context_management"] = self._conversation.outcome.report
         response["output"] = [self._item(item) for item in response.get("output") or []]
         if self._store is not None and isinstance(response.get("id"), str):
             self._store.put(response["id"], Kept(self._before, self._items, tuple(response["output"]), self))

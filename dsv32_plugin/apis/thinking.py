@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv32_plugin.core.chat import template_switch
 
-from .conversation import Refusal
+from .refusal import Refusal
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
 """Of `reasoning_effort`. The model knows no degrees: "none" is off, all others are on."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dsv32_plugin.parsers.parts import well_formed
 
-from .conversation import Refusal
+from .refusal import Refusal
 
 logger = logging.getLogger("dsv32_plugin.apis")
 

@@ -52,6 +52,10 @@ def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], va
     """The prompt of a request. `options` are its `chat_template_kwargs` and what the engine adds to them."""
     if options.get("documents"):
         raise ValueError("documents: expected none, got some; DeepSeek-V3.2 has no place for them, use a message")
+    if options.get("context"):
+        raise ValueError(
+            "context: expected none here, got some; ask for a strategy in a request to the server, or by DSV32_CONTEXT"
+        )
     return encode_messages(
         messages,
         thinking_mode="thinking" if thinking_requested(options) else "chat",

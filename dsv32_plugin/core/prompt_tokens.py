@@ -7,9 +7,12 @@ A plain tokenizer looks for its added tokens in the whole prompt, so that a web 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import product
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +28,8 @@ _TEMPLATE = (
     *(protocol.invoke_start("f"), protocol.parameter_start("x", is_string=True), protocol.PARAMETER_END),
     *(protocol.INVOKE_END, protocol.RESULTS_START, protocol.result("r"), protocol.RESULTS_END),
 )
+KEPT_LENGTHS = 1 << 16
+"""Of so many stretches of prompts is known how many ids they are."""
 _NEIGHBOURS = ("a", " b ", "1", "\n\n", "<", "…", " 你")
 
 
@@ -54,12 +59,32 @@ class PromptTokenizer:
             self._marks.normalizer = tokenizer.normalizer
         # The template has few texts, and a history repeats them.
         self._marks_in = lru_cache(maxsize=4096)(self._find_marks)
+        self._lengths: OrderedDict[bytes, int] = OrderedDict()
+        self._lengths_lock = Lock()
         self._check(tokenizer)
 
     def encode(self, prompt: Markup) -> list[int]:
         """The ids of a prompt, with no special tokens added."""
         stretches, marks = self._cut(prompt)
         return _joined(self._text.encode_batch_fast(stretches, add_special_tokens=False), marks)
+
+    def count(self, prompt: Markup) -> int:
+        """How many ids `encode` gives. What a prompt has in common with earlier ones is not tokenized again."""
+        stretches, marks = self._cut(prompt)
+        digests = [blake2b(stretch.encode(), digest_size=16).digest() for stretch in stretches]
+        with self._lengths_lock:
+            known = {digest: self._lengths[digest] for digest in digests if digest in self._lengths}
+        new = {digest: text for digest, text in zip(digests, stretches, strict=True) if digest not in known}
+        if new:
+            encoded = self._text.encode_batch_fast(list(new.values()), add_special_tokens=False)
+            known |= {digest: len(ids) for digest, ids in zip(new, encoded, strict=True)}
+        with self._lengths_lock:
+            for digest in digests:
+                self._lengths[digest] = known[digest]
+                self._lengths.move_to_end(digest)
+            while len(self._lengths) > KEPT_LENGTHS:
+                self._lengths.popitem(last=False)
+        return len(marks) + sum(known[digest] for digest in digests)
 
     def _cut(self, prompt: Markup) -> tuple[list[str], list[int]]:
         """The stretches before, between and after the template's added tokens, and the ids of these."""
@@ -144,6 +169,13 @@ def encode(tokenizer: Any, prompt: Markup) -> list[int]:
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
         return ids
     return prompt_tokenizer(tokenizer).encode(prompt)
+
+
+def count(tokenizer: Any, prompt: Markup) -> int:
+    """How many ids `encode` gives; raises TokenizerError as it does."""
+    if settings.trust_markup():
+        return len(tokenizer.encode(prompt, add_special_tokens=False))
+    return prompt_tokenizer(tokenizer).count(prompt)
 
 
 def check(tokenizer: Any) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from dsv32_plugin import apis
+from dsv32_plugin import apis, settings
+from dsv32_plugin.apis.context import read_default, warn_without_effect
 from dsv32_plugin.apis.conversation import IN_SCOPE, serve
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
 from dsv32_plugin.core.config import ENCODED
 from dsv32_plugin.sglang_adapter import arguments
+from dsv32_plugin.sglang_adapter.names import MODELS
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -36,9 +38,17 @@ def run_server_around(
                 f"--default-chat-template-kwargs: expected nothing for a model without a chat template, got {given}; "
                 "leave it out; with SGLANG_DEFAULT_THINKING=1 a request that says nothing is thought about"
             )
-        server = Server(default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()), ends_prompts=False)
+        length = tokenizer_manager.context_len
+        server = Server(
+            default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()),
+            ends_prompts=False,
+            context_tokens=length,
+            plan=read_default(settings.context(), length),
+        )
         # Innermost: what others decompress or refuse comes before.
         app.user_middleware.append(_middleware(server))
+    elif tokenizer_manager is not None and arguments.architecture(tokenizer_manager.model_config) in MODELS:
+        warn_without_effect(settings.context())
     return original(server_args, tokenizer_manager, *args, **kwargs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import apis
@@ -43,7 +44,8 @@ def template_around(
         "continue_final_message": request.continue_final_message,
     }
     names = (manager.model_path, manager.served_model_name)
-    prompt = apis.rendered(apis.current(), messages, options, chat.variant(*names))
+    count = partial(prompt_tokens.count, manager.tokenizer)
+    prompt = apis.rendered(apis.current(), messages, options, chat.variant(*names), count)
     return MessageProcessingResult(
         prompt="",
         prompt_ids=prompt_tokens.encode(manager.tokenizer, prompt),

@@ -9,6 +9,8 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from dsv32_plugin import settings
+from dsv32_plugin.apis.context import read_default, warn_without_effect
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
 from dsv32_plugin.vllm_adapter import hooks, upstream
@@ -53,11 +55,16 @@ class GatewayPlugin:
 
         renderer = state.online_renderer.renderer
         if isinstance(renderer, DsaRenderer) and not renderer.has_template(args.chat_template):
+            length = renderer.model_config.max_model_len
             self._server = Server(
                 default_thinking=thinking_requested(args.default_chat_template_kwargs),
                 stores=upstream.VLLM_ENABLE_RESPONSES_API_STORE,
                 hides_unused_tools=args.exclude_tools_when_tool_choice_none,
+                context_tokens=length,
+                plan=read_default(settings.context(), length),
             )
+        else:
+            warn_without_effect(settings.context())
 
 
 def _answer_anthropic_errors() -> None:

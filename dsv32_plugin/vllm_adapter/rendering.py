@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from transformers import TokenizersBackend
@@ -72,8 +73,10 @@ class DsaRenderer(HfRenderer):
     def _encode(
         self, messages: list[ConversationMessage], params: ChatParams, conversation: apis.Conversation | None
     ) -> list[int]:
-        prompt = apis.rendered(conversation, messages, params.chat_template_kwargs, self._variant)
-        return prompt_tokens.encode(self.get_tokenizer(), prompt)
+        tokenizer = self.get_tokenizer()
+        count = partial(prompt_tokens.count, tokenizer)
+        prompt = apis.rendered(conversation, messages, params.chat_template_kwargs, self._variant, count)
+        return prompt_tokens.encode(tokenizer, prompt)
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,7 @@ def over_responses(body: Any, server: Server = PLAIN) -> Exchange:
 
 def prompt(exchange: Exchange) -> str:
     engines_own = [{"role": "user", "content": "what the engine has of it"}]
-    return str(apis.rendered(exchange.conversation, engines_own, exchange.body["chat_template_kwargs"], "v3.2"))
+    return str(apis.rendered(exchange.conversation, engines_own, exchange.body["chat_template_kwargs"], "v3.2", len))
 
 
 CHAT = {
@@ -130,7 +130,7 @@ def test_one_conversation_is_one_prompt() -> None:
 def test_what_the_engine_has_is_never_rendered(read: Any, body: Any) -> None:
     assert UNSEEN in json.dumps(read(body).body)
     with pytest.raises(RuntimeError, match="lost between the gateway and the encoder"):
-        apis.rendered(None, [{"role": "user", "content": UNSEEN}], {}, "v3.2")
+        apis.rendered(None, [{"role": "user", "content": UNSEEN}], {}, "v3.2", len)
 
 
 KWARGS = "chat_template_kwargs"

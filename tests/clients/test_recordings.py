@@ -36,7 +36,7 @@ def read(path: str, body: dict[str, Any]) -> Exchange:
 def test_a_recorded_request_is_read_and_rendered(path: Path) -> None:
     for request in json.loads(path.read_text(encoding="utf-8")):
         conversation = read(request["path"], filler.fill(request["body"])).conversation
-        prompt = str(apis.rendered(conversation, [], {}, "v3.2"))
+        prompt = str(apis.rendered(conversation, [], {}, "v3.2", len))
         assert prompt.endswith((protocol.THINK_START, protocol.THINK_END)), "the answer has its mark"
         said = OutputParser.parse(scripted_rules.answer(prompt), thinking=conversation.thinking)
         assert [call.name for call in said.tool_calls] == request["calls"]

@@ -280,7 +280,7 @@ def test_a_seed_is_obeyed_after_a_prompt_in_parts(url: str) -> None:
 def prompt_length(url: str, exchange: Exchange) -> int:
     """Of the conversation that the gateway reads."""
     conversation = exchange.conversation
-    prompt = rendered(conversation, [], {}, "v3.2")
+    prompt = rendered(conversation, [], {}, "v3.2", len)
     return len(tokens_of(url, prompt=prompt, add_special_tokens=False))
 
 
