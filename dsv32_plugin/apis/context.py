@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dsv32_plugin.parsers.context import (
@@ -197,7 +198,7 @@ def read_messages(body: Mapping[str, Any]) -> Plan | None:
             turns = None if keeps_all else _value(keep, f"{name}.keep", "thinking_turns", least=1)
             plan = replace(plan, clears_thinking=True, thinking_turns=turns)
         else:
-            plan = replace(plan, strategy=_reading(name, lambda edit=edit, name=name: _clear_tool_uses(edit, name)))
+            plan = replace(plan, strategy=_reading(name, partial(_clear_tool_uses, edit, name)))
     return plan if edits else OFF
 
 
