@@ -172,6 +172,8 @@ class _Reader:
 
     def _system(self, content: Any, label: str) -> None:
         blocks = [content] if isinstance(content, str) else content
+        if not isinstance(blocks, list):
+            raise Refusal(f"{label}: expected text or a list of blocks, got {type(content).__name__}")
         text = "".join(
             part for part in (self._text(block, f"{label}[{i}]") for i, block in enumerate(blocks)) if part is not None
         )

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dsv32_plugin.parsers.context import Memory
-from dsv32_plugin.parsers.parts import NestingError, well_formed
+from dsv32_plugin.parsers.parts import NestingError, PartError, well_formed
 
 from . import anthropic, chat, responses
 from .context import HEADER
@@ -21,6 +21,7 @@ from .exchange import Answer, Exchange, JsonObject, Server, openai_error
 from .refusal import Refusal
 
 logger = logging.getLogger("dsv32_plugin.apis")
+_MISREAD = (AttributeError, IndexError, KeyError, OverflowError, PartError, TypeError)
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -96,7 +97,7 @@ class Gateway:
 
     def _read(self, given: bytes, path: str, server: Server, scope: Message) -> Exchange | None:
         headers = dict(scope["headers"])
-        if b"json" not in headers.get(b"content-type", b"") or headers.get(b"content-encoding"):
+        if b"json" not in headers.get(b"content-type", b"").lower() or headers.get(b"content-encoding"):
             return None
         try:
             body = json.loads(given)
@@ -112,6 +113,10 @@ class Gateway:
             return chat.read(body, server) if "messages" in body else None
         except NestingError as error:
             raise Refusal(str(error)) from error
+        except _MISREAD as error:
+            # A value of a type that nothing above expects: the client's mistake, and the log says where.
+            logger.warning("a request to %s could not be read", path, exc_info=True)
+            raise Refusal(f"the request has a value of the wrong type: {error}") from error
 
     def _asked_again(self, path: str) -> responses.Kept | None:
         """Of `/v1/responses/{id}`."""

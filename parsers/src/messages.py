@@ -201,4 +201,9 @@ def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:
 
 
 def _read_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """By which a result finds its call; a number is as good as its digits."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise EncodingError(f"the id of a call: expected a string, got {type(value).__name__}")

@@ -1,5 +1,6 @@
 """Regular expressions of JSON schemas, as grammars of the strings that they match."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,8 @@ except ImportError:  # pragma: no cover
 
 _MAX_SIZE = 4096
 """Of a grammar made of one expression, counted in characters matched at least."""
-_ENDS_OF_TIME = 3
-"""Python's own matching takes time that grows with the power of this many open repetitions at most."""
+_MOST_WAYS = 1 << 22
+"""Of a match that Python's own matching may have to try: a fraction of a second."""
 
 _AS_GOOD = {r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?\d+(\.\d+)?$"}
 """What pydantic writes for decimal numbers has no grammar of its own."""
@@ -48,7 +49,7 @@ def matches(pattern: str, text: str) -> bool:
     """Whether the expression is found in a text, as JSON schema has it; False where that could take for ever."""
     try:
         tree = sre_parse.parse(pattern)
-        if len(text) > 256 or _open_repeats(tree) > _ENDS_OF_TIME:
+        if len(text) > 256 or _ways(tree, len(text)) * (len(text) + 1) > _MOST_WAYS:
             return False
         return re.search(pattern, text) is not None
     except (re.error, OverflowError, RecursionError):
@@ -224,18 +225,25 @@ def _total(items: Any) -> tuple[int, int]:
     return sum(width[0] for width in widths), sum(width[1] for width in widths)
 
 
-def _open_repeats(tree: Any) -> int:
-    """Repetitions without an end, one inside another counted as too many."""
-    count, waiting = 0, [(tree, False)]
-    while waiting:
-        items, repeated = waiting.pop()
-        for kind, value in items:
-            if kind in _REPEATS:
-                open_end = value[1] > 256
-                count += (_ENDS_OF_TIME + 1 if repeated else 1) if open_end else 0
-                waiting.append((value[2], repeated or open_end))
-            elif kind == sre.SUBPATTERN:
-                waiting.append((value[3], repeated))
-            elif kind == sre.BRANCH:
-                waiting += [(part, repeated) for part in value[1]]
-    return count
+def _ways(items: Any, length: int) -> float:
+    """At most so many ways there are to match a text of this length from one place on; matching may try them all."""
+    return math.prod(_ways_of(kind, value, length) for kind, value in items)
+
+
+def _ways_of(kind: Any, value: Any, length: int) -> float:
+    if kind in _REPEATS:
+        least, most, inside = value[0], min(int(value[1]), length), _ways(value[2], length)
+        counts = max(1, most - least + 1)
+        return counts if inside == 1 else counts * float(min(inside, _MOST_WAYS)) ** min(most, 64)
+    if kind == sre.BRANCH:
+        return sum(_ways(part, length) for part in value[1])
+    if kind == sre.SUBPATTERN:
+        return _ways(value[3], length)
+    if kind in (sre.ASSERT, sre.ASSERT_NOT):
+        return _ways(value[1], length)
+    if kind == getattr(sre, "ATOMIC_GROUP", None):
+        return _ways(value, length)
+    if kind == sre.GROUPREF_EXISTS:
+        return _MOST_WAYS
+    # A reference back is of any length; what it repeats was counted where it stands.
+    return 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,6 +52,7 @@ def ask(
     server: Server | None = Server(),  # noqa: B008
     method: str = "POST",
     gateway: Gateway | None = None,
+    kind: str = "application/json",
 ) -> tuple[int, Any]:
     """The status and the body that the client gets; JSON where it is."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -63,7 +65,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(raw))]
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
     asyncio.run((gateway or Gateway(engine, lambda: server))(scope, receive, send))
     start, *bodies = sent
@@ -124,6 +126,87 @@ def test_a_refusal_has_the_form_of_its_api(path: str, body: Any, says: str) -> N
     assert answer["error"]["type"] == "invalid_request_error"
     assert answer.get("type") == ("error" if "messages" in path else None)
     assert engine.asked is None
+
+
+@pytest.mark.parametrize("kind", ["Application/JSON", "application/problem+JSON; charset=UTF-8"])
+def test_a_media_type_is_read_in_any_case(kind: str) -> None:
+    engine = Engine()
+    assert ask(engine, "/v1/chat/completions", {"messages": [{"role": "robot"}]}, kind=kind)[0] == 400
+    assert engine.asked is None
+
+
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "enum": ["x"], "minLength": 1}}}
+RESULT = [{"type": "text", "text": "r"}]
+REQUESTS: dict[str, Any] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "t"}]},
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": RESULT},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": PARAMETERS, "strict": True}}],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        },
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": PARAMETERS}},
+        "thinking": {"type": "enabled"},
+    },
+    "/v1/responses": {
+        "instructions": "s",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "t"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "r"}]},
+        ],
+        "tools": [
+            {"type": "function", "name": "f", "parameters": PARAMETERS, "strict": True},
+            {"type": "namespace", "name": "fs", "tools": [{"type": "function", "name": "w", "parameters": PARAMETERS}]},
+        ],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": PARAMETERS}},
+        "reasoning": {"effort": "high"},
+    },
+    "/v1/messages": {
+        "max_tokens": 5,
+        "system": [{"type": "text", "text": "s"}],
+        "messages": [
+            {"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "d"}}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": "x"}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": RESULT}]},
+        ],
+        "tools": [{"name": "f", "input_schema": PARAMETERS}, {"type": "bash_20250124", "name": "bash"}],
+        "tool_choice": {"type": "tool", "name": "f"},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    },
+}
+ODD: list[Any] = [None, True, 0, 5, -1.5, 10**400, "", "x", [], [None], [1, 2], [[]], {}, {"type": {}}, {"x": [1]}]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*path, key)
+        yield from _places(part, (*path, key))
+
+
+def _replaced(request: Any, path: tuple[Any, ...], value: Any) -> Any:
+    copied = copy.deepcopy(request)
+    place = copied
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return copied
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_a_value_of_a_wrong_type_is_the_clients_mistake(path: str) -> None:
+    """Nothing is raised: the engine is asked, or the client is told what is wrong."""
+    for place in _places(REQUESTS[path]):
+        for value in ODD:
+            status, answer = ask(Engine(), path, _replaced(REQUESTS[path], place, value))
+            assert status in (200, 400), (place, value, answer)
 
 
 def test_a_thread_is_refused_as_anthropics_sdk_reads_it() -> None:
