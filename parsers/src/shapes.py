@@ -6,7 +6,7 @@ A shape is a schema without references and combinations: `$ref` is resolved agai
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -158,6 +158,10 @@ class Schema:
             if options:
                 either = [shape for option in options for shape in self._of(option, above)]
                 found = self._both(found, list({id(shape): shape for shape in either}.values()))
+        if schema.get("unevaluatedProperties") is not None:
+            # Of the properties that none of the above speaks of.
+            others = _join((schema["unevaluatedProperties"],))
+            found = [replace(shape, additional=others) if shape.additional is None else shape for shape in found]
         if schema.get("nullable") is True and found:
             found = [*found, Shape(types=frozenset({"null"}))]
         return found
@@ -270,10 +274,8 @@ class Schema:
         return (const,) if listed is None or any(_equal(const, value) for value in listed) else ()
 
     def _additional(self, schema: Mapping[str, Any]) -> All | None:
-        for keyword in ("additionalProperties", "unevaluatedProperties"):
-            if schema.get(keyword) is not None:
-                return _join((schema[keyword],))
-        return None
+        value = schema.get("additionalProperties")
+        return None if value is None else _join((value,))
 
     def _items(self, schema: Mapping[str, Any]) -> dict[str, Any]:
         items, prefix = schema.get("items"), self._list(schema, "prefixItems")

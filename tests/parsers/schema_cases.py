@@ -391,6 +391,21 @@ KINDS = {
         "required": ["a"],
         "$defs": {"a": {"type": "boolean"}},
     },
+    "unevaluated-after-all-of": {
+        "type": "object",
+        "allOf": [{"properties": {"a": {"type": "string", "maxLength": 9}}, "required": ["a"]}],
+        "properties": {"b": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["b"],
+        "unevaluatedProperties": False,
+    },
+    "unevaluated-behind-a-reference": {
+        "type": "object",
+        "$ref": "#/$defs/base",
+        "properties": {"b": {"type": "boolean"}},
+        "required": ["a"],
+        "unevaluatedProperties": False,
+        "$defs": {"base": {"properties": {"a": {"enum": ["x", "y"]}}}},
+    },
     "anchor": obj({"a": {"$ref": "#here"}}, **{"$defs": {"a": {"$anchor": "here", "type": "boolean"}}}),
 }
 
