@@ -164,12 +164,7 @@ def ragged(tokens: int, length: int) -> Work:
     if vllm is None:
         work.missing["vllm deepgemm"] = reason
         return work
-    deep_gemm = vllm.deep_gemm
-
-    def theirs() -> torch.Tensor:
-        return deep_gemm.fp8_fp4_mqa_logits(
-            (data.q, None), (data.keys, data.scale), data.weights, data.start, data.end, clean_logits=False
-        )
+    theirs = functools.partial(vllm.ragged_logits, *data.arguments)
 
     def peer_check() -> None:
         logits = theirs()
@@ -200,13 +195,10 @@ def scored_topk(tokens: int, length: int) -> Work:
     if vllm is None:
         work.missing["vllm deepgemm and top-k"] = reason
         return work
-    deep_gemm, ops = vllm.deep_gemm, vllm.ops
-    theirs = torch.empty_like(out)
+    ops, theirs = vllm.ops, torch.empty_like(out)
 
     def launch() -> None:
-        logits = deep_gemm.fp8_fp4_mqa_logits(
-            (data.q, None), (data.keys, data.scale), data.weights, data.start, data.end, clean_logits=False
-        )
+        logits = vllm.ragged_logits(*data.arguments)
         ops.top_k_per_row_prefill(logits, data.start, data.end, theirs, tokens, *logits.stride(), TOPK)
 
     def peer_check() -> None:

@@ -97,7 +97,7 @@ class Expansion:
 
 
 class InTree(Side):
-    """vLLM 0.26.0, `models/deepseek_v32/nvidia`, with its fp8_ds_mla cache."""
+    """vLLM's `models/deepseek_v32`, with its fp8_ds_mla cache."""
 
     whose = "vLLM's fused norms, DeepGEMM, top-k and FlashMLA sparse"
 

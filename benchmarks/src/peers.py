@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import pkgutil
 from collections.abc import Callable
@@ -63,6 +64,9 @@ class Vllm:
         self.flashmla: ModuleType = flashmla
         self.multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
         self._most_cooperative_rows = most_cooperative_rows()
+        # Older releases ask whether to clear what is not visible.
+        asks = "clean_logits" in inspect.signature(deep_gemm.fp8_fp4_paged_mqa_logits).parameters
+        self._uncleared = {"clean_logits": False} if asks else {}
 
     def norm_rope(
         self,
@@ -113,10 +117,20 @@ class Vllm:
         def launch(q: torch.Tensor, weights: torch.Tensor, index_cache: torch.Tensor) -> torch.Tensor:
             cache = index_cache.unsqueeze(2)
             return self.deep_gemm.fp8_fp4_paged_mqa_logits(
-                (q, None), cache, weights, lengths, table, schedule, max_model_len=longest, clean_logits=False
+                (q, None), cache, weights, lengths, table, schedule, max_model_len=longest, **self._uncleared
             )
 
         return launch
+
+    def ragged_logits(
+        self, q: torch.Tensor, weights: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, begin: torch.Tensor,
+        end: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """DeepGEMM's logits of one sequence's prefill: every token sees the keys from the first on, `begin` is 0."""
+        longest = {} if self._uncleared else {"max_seqlen_k": len(keys)}
+        return self.deep_gemm.fp8_fp4_mqa_logits(
+            (q, None), (keys, scale), weights, begin, end, **longest, **self._uncleared
+        )
 
     def selections(self, rows: int) -> list[str]:
         """Those of its selections that take a decode of this many rows, its layer's choice first."""
@@ -193,9 +207,7 @@ class Vllm:
             scales = scale.view(torch.float32).squeeze(-1)
             for first in range(0, len(q), step):
                 rows = slice(first, min(first + step, len(q)))
-                logits = self.deep_gemm.fp8_fp4_mqa_logits(
-                    (q[rows], None), (keys, scales), weights[rows], begin[rows], end[rows], clean_logits=False
-                )
+                logits = self.ragged_logits(q[rows], weights[rows], keys, scales, begin[rows], end[rows])
                 self.ops.top_k_per_row_prefill(
                     logits, begin[rows], end[rows], out[rows], len(logits), *logits.stride(), out.shape[1]
                 )
