@@ -177,6 +177,7 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
             "supports_native_reasoning_history",
         ),
         "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
+        "binds_experts": ("sglang.srt.layers.moe.topk:TopK", "bind_runner_backend"),
         "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
         "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
     },

@@ -14,6 +14,7 @@ from dsv32_plugin.sglang_adapter.layers import SglangLayers
 from dsv32_plugin.sglang_adapter.upstream import (
     QuantizationConfig,
     TopK,
+    binds_experts,
     get_moe_impl_class,
     tensor_model_parallel_all_reduce,
 )
@@ -64,6 +65,9 @@ class Moe(nn.Module):
             inplace=False,
             prefix=f"{prefix}.experts",
         )
+        if binds_experts():
+            backend, routing = self.experts.runner_backend, self.experts.routing_method_type
+            self.topk.bind_runner_backend(backend, routing_method_type=routing)
         self.shared_experts = Mlp(
             config.hidden_size,
             config.moe_intermediate_size * config.n_shared_experts,

@@ -389,6 +389,11 @@ def wraps_index_keys() -> bool:
     return has(NAMES, "IndexKeyCache")
 
 
+def binds_experts() -> bool:
+    """Whether the router must be told what its experts run on, or ends the first step on a GPU. From 0.5.23 on."""
+    return hasattr(lookup(NAMES, "TopK"), "bind_runner_backend")
+
+
 def masks_itself() -> bool:
     """Whether a batch's grammar mask knows how it is applied. From 0.5.17 on. Before, it is a tensor."""
     return has(NAMES, "GrammarMask")

@@ -21,6 +21,7 @@ from test_updates import buckets, stored
 
 from dsv32_plugin.core.block_fp8 import dequantise
 from dsv32_plugin.core.checkpoint import PACKED_MODULES
+from dsv32_plugin.sglang_adapter import upstream
 from dsv32_plugin.sglang_adapter.cpu import platform
 from dsv32_plugin.tools.tiny import BLOCK, TinySpec
 
@@ -91,3 +92,12 @@ def test_a_matrix_that_is_not_fp8_is_refused(build: Build, checkpoint: Callable[
         model.load_weights([(name, tensor.to(torch.bfloat16))])
     found = as_bytes(model)
     assert all(torch.equal(found[name], value) for name, value in before.items())
+
+
+def test_the_router_knows_what_its_experts_run_on(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:
+    """Without it SGLang ends the first step on a GPU, and there alone."""
+    if not upstream.binds_experts():
+        pytest.skip("this release does not ask for it")
+    routers = [module for module in build(checkpoint(TinySpec())).modules() if isinstance(module, upstream.TopK)]
+    assert routers
+    assert all(router.topk_config.output_format is not None for router in routers)
