@@ -54,5 +54,5 @@ def show(title: str, findings: Sequence[Finding], *, verdict: str, as_json: bool
         table.add_row(MARKS[finding.level], Text(finding.name), Text(finding.found), Text(finding.advice))
     stdout.print(table)
     wrong = sum(finding.level == "wrong" for finding in findings)
-    stdout.print(verdict if well else f"{wrong} found wrong: see ✗", style="bold")
+    stdout.print(verdict if well else f"{wrong} found wrong: see ✗", style="bold", soft_wrap=True, markup=False)
     return 0 if well else 1
