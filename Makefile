@@ -48,15 +48,17 @@ demo: $(READY)
 	$(BIN)/dsv32 demo --engine $(ENGINE)
 endif
 
-# Lint and tests at once: mypy and pytest take a core each. What imports an engine, compiles or interprets kernels, or runs
-# models is left to `make test`.
+# Lint and tests at once, a process for each core. What imports an engine, compiles or interprets kernels, runs models or
+# waits is left to `make test`, as are more than a few of the examples that Hypothesis makes up.
 SLOW := tests/engine tests/kernels/test_aot.py tests/kernels/test_ahead.py tests/kernels/test_*_triton.py \
-	tests/test_vllm_*.py tests/test_tiny.py tests/training/test_asset.py tests/training/test_trainer.py
+	tests/test_vllm_*.py tests/test_tiny.py tests/training/test_asset.py tests/training/test_trainer.py \
+	tests/benchmarks/test_measurement.py tests/test_search_agent.py
+FAST := --numprocesses=2 --dist=loadfile --hypothesis-profile=check
 check: $(READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -q -m "not engine and not gpu and not index" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -q $(FAST) -m "not engine and not gpu and not index" $(SLOW:%=--ignore-glob='%') $(PYTEST_OPTIONS)
 
 # Both engines at once: most of the time a test waits for a server to start.
 test: lint $(SGLANG_READY)

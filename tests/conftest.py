@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from dsv32_plugin.tools import tiny
 from dsv32_plugin.tools.tiny import TinySpec
+
+with suppress(ImportError):  # a machine with a GPU may lack it
+    from hypothesis import settings
+
+    settings.register_profile("check", max_examples=15)  # of `make check`
 
 # What drives the clients themselves has an environment and a configuration of its own: make test-clients.
 collect_ignore = ["clients/live"]
