@@ -10,7 +10,7 @@ from dsv32_plugin import __version__
 from dsv32_plugin.benchmarks import cli as bench
 from dsv32_plugin.console import CommandError
 from dsv32_plugin.core.config import ConfigError
-from dsv32_plugin.tools import check, demo, doctor, render_parse, tiny
+from dsv32_plugin.tools import check, demo, doctor, plan, render_parse, tiny
 from dsv32_plugin.training import command as train
 
 FAILED = 2
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsv32", description="Serve DeepSeek-V3.2 with stock vLLM and SGLang.")
     parser.add_argument("--version", action="version", version=f"dsv32-plugin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (check, demo, doctor, tiny, train, bench):
+    for module in (check, demo, doctor, plan, tiny, train, bench):
         module.add_command(subparsers)
     render_parse.add_commands(subparsers)
     return parser

@@ -56,6 +56,14 @@ def examine(model: str, revision: str | None = None) -> list[Finding]:
     return [*_model(config), *_weights(place, config), *_chats(place, config)]
 
 
+def config_of(model: str) -> DsaConfig:
+    """The checkpoint's; raises CommandError where there is none that can be served."""
+    found = _config(_locate(model, None))
+    if isinstance(found, Finding):
+        raise CommandError(f"{found.name}: {found.found}; {found.advice}")
+    return found
+
+
 def _locate(model: str, revision: str | None) -> Place:
     folder = Path(model)
     if folder.is_dir():
