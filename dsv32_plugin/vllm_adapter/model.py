@@ -12,7 +12,7 @@ from torch import nn
 from dsv32_plugin import __version__
 from dsv32_plugin.core.attention import DsaAttention, Shared
 from dsv32_plugin.core.checkpoint import PACKED_MODULES
-from dsv32_plugin.core.config import ConfigError, DsaConfig
+from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.decoder import DecoderLayer, Mlp
 from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
@@ -101,13 +101,6 @@ class DsaModel(nn.Module):
             lambda prefix: DsaDecoderLayer(config, vllm_config, shared, prefix),
             prefix=f"{prefix}.layers",
         )
-        if not config.selects(self.start_layer):
-            raise ConfigError(
-                "indexer_types",
-                f"a selecting layer at the start of each pipeline stage, layer {self.start_layer} for this one",
-                config.indexer_types[self.start_layer],
-                "choose another --pipeline-parallel-size, or set VLLM_PP_LAYER_PARTITION",
-            )
         self.vllm_config = vllm_config
         self.warm_up: warmup.WarmUp | None = None
         if current_platform.is_cpu():
@@ -122,9 +115,8 @@ class DsaModel(nn.Module):
         self.norm: nn.Module = PPMissingLayer()
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
-            ["hidden_states", "residual"], config.hidden_size
-        )
+        self.config = config
+        self._empty_states = make_empty_intermediate_tensors_factory(["hidden_states", "residual"], config.hidden_size)
 
     def forward(
         self,
@@ -141,14 +133,33 @@ class DsaModel(nn.Module):
             assert intermediate_tensors is not None, "a later pipeline stage is handed the earlier one's tensors"
             hidden_th = intermediate_tensors["hidden_states"]
             residual_th = intermediate_tensors["residual"]
+            if self._is_handed_slots(self.start_layer):
+                self.topk_indices_buffer[: len(hidden_th)] = intermediate_tensors["slots"]
         if self.warm_up is not None and get_forward_context().attn_metadata is None:
             self.warm_up.finish(hidden_th)
             self.warm_up = None
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden_th, residual_th = layer(positions, hidden_th, residual_th, self.topk_indices_buffer)
         if not get_pp_group().is_last_rank:
-            return IntermediateTensors({"hidden_states": hidden_th, "residual": residual_th})
+            tensors = {"hidden_states": hidden_th, "residual": residual_th}
+            if self._is_handed_slots(self.end_layer):
+                tensors["slots"] = self.topk_indices_buffer[: len(hidden_th)]
+            return IntermediateTensors(tensors)
         return self.norm(hidden_th, residual_th)[0]
+
+    def _is_handed_slots(self, first: int) -> bool:
+        """Whether the stage that begins with a layer needs the selection of an earlier one; slots are alike in all."""
+        return first > 0 and not self.config.selects(first)
+
+    def make_empty_intermediate_tensors(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> IntermediateTensors:
+        """What this stage is handed, for vLLM's buffers."""
+        found = self._empty_states(batch_size, dtype, device)
+        if self._is_handed_slots(self.start_layer):
+            shape = (batch_size, self.config.index_topk)
+            found["slots"] = torch.zeros(shape, dtype=torch.int32, device=device)
+        return found
 
 
 class DsaForCausalLM(nn.Module, SupportsPP):
