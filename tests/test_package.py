@@ -126,8 +126,8 @@ def test_both_adapters_use_the_same_names(folder: str) -> None:
 ONLY = {
     ".": {
         "vllm": {"endpoints.py"},
-        "sglang": {"arguments.py", "float32.py", "requests.py", "responses.py", "speculation.py"},
+        "sglang": {"arguments.py", "exchange.py", "float32.py", "requests.py", "responses.py", "speculation.py"},
     },
-    "cpu": {"vllm": {"operators.py"}, "sglang": {"pages.py", "speculation.py"}},
+    "cpu": {"vllm": {"operators.py"}, "sglang": {"devices.py", "pages.py", "speculation.py"}},
 }
 """Folder of an adapter -> what only that engine needs."""

@@ -127,6 +127,30 @@ def test_a_mixed_step(backend: Any) -> None:
     assert [chunk.tokens for chunk in batch.prefill_chunks] == [slice(0, 8)]
 
 
+def test_padding_behind_a_prefill_is_no_token(backend: Any) -> None:
+    """SGLang counts it among the tokens of the extension, and gives it slots."""
+    step = SimpleNamespace(
+        batch_size=1,
+        req_pool_indices=torch.tensor([3]),
+        seq_lens=torch.tensor([40]),
+        seq_lens_cpu=torch.tensor([40]),
+        extend_num_tokens=10,
+        extend_seq_lens=torch.tensor([8], dtype=torch.int32),
+        extend_seq_lens_cpu=[8],
+        out_cache_loc=torch.arange(10),
+        forward_mode=ForwardMode.EXTEND,
+    )
+    backend.init_forward_metadata(step)
+    assert backend.forward_metadata.slots_t.tolist() == list(range(8))
+    assert backend.forward_metadata.visible_t.tolist() == list(range(33, 41))
+
+
+def test_an_idle_step_leaves_nothing_of_the_step_before(backend: Any) -> None:
+    backend.init_forward_metadata(eagle_step(ForwardMode.DECODE, [10, 37], tokens=2))
+    backend.init_forward_metadata(SimpleNamespace(forward_mode=ForwardMode.IDLE))
+    assert backend.forward_metadata is None
+
+
 @pytest.mark.parametrize(("enabled", "served"), [(True, True), (True, False), (False, True)])
 def test_determinism_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch, enabled: bool, served: bool) -> None:
     monkeypatch.setattr(engine_config, "serves", lambda args: served)
@@ -285,3 +309,63 @@ def test_the_last_slot_of_a_sequence() -> None:
 @pytest.mark.parametrize(("backend", "expected"), [("dsv32", False), ("torch_native", False), ("flashinfer", True)])
 def test_who_runs_triton(backend: str, expected: bool) -> None:
     assert platform.support_triton_around(lambda name: name != "torch_native", backend) is expected
+
+
+def test_a_share_of_rows_is_copied_both_ways() -> None:
+    everyone, own = torch.zeros(5, 2), torch.arange(6.0).view(3, 2)
+    platform.copy_share(everyone, own, 0, torch.tensor(2), torch.tensor(2), False)
+    assert torch.equal(everyone, torch.cat([torch.zeros(2, 2), own[:2], torch.zeros(1, 2)]))
+    back = torch.full((3, 2), torch.nan)
+    platform.copy_share(back, everyone, 0, torch.tensor(2), torch.tensor(2), True)
+    assert torch.equal(back[:2], own[:2])
+    assert back[2].isnan().all(), "padding is not written"
+
+
+def test_experts_of_other_ranks_add_nothing() -> None:
+    """Against SGLang's own form, of one rank that has every expert; two ranks add up to it."""
+    from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
+    from sglang.srt.layers.moe.topk import StandardTopKOutput
+
+    torch.manual_seed(0)
+    x_th, weights_tk = torch.randn(7, 8), torch.rand(7, 3)
+    experts_tk = torch.stack([torch.randperm(6)[:3] for _ in range(7)])
+    whole = SimpleNamespace(num_experts=6, w13_weight=torch.randn(6, 10, 8), w2_weight=torch.randn(6, 8, 5))
+    config: Any = SimpleNamespace(apply_router_weight_on_input=False, activation="silu", gemm1_alpha=None)
+    config.routed_scaling_factor = None
+    expected = moe_forward_native(whole, x_th, StandardTopKOutput(weights_tk, experts_tk, None), config)
+    total = torch.zeros(7, 8)
+    for first in (0, 3):
+        part = SimpleNamespace(w13_weight=whole.w13_weight[first:][:3], w2_weight=whole.w2_weight[first:][:3])
+        own_tk = torch.where((experts_tk >= first) & (experts_tk < first + 3), experts_tk - first, -1)
+        given = SimpleNamespace(hidden_states=x_th, topk_output=StandardTopKOutput(weights_tk, own_tk, None))
+        total += platform.run_experts(None, part, given).hidden_states
+    assert torch.allclose(total, expected, atol=1e-5)
+
+
+def test_a_stage_begins_with_a_layer_that_selects() -> None:
+    from dsv32_plugin.core.config import ConfigError, DsaConfig
+    from dsv32_plugin.sglang_adapter import guard
+    from dsv32_plugin.tools.tiny import TinySpec
+
+    config = DsaConfig.from_hf(TinySpec(index_topk_pattern="FSFS").config())
+    options = SimpleNamespace(tp_size=1, ep_size=1, dp_size=1, enable_dp_attention=False, pp_size=2)
+    guard.check_sizes(config, options)
+    options.pp_size = 4
+    with pytest.raises(ConfigError, match="layer 1 for stage 1, got 'shared'; choose another --pp-size"):
+        guard.check_sizes(config, options)
+
+
+@pytest.mark.parametrize(("ranks", "shares", "fits"), [(8, 1, True), (16, 1, False), (16, 8, True)])
+def test_attention_is_cut_over_ranks_of_its_own(ranks: int, shares: int, fits: bool) -> None:
+    """Eight heads."""
+    from dsv32_plugin.core.config import ConfigError, DsaConfig
+    from dsv32_plugin.sglang_adapter import guard
+    from dsv32_plugin.tools.tiny import TinySpec
+
+    config = DsaConfig.from_hf(TinySpec().config())
+    options = SimpleNamespace(tp_size=ranks, ep_size=1, dp_size=shares, enable_dp_attention=shares > 1, pp_size=1)
+    if fits:
+        guard.check_sizes(config, options)
+        return
+    with pytest.raises(ConfigError, match="num_attention_heads"):
+        guard.check_sizes(config, options)

@@ -169,16 +169,21 @@ class DsaConfig:
             if not fits:
                 raise ConfigError(key, f"{expected} on a GPU", value, "such a model runs on a CPU only")
 
-    def check(self, tp_size: int) -> None:
-        """Raise ConfigError unless the model can be cut over `tp_size` ranks."""
-        for key, value in (
-            ("num_attention_heads", self.num_heads),
-            ("intermediate_size", self.intermediate_size),
-            ("moe_intermediate_size", self.moe_intermediate_size),
+    def check(self, tp_size: int, *, attention: int | None = None, experts: int | None = None) -> None:
+        """Raise ConfigError unless the model can be cut over `tp_size` ranks.
+
+        Args:
+            attention: ranks over which the heads are cut, where it is not all.
+            experts: likewise of each expert.
+        """
+        for key, value, size in (
+            ("num_attention_heads", self.num_heads, attention or tp_size),
+            ("intermediate_size", self.intermediate_size, tp_size),
+            ("moe_intermediate_size", self.moe_intermediate_size, experts or tp_size),
         ):
-            if value % tp_size:
+            if value % size:
                 raise ConfigError(
-                    key, f"a multiple of the tensor parallel size {tp_size}", value, "choose a size that divides it"
+                    key, f"a multiple of the tensor parallel size {size}", value, "choose a size that divides it"
                 )
 
     def _check_shapes(self) -> None:

@@ -38,6 +38,17 @@ class DecoderLayer(nn.Module):
         residual_th: torch.Tensor | None,
         slots_tk: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_th, residual_th = self.attend(positions_t, hidden_th, residual_th, slots_tk)
+        return self.mlp(hidden_th), residual_th
+
+    def attend(
+        self,
+        positions_t: torch.Tensor,
+        hidden_th: torch.Tensor,
+        residual_th: torch.Tensor | None,
+        slots_tk: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes into the feed-forward block, normalised, and the residual."""
         if residual_th is None:
             residual_th = hidden_th
             hidden_th = self.input_layernorm(hidden_th)
@@ -45,7 +56,7 @@ class DecoderLayer(nn.Module):
             hidden_th, residual_th = self.input_layernorm(hidden_th, residual_th)
         hidden_th = self.self_attn(positions_t, hidden_th, slots_tk)
         hidden_th, residual_th = self.post_attention_layernorm(hidden_th, residual_th)
-        return self.mlp(hidden_th), residual_th
+        return hidden_th, residual_th
 
 
 class DraftInput:

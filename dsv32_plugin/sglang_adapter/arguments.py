@@ -66,6 +66,12 @@ def attention_backends(options: Any) -> set[str | None]:
     return set(attention_backends_of(options))
 
 
+def attention_ranks(options: Any) -> int:
+    """Ranks that share the same sequences, and cut the heads among them."""
+    shares = getattr(options, "attn_dp_size", None) or (options.dp_size if options.enable_dp_attention else 1)
+    return int(options.tp_size) // int(shares)
+
+
 def longest_sequence(options: Any) -> int:
     """Positions that a sequence can reach: drafts may pass the end of the context, and are dropped after it."""
     return int(model_config(options).context_len) + (options.speculative_num_draft_tokens or 0)

@@ -49,7 +49,10 @@ class DsaBackend(AttentionBackend):
             warmup.run(runner, self.token_to_kv_pool, self.max_context_len, self.drafted or 1)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Describe a step that runs without a graph, without waiting for the device."""
+        """Describe a step that runs without a graph, if it is not idle, without waiting for the device."""
+        self.forward_metadata = None
+        if forward_batch.forward_mode.is_idle():
+            return
         if forward_batch.forward_mode.is_extend_without_speculative():
             self.forward_metadata = self._extend_batch(forward_batch)
         else:
@@ -117,12 +120,15 @@ class DsaBackend(AttentionBackend):
         )
 
     def _extend_batch(self, forward_batch: ForwardBatch) -> Step:
-        """Prefills or chunks of them, behind them, in SGLang's mixed batches, decodes: extensions by one token."""
+        """Prefills or chunks of them, behind them, in SGLang's mixed batches, decodes: extensions by one token.
+
+        `extend_num_tokens` counts the rows by which SGLang pads a batch, too.
+        """
         max_visible = self._max_visible(forward_batch)
         extend_seq_lens = forward_batch.extend_seq_lens_cpu
         num_decodes = sum(1 for _ in itertools.takewhile(lambda length: length == 1, reversed(extend_seq_lens)))
         return mixed_batch(
-            slots_t=forward_batch.out_cache_loc[: forward_batch.extend_num_tokens],
+            slots_t=forward_batch.out_cache_loc[: sum(extend_seq_lens)],
             block_table_bp=self._block_table(forward_batch),
             seq_lens_b=forward_batch.seq_lens.int(),
             query_start_b1=_starts(forward_batch.extend_seq_lens),

@@ -22,7 +22,7 @@ from dsv32_plugin.sglang_adapter import arguments
 from dsv32_plugin.sglang_adapter.arguments import attention_backends, model_config
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME, DRAFT_MODEL_PATH, MODEL_PATH, MODELS
 from dsv32_plugin.sglang_adapter.options import REFUSED
-from dsv32_plugin.sglang_adapter.upstream import installed_version
+from dsv32_plugin.sglang_adapter.upstream import get_pp_indices, installed_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 IN_TREE_HINT = "set DSV32_PLUGIN=0 for SGLang's own code"
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
+A2A_BACKENDS = ("none", "deepep")
 MAX_DRAFTS = 7
 """Their kernels take up to 8 tokens of a sequence, of which the first is no draft."""
 
@@ -56,14 +57,16 @@ def check_given(options: Any) -> None:
                 f"--{option.replace('_', '-')}: expected {_shown(default)}, got {_shown(value)}; "
                 f"the plugin does not support it: leave it out, or {IN_TREE_HINT}"
             )
+    for option in ("moe_a2a_backend", "speculative_moe_a2a_backend"):
+        if (backend := getattr(options, option)) not in (None, *A2A_BACKENDS):
+            raise NotImplementedError(
+                f"--{option.replace('_', '-')}: expected {' or '.join(A2A_BACKENDS)}, got {backend}; leave it out, or "
+                f"{IN_TREE_HINT}"
+            )
     if options.cuda_graph_backend_prefill not in (None, "disabled"):
         raise NotImplementedError(
             f"--cuda-graph-backend-prefill: expected nothing or disabled, got {options.cuda_graph_backend_prefill}; "
             "the shape of a prefill changes from step to step"
-        )
-    if options.device == "cpu" and options.ep_size != 1:
-        raise NotImplementedError(
-            f"--ep-size: expected 1 without a GPU, got {options.ep_size}; leave it out, --tp-size cuts the experts, too"
         )
 
 
@@ -80,11 +83,27 @@ def check_start(original: Callable[[Any], None], server_args: Any) -> None:
     if arguments.architecture(model_config(options)) in MODELS:
         check_options(options)
         config = read_config(options)
-        config.check(options.tp_size)
+        check_sizes(config, options)
         _check_checkpoint(config, options)
         if options.speculative_algorithm is not None:
             check_draft_layer(config)
     original(server_args)
+
+
+def check_sizes(config: DsaConfig, options: Any) -> None:
+    """Raise ConfigError unless the model can be cut as the options say."""
+    experts = options.tp_size // options.ep_size
+    config.check(options.tp_size, attention=arguments.attention_ranks(options), experts=experts)
+    for stage in range(options.pp_size):
+        first, _ = get_pp_indices(config.num_layers, stage, options.pp_size)
+        if not config.selects(first):
+            # A selection is slots of a pool, which every stage gives out by itself.
+            raise ConfigError(
+                "indexer_types",
+                f"a layer that selects at the start of each pipeline stage, layer {first} for stage {stage}",
+                config.indexer_types[first],
+                "choose another --pp-size, or set SGLANG_PP_LAYER_PARTITION",
+            )
 
 
 def _check_checkpoint(config: DsaConfig, options: Any) -> None:

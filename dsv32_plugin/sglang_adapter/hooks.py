@@ -108,8 +108,15 @@ def of_process() -> list[Hook]:
     ]
     if not upstream.reckons_fp8_latents():
         wanted.append(at("DefaultPoolConfigurator._compute_cell_size", "caches.reckon_latents"))
-    if current_platform.is_out_of_tree() and not upstream.asks_the_platform():
-        wanted += _cpu_hooks()
+    if current_platform.is_out_of_tree():
+        wanted += [
+            at("dp_attention.memcpy", "cpu.platform.copy_share", replaces=True),
+            at("ForwardBatch.prepare_mlp_sync_batch", "cpu.platform.pad_around"),
+            at("GroupCoordinator.all_gather_into_tensor", "cpu.platform.gather_rows", replaces=True),
+            at("GroupCoordinator.reduce_scatter_tensor", "cpu.platform.scatter_sum", replaces=True),
+        ]
+        if not upstream.asks_the_platform():
+            wanted += _cpu_hooks()
     return wanted
 
 
@@ -184,6 +191,7 @@ def of_drafts() -> list[Hook]:
 def _cpu_draft_hooks() -> list[Hook]:
     wanted = [
         at("assign_draft_cache_locs_contiguous", "cpu.speculation.AssignDraftCacheLocs", replaces=True),
+        at("EagleDraftWorker.draft", "cpu.speculation.draft_around"),
         at("fill_bonus_tokens", "cpu.speculation.FillBonusTokens", replaces=True),
         at("assign_req_to_token_pool_func", "cpu.speculation.assign_req_to_token_pool_func", replaces=True),
         at("build_tree_kernel_efficient", "cpu.speculation.build_tree_kernel_efficient", replaces=True),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dsv32_plugin.core.layers import Ranks
+from dsv32_plugin.sglang_adapter import upstream
 from dsv32_plugin.sglang_adapter.upstream import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -18,7 +19,7 @@ from dsv32_plugin.sglang_adapter.upstream import (
     RowParallelLinear,
     SiluAndMul,
     get_parallel,
-    tensor_model_parallel_all_gather,
+    is_dp_attention_enabled,
 )
 
 
@@ -56,15 +57,21 @@ class Float32Norm(RMSNorm):
 
 
 class SglangLayers:
-    """Builds the layers of one model."""
+    """Builds the layers of one model, cut over all ranks."""
+
+    group = "tp"
 
     def __init__(self, quant_config: QuantizationConfig | None) -> None:
         self.quant_config = quant_config
+        self.tp_rank, self.tp_size = self._place()
+        self._cut: dict[str, Any] = {"tp_rank": self.tp_rank, "tp_size": self.tp_size}
+        if upstream.names_groups():
+            self._cut = {"parallel_group": self.group}
+        self.ranks: Ranks | None = None
+
+    def _place(self) -> tuple[int, int]:
         parallel = get_parallel()
-        self.tp_rank, self.tp_size = parallel.tp_rank, parallel.tp_size
-        self.ranks = None
-        if self.tp_size > 1:
-            self.ranks = Ranks(self.tp_rank, self.tp_size, partial(tensor_model_parallel_all_gather, dim=0))
+        return parallel.tp_rank, parallel.tp_size
 
     def replicated(self, inputs: int, outputs: int, prefix: str, *, quantised: bool = True) -> ReplicatedLinear:
         quant_config = self.quant_config if quantised else None
@@ -74,16 +81,24 @@ class SglangLayers:
         return PackedLinear(inputs, widths, self.quant_config if quantised else None, prefix)
 
     def column(self, inputs: int, outputs: int, prefix: str) -> ColumnParallelLinear:
-        return ColumnParallelLinear(inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix)
+        return ColumnParallelLinear(
+            inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix, **self._cut
+        )
 
     def gate_up(self, inputs: int, width: int, prefix: str) -> MergedColumnParallelLinear:
         return MergedColumnParallelLinear(
-            inputs, [width, width], bias=False, quant_config=self.quant_config, prefix=prefix
+            inputs, [width, width], bias=False, quant_config=self.quant_config, prefix=prefix, **self._cut
         )
 
     def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> RowParallelLinear:
         return RowParallelLinear(
-            inputs, outputs, bias=False, quant_config=self.quant_config, prefix=prefix, reduce_results=reduce
+            inputs,
+            outputs,
+            bias=False,
+            quant_config=self.quant_config,
+            prefix=prefix,
+            reduce_results=reduce,
+            **self._cut,
         )
 
     def silu_and_mul(self) -> SiluAndMul:
@@ -91,3 +106,33 @@ class SglangLayers:
 
     def norm(self, size: int, eps: float) -> RMSNorm:
         return (Float32Norm if torch.get_default_dtype() == torch.float32 else RMSNorm)(size, eps=eps)
+
+
+class AttentionLayers(SglangLayers):
+    """Cut over the ranks that share sequences: all, or with data-parallel attention those of one share of the batch."""
+
+    group = "attn_tp"
+
+    def __init__(self, quant_config: QuantizationConfig | None) -> None:
+        super().__init__(quant_config)
+        if self.tp_size > 1:
+            gather = partial(get_parallel().attn_tp_group.all_gather, dim=0)
+            self.ranks = Ranks(self.tp_rank, self.tp_size, gather)
+
+    def _place(self) -> tuple[int, int]:
+        parallel = get_parallel()
+        return parallel.attn_tp_rank, parallel.attn_tp_size
+
+    def row(self, inputs: int, outputs: int, prefix: str, *, reduce: bool = True) -> RowParallelLinear:
+        layer = super().row(inputs, outputs, prefix, reduce=reduce)
+        layer.use_dp_attention_reduce = is_dp_attention_enabled()
+        return layer
+
+
+class WholeLayers(SglangLayers):
+    """Whole on every rank."""
+
+    group = "replicated"
+
+    def _place(self) -> tuple[int, int]:
+        return 0, 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pkgutil
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import nn
@@ -18,9 +19,9 @@ from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels.runtime import dispatch
-from dsv32_plugin.sglang_adapter import arguments, guard, weights
+from dsv32_plugin.sglang_adapter import arguments, exchange, guard, weights
 from dsv32_plugin.sglang_adapter.caches import announce_index_keys
-from dsv32_plugin.sglang_adapter.layers import SglangLayers
+from dsv32_plugin.sglang_adapter.layers import AttentionLayers, SglangLayers, WholeLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
 from dsv32_plugin.sglang_adapter.names import DRAFT_ARCHITECTURES, DRAFT_MODEL_PATH
 from dsv32_plugin.sglang_adapter.steps import SglangSteps
@@ -30,8 +31,12 @@ from dsv32_plugin.sglang_adapter.upstream import (
     LogitsProcessorOutput,
     ModelRegistry,
     ParallelLMHead,
+    PPProxyTensors,
     QuantizationConfig,
     VocabParallelEmbedding,
+    get_embedding_tp_kwargs,
+    get_parallel,
+    get_pp_indices,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,14 +53,30 @@ class DsaDecoderLayer(DecoderLayer):
         shared: Shared,
         prefix: str,
     ) -> None:
-        layers = SglangLayers(quant_config)
-        attention = DsaAttention(config, layers, layer, shared, f"{prefix}.self_attn")
+        attention = DsaAttention(config, AttentionLayers(quant_config), layer, shared, f"{prefix}.self_attn")
+        layers = (WholeLayers if exchange.is_whole() else SglangLayers)(quant_config)
         mlp: nn.Module
         if config.is_moe(layer):
             mlp = Moe(config, quant_config, layer, f"{prefix}.mlp")
         else:
-            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp")
+            mlp = Mlp(config.hidden_size, config.intermediate_size, layers, f"{prefix}.mlp", reduce=False)
         super().__init__(config, layers, attention, mlp)
+        self.exchange = exchange.of_layer(config.is_moe(layer))
+
+    def forward(  # type: ignore[override]
+        self,
+        positions_t: torch.Tensor,
+        hidden_th: torch.Tensor,
+        residual_th: torch.Tensor | None,
+        slots_tk: torch.Tensor,
+        batch: ForwardBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A rank that has nothing to do takes part in the feed-forward blocks of the others, with zeros if at all."""
+        if batch.forward_mode.is_idle():
+            hidden_th = residual_th = torch.zeros_like(hidden_th)
+        else:
+            hidden_th, residual_th = self.attend(positions_t, hidden_th, residual_th, slots_tk)
+        return self.exchange(self.mlp, hidden_th, batch), residual_th
 
 
 def shared_parts(config: DsaConfig) -> Shared:
@@ -63,38 +84,62 @@ def shared_parts(config: DsaConfig) -> Shared:
     max_positions = arguments.longest_sequence(arguments.of_process())
     return Shared(
         rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device()),
-        Planner(config.index_topk, config.num_heads // SglangLayers(None).tp_size, Policy.from_settings()),
+        Planner(config.index_topk, config.num_heads // AttentionLayers(None).tp_size, Policy.from_settings()),
         SglangSteps(config),
     )
 
 
 class DsaModel(nn.Module):
-    """Embedding, layers, final norm."""
+    """Embedding, this pipeline stage's layers, final norm."""
 
     def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
         shared = shared_parts(config)
         self.register_buffer("rope_table_pr", shared.rope_table_pr, persistent=False)
         self.topk = config.index_topk
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, quant_config=quant_config, prefix=f"{prefix}.embed_tokens"
-        )
+        self.stage = get_parallel().pp_group
+        self.embed_tokens: nn.Module = nn.Identity()
+        if self.stage.is_first_rank:
+            self.embed_tokens = VocabParallelEmbedding(
+                config.vocab_size,
+                config.hidden_size,
+                quant_config=quant_config,
+                prefix=f"{prefix}.embed_tokens",
+                **get_embedding_tp_kwargs(),
+            )
+        place = self.stage.rank_in_group, self.stage.world_size
+        self.start_layer, self.end_layer = get_pp_indices(config.num_layers, *place)
         self.layers = nn.ModuleList(
             DsaDecoderLayer(config, quant_config, layer, shared, f"{prefix}.layers.{layer}")
+            if self.start_layer <= layer < self.end_layer
+            else nn.Identity()
             for layer in range(config.num_layers)
         )
-        self.norm = SglangLayers(quant_config).norm(config.hidden_size, config.rms_norm_eps)
+        self.norm: nn.Module = nn.Identity()
+        if self.stage.is_last_rank:
+            self.norm = SglangLayers(quant_config).norm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, input_embeds: torch.Tensor | None
-    ) -> torch.Tensor:
-        hidden_th = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: ForwardBatch,
+        input_embeds: torch.Tensor | None,
+        handed: PPProxyTensors | None,
+    ) -> torch.Tensor | PPProxyTensors:
+        residual_th: torch.Tensor | None = None
+        if self.stage.is_first_rank:
+            hidden_th = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        else:
+            assert handed is not None, "a later pipeline stage is handed the earlier one's tensors"
+            hidden_th, residual_th = handed["hidden_states"], handed["residual"]
         # Written by the layers that select and read by those that share.
         slots_tk = hidden_th.new_empty(hidden_th.shape[0], self.topk, dtype=torch.int32)
-        residual_th: torch.Tensor | None = None
-        for layer in self.layers:
-            hidden_th, residual_th = layer(positions, hidden_th, residual_th, slots_tk)
-        return self.norm(hidden_th, residual_th)[0]
+        for layer in islice(self.layers, self.start_layer, self.end_layer):
+            hidden_th, residual_th = layer(positions, hidden_th, residual_th, slots_tk, batch)
+        if not self.stage.is_last_rank:
+            return PPProxyTensors({"hidden_states": hidden_th, "residual": residual_th})
+        return self.norm(hidden_th, residual_th)[0] if len(hidden_th) else hidden_th
 
 
 class DsaForCausalLM(nn.Module):
@@ -108,7 +153,7 @@ class DsaForCausalLM(nn.Module):
         guard.check_options(options)
         guard.check_hooks()
         dsa_config = guard.read_config(options)
-        dsa_config.check(SglangLayers(quant_config).tp_size)
+        guard.check_sizes(dsa_config, options)
         announce_index_keys(torch.get_default_dtype())
         if options.speculative_algorithm is not None:
             guard.check_draft_layer(dsa_config)
@@ -119,9 +164,17 @@ class DsaForCausalLM(nn.Module):
         self.quant_config = quant_config
         prefix = f"{prefix}." if prefix else ""
         self.model = DsaModel(dsa_config, quant_config, f"{prefix}model")
-        self.lm_head = ParallelLMHead(
-            dsa_config.vocab_size, dsa_config.hidden_size, quant_config=quant_config, prefix=f"{prefix}lm_head"
-        )
+        # By these the pool holds this stage's layers.
+        self.start_layer, self.end_layer = self.model.start_layer, self.model.end_layer
+        self.lm_head: nn.Module = nn.Identity()
+        if self.model.stage.is_last_rank:
+            self.lm_head = ParallelLMHead(
+                dsa_config.vocab_size,
+                dsa_config.hidden_size,
+                quant_config=quant_config,
+                prefix=f"{prefix}lm_head",
+                use_attn_tp_group=options.enable_dp_lm_head,
+            )
         self.logits_processor = LogitsProcessor(config)
         self.loader = weights.loader(self, dsa_config)
         choices = dispatch.choices(torch.get_default_device())
@@ -137,8 +190,11 @@ class DsaForCausalLM(nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
-    ) -> LogitsProcessorOutput:
-        hidden_th = self.model(input_ids, positions, input_embeds)
+        pp_proxy_tensors: PPProxyTensors | None = None,
+    ) -> LogitsProcessorOutput | PPProxyTensors:
+        hidden_th = self.model(input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
+        if not self.model.stage.is_last_rank:
+            return hidden_th
         return self.logits_processor(input_ids, hidden_th, self.lm_head, forward_batch)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -10,13 +10,13 @@ from torch import nn
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.decoder import Mlp
 from dsv32_plugin.sglang_adapter import float32
-from dsv32_plugin.sglang_adapter.layers import SglangLayers
+from dsv32_plugin.sglang_adapter.layers import SglangLayers, WholeLayers
 from dsv32_plugin.sglang_adapter.upstream import (
     QuantizationConfig,
     TopK,
     binds_experts,
+    get_moe_a2a_backend,
     get_moe_impl_class,
-    tensor_model_parallel_all_reduce,
 )
 
 
@@ -39,6 +39,9 @@ class Moe(nn.Module):
 
     Sigmoid scores; the correction bias takes part in the choice (best groups first, by the sum of their two best
     experts) and not in the weights (DeepSeek-V3 technical report, equations 12 to 16).
+
+    Gives this rank's part of the sum over all ranks, or the whole where an all-to-all backend brings the tokens to
+    their experts.
     """
 
     def __init__(self, config: DsaConfig, quant_config: QuantizationConfig | None, layer: int, prefix: str) -> None:
@@ -68,17 +71,21 @@ class Moe(nn.Module):
         if binds_experts():
             backend, routing = self.experts.runner_backend, self.experts.routing_method_type
             self.topk.bind_runner_backend(backend, routing_method_type=routing)
+        self.is_sum = get_moe_a2a_backend().is_none()
         self.shared_experts = Mlp(
             config.hidden_size,
             config.moe_intermediate_size * config.n_shared_experts,
-            SglangLayers(quant_config),
+            (SglangLayers if self.is_sum else WholeLayers)(quant_config),
             f"{prefix}.shared_experts",
             reduce=False,
         )
 
     def forward(self, x_th: torch.Tensor) -> torch.Tensor:
+        if not len(x_th):
+            # The other ranks' tokens may be for experts of this one.
+            return x_th if self.is_sum else self.experts(x_th, self.topk.empty_topk_output(x_th.device))
         routed_th = self.experts(x_th, self.topk(x_th, self.gate(x_th)))
-        return tensor_model_parallel_all_reduce(torch.add(self.shared_experts(x_th), routed_th, alpha=self.scale))
+        return torch.add(self.shared_experts(x_th), routed_th, alpha=self.scale)
 
 
 def _routing(config: DsaConfig, bias_e: torch.Tensor) -> dict[str, Any]:

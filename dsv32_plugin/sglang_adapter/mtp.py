@@ -47,14 +47,16 @@ class MtpLayer(DsaDecoderLayer, DraftInput):
         super().__init__(config, quant_config, layer, shared, prefix)
         self.add_draft_input(config, SglangLayers(quant_config), prefix)
         self.shared_head = SharedHead(config)
+        self.topk = config.index_topk
 
     def predict(
-        self, positions_t: torch.Tensor, embedded_th: torch.Tensor, hidden_th: torch.Tensor, topk: int
+        self, positions_t: torch.Tensor, embedded_th: torch.Tensor, hidden_th: torch.Tensor, batch: ForwardBatch
     ) -> torch.Tensor:
         """Hidden states, normalised as the target's are: for the logits and for the next draft step."""
-        slots_tk = hidden_th.new_empty(hidden_th.shape[0], topk, dtype=torch.int32)
-        hidden_th, residual_th = self(positions_t, self.draft_input(embedded_th, hidden_th), None, slots_tk)
-        return self.shared_head.norm(hidden_th, residual_th)[0]
+        slots_tk = hidden_th.new_empty(hidden_th.shape[0], self.topk, dtype=torch.int32)
+        in_th = self.draft_input(embedded_th, hidden_th) if len(embedded_th) else embedded_th
+        hidden_th, residual_th = self(positions_t, in_th, None, slots_tk, batch)
+        return self.shared_head.norm(hidden_th, residual_th)[0] if len(hidden_th) else hidden_th
 
 
 class MtpModel(nn.Module):
@@ -101,9 +103,7 @@ class DsaMtp(nn.Module):
         embedded_th = embed_tokens(input_ids) if input_embeds is None else input_embeds
         layer = self.model.layers[str(self.start_layer)]
         assert isinstance(layer, MtpLayer)
-        hidden_th = layer.predict(
-            positions, embedded_th, forward_batch.spec_info.hidden_states, self.dsa_config.index_topk
-        )
+        hidden_th = layer.predict(positions, embedded_th, forward_batch.spec_info.hidden_states, forward_batch)
         return self.logits_processor(input_ids, hidden_th, lm_head, forward_batch)
 
     def set_embed_and_head(self, embed_tokens: nn.Module, lm_head: nn.Module) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 JUDGED: dict[str, str] = {
     # They change how attention, caches, experts or drafts are laid out or computed: the plugin has SGLang's defaults.
     "refused": """
-    attn_cp_size attn_dp_size cpu_offload_gb cuda_graph_bs_prefill cuda_graph_max_bs_prefill
-    cuda_graph_max_seq_len_prefill cuda_graph_prefill_max_context dcp_replicate_q_proj dcp_size decoupled_spec_role
+    attn_cp_size cpu_offload_gb cuda_graph_bs_prefill cuda_graph_max_bs_prefill cuda_graph_max_seq_len_prefill
+    cuda_graph_prefill_max_context dcp_replicate_q_proj dcp_size decoupled_spec_role
     disaggregation_decode_enable_offload_kvcache disaggregation_mode dllm_algorithm dsa_decode_backend
     dsa_paged_mqa_logits_backend dsa_prefill_backend dsa_topk_backend dsa_triton_union dwdp_size elastic_ep_backend
     enable_amd_monokernel enable_attn_tp_input_scattered enable_cp_decode_attn_tp enable_cp_tp_group_sharing
-    enable_deepep_waterfill enable_dense_mlp_attn_tp enable_dp_attention enable_dsa_cache_layer_split
-    enable_dsa_fused_indexer enable_dsa_prefill_context_parallel enable_eplb enable_expert_distribution_metrics
+    enable_deepep_waterfill enable_dense_mlp_attn_tp enable_dsa_cache_layer_split enable_dsa_fused_indexer
+    enable_dsa_prefill_context_parallel enable_eplb enable_expert_distribution_metrics
     enable_flashinfer_allreduce_fusion enable_flexkv enable_fused_moe_sum_all_reduce enable_hierarchical_cache
     enable_hisparse enable_kv_cache_sharding enable_layernorm_sp enable_lean_attention enable_linker_mla_dedup
     enable_lmcache enable_lora enable_mis enable_multi_layer_eagle enable_nvidia_megakernel
@@ -29,22 +29,21 @@ JUDGED: dict[str, str] = {
     enable_unified_cache_external_linker enable_unified_memory enable_w4a4_mxfp4_megamoe enable_waterfill
     enforce_shared_experts_fusion ep_num_redundant_experts expert_balancedness_report_mode
     expert_distribution_recorder_mode flashinfer_mla_disable_ragged init_expert_location is_embedding kt_weight_path
-    kv_canary lora_paths modelopt_quant moe_a2a_backend moe_dense_tp_size moe_dp_size offload_group_size pp_size
-    prefill_kv_cache_dequant_dtype prefill_only_disable_kv_cache quantization_param_path quantize_and_serve
-    radix_cache_backend return_aux_hidden_state_layer_ids rl_on_policy_target rl_quant_profile shared_experts_tp_size
+    kv_canary lora_paths modelopt_quant moe_dp_size offload_group_size prefill_kv_cache_dequant_dtype
+    prefill_only_disable_kv_cache quantization_param_path quantize_and_serve radix_cache_backend
+    return_aux_hidden_state_layer_ids rl_on_policy_target rl_quant_profile shared_experts_tp_size
     speculative_adaptive speculative_attention_mode speculative_draft_attention_backend
     speculative_draft_kv_cache_dtype speculative_draft_sink_size speculative_draft_window_size
-    speculative_dsa_topk_backend speculative_enable_w4a4_mxfp4_megamoe speculative_moe_a2a_backend
-    speculative_token_map speculative_use_block_verification speculative_use_rejection_sampling
-    startup_weight_load_mode torchao_config triton_attention_reduce_in_fp32 triton_attention_split_tile_size
-    weight_cache_mode
+    speculative_dsa_topk_backend speculative_enable_w4a4_mxfp4_megamoe speculative_token_map
+    speculative_use_block_verification speculative_use_rejection_sampling startup_weight_load_mode torchao_config
+    triton_attention_reduce_in_fp32 triton_attention_split_tile_size weight_cache_mode
     """,
     # `guard` refuses the other values, or this adapter does what they ask for.
     "supported with some values": """
     attention_backend chat_template chunked_prefill_size cuda_graph_backend_prefill cuda_graph_config
     decode_attention_backend default_chat_template_kwargs device disable_overlap_schedule dtype
     enable_deterministic_inference enable_memory_saver enable_mixed_chunk enable_watermark
-    enforce_disable_flashinfer_allreduce_fusion ep_size grammar_backend incremental_streaming_output
+    enforce_disable_flashinfer_allreduce_fusion grammar_backend incremental_streaming_output
     json_model_override_args kv_cache_dtype load_format max_prefill_tokens max_running_requests max_total_tokens
     model_impl model_path page_size preferred_sampling_params prefill_attention_backend quantization reasoning_parser
     revision sampling_backend served_model_name speculative_accept_threshold_acc speculative_accept_threshold_single
@@ -53,13 +52,11 @@ JUDGED: dict[str, str] = {
     """,
     # What is refused is adjusted by them, and SGLang reads none without it.
     "of refused ones: parallel attention and pipelines": """
-        enable_dp_attention_local_control_broadcast enable_dp_lm_head disable_attn_tp_gather cp_strategy
-        dcp_comm_backend enable_tp_lm_head_all_to_all dsa_prefill_cp_mode prefill_cp_mode
-        enable_megamoe_for_layernorm_sp speculative_skip_dp_mlp_sync pp_max_micro_batch_size pp_async_batch_depth
-        enable_dynamic_chunking
+        cp_strategy dcp_comm_backend enable_tp_lm_head_all_to_all dsa_prefill_cp_mode prefill_cp_mode
+        enable_megamoe_for_layernorm_sp enable_dynamic_chunking
     """,
     "of refused ones: experts on other devices": """
-        deepep_mode deepep_config deepep_dispatcher_output_dtype deepep_v2_mode flashinfer_a2a_dispatch_type
+        deepep_v2_mode flashinfer_a2a_dispatch_type
         ep_dispatch_algorithm eplb_algorithm eplb_rebalance_num_iterations eplb_rebalance_layers_per_chunk
         eplb_min_rebalancing_utilization_threshold expert_distribution_recorder_buffer_size
         enable_elastic_expert_backup mooncake_ib_device elastic_ep_rejoin elastic_ep_initial_size
@@ -170,6 +167,15 @@ JUDGED: dict[str, str] = {
     "passed on: the group of processes": """
         nccl_port dist_timeout dist_init_addr nnodes node_rank dp_size load_balance_method enable_p2p_check
         gated_launch_port
+    """,
+    # `exchange` follows SGLang's settings of the step: who holds which tokens, and the length that each is padded to.
+    "supported: attention's own ranks, and experts on other devices": """
+        attn_dp_size enable_dp_attention enable_dp_attention_local_control_broadcast enable_dp_lm_head
+        disable_attn_tp_gather moe_dense_tp_size speculative_skip_dp_mlp_sync ep_size moe_a2a_backend
+        speculative_moe_a2a_backend deepep_mode deepep_config deepep_dispatcher_output_dtype
+    """,
+    "supported: pipelines": """
+        pp_size pp_max_micro_batch_size pp_async_batch_depth
     """,
     "passed on: processes and devices": """
         base_gpu_id gpu_id_step random_seed watchdog_timeout soft_watchdog_timeout sleep_on_idle use_ray

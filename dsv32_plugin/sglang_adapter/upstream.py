@@ -22,7 +22,7 @@ NAMES = names_in(
         "sglang.srt.arg_groups.overrides": "attention_backends_of declare_resolution model_config_of resolving_view",
         "sglang.srt.constants": "GPU_MEMORY_TYPE_KV_CACHE",
         "sglang.srt.constrained.base_grammar_backend": "GrammarMask",
-        "sglang.srt.distributed": "tensor_model_parallel_all_gather tensor_model_parallel_all_reduce",
+        "sglang.srt.distributed.utils": "get_pp_indices",
         "sglang.srt.entrypoints.anthropic.protocol": (
             "AnthropicMessage AnthropicMessagesRequest AnthropicMessagesResponse"
         ),
@@ -41,20 +41,25 @@ NAMES = names_in(
         "sglang.srt.layers.activation": "SiluAndMul",
         "sglang.srt.layers.attention.attention_registry": "ATTENTION_BACKENDS register_attention_backend",
         "sglang.srt.layers.attention.base_attn_backend": "AttentionBackend",
+        "sglang.srt.layers.dp_attention": (
+            "dp_gather_replicate dp_reduce_scatter_tensor dp_scatter get_global_dp_buffer get_local_dp_buffer "
+            "is_dp_attention_enabled"
+        ),
         "sglang.srt.layers.layernorm": "RMSNorm",
         "sglang.srt.layers.linear": (
-            "ColumnParallelLinear LinearBase MergedColumnParallelLinear ReplicatedLinear RowParallelLinear"
+            "ColumnParallelLinear LinearBase LinearParallelGroup MergedColumnParallelLinear ReplicatedLinear "
+            "RowParallelLinear"
         ),
         "sglang.srt.layers.logits_processor": "LogitsProcessor LogitsProcessorOutput",
+        "sglang.srt.layers.moe": "get_moe_a2a_backend",
         "sglang.srt.layers.moe.ep_moe.layer": "get_moe_impl_class",
-        "sglang.srt.layers.moe.fused_moe_native": "moe_forward_native",
         "sglang.srt.layers.moe.fused_moe_triton.layer": "FusedMoE",
         "sglang.srt.layers.moe.token_dispatcher": "StandardCombineInput",
         "sglang.srt.layers.moe.topk": "TopK",
         "sglang.srt.layers.quantization.base_config": "QuantizationConfig QuantizeMethodBase",
         "sglang.srt.layers.quantization.unquant": "UnquantizedFusedMoEMethod UnquantizedLinearMethod",
         "sglang.srt.layers.sampler": "top_k_top_p_min_p_sampling_from_probs_torch",
-        "sglang.srt.layers.vocab_parallel_embedding": "ParallelLMHead VocabParallelEmbedding",
+        "sglang.srt.layers.vocab_parallel_embedding": "ParallelLMHead VocabParallelEmbedding get_embedding_tp_kwargs",
         "sglang.srt.managers.io_struct": (
             "GenerateReqInput UpdateWeightFromDiskReqOutput UpdateWeightsFromDistributedReqOutput "
             "UpdateWeightsFromIPCReqOutput UpdateWeightsFromTensorReqOutput"
@@ -65,7 +70,7 @@ NAMES = names_in(
         "sglang.srt.mem_cache.index_key_cache": "IndexKeyCache",
         "sglang.srt.mem_cache.memory_pool": "DSATokenToKVPool MLATokenToKVPool",
         "sglang.srt.model_executor.cuda_graph_config": "Backend Phase check_cuda_graph_backend",
-        "sglang.srt.model_executor.forward_batch_info": "ForwardBatch",
+        "sglang.srt.model_executor.forward_batch_info": "ForwardBatch PPProxyTensors",
         "sglang.srt.model_executor.forward_context": "get_attn_backend",
         "sglang.srt.model_executor.model_runner": "ModelRunner",
         "sglang.srt.model_loader.weight_utils": "default_weight_loader",
@@ -247,11 +252,24 @@ PLACES: dict[str, Place] = {
         ("self", "request", "sampling_params", "result_generator"),
     ),
     "support_triton": Place(("sglang.srt.utils.common.support_triton",), ("backend",)),
+    "dp_attention.memcpy": Place(
+        ("sglang.srt.layers.dp_attention.memcpy", "sglang.srt.layers.dp_attention.memcpy_triton"),
+        ("dst", "src", "dim", "offset", "sz", "offset_src"),
+    ),
+    "ForwardBatch.prepare_mlp_sync_batch": Place(
+        ("sglang.srt.model_executor.forward_batch_info.ForwardBatch.prepare_mlp_sync_batch",), ("self", "model_runner")
+    ),
     "XGrammarGrammar.apply_vocab_mask": Place(
         ("sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.apply_vocab_mask",), ("self", "logits", "vocab_mask")
     ),
     "NCCLLibrary.__init__": Place(
         ("sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__",), ("self",)
+    ),
+    "GroupCoordinator.all_gather_into_tensor": Place(
+        ("sglang.srt.distributed.parallel_state.GroupCoordinator.all_gather_into_tensor",), ("self", "output", "input")
+    ),
+    "GroupCoordinator.reduce_scatter_tensor": Place(
+        ("sglang.srt.distributed.parallel_state.GroupCoordinator.reduce_scatter_tensor",), ("self", "output", "input")
     ),
     "get_last_loc": Place(
         ("sglang.srt.mem_cache.allocation.get_last_loc", "sglang.srt.mem_cache.common.get_last_loc"),
@@ -265,6 +283,9 @@ PLACES: dict[str, Place] = {
     ),
     "EagleDraftWorker._capture_cuda_graphs": Place(
         ("sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker._capture_cuda_graphs",), ("self",)
+    ),
+    "EagleDraftWorker.draft": Place(
+        ("sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker.draft",), ("self", "batch")
     ),
     "assign_draft_cache_locs_contiguous": Place(
         (
@@ -382,6 +403,11 @@ def reckons_fp8_latents() -> bool:
     """
     size = inspect.unwrap(pkgutil.resolve_name(PLACES["DefaultPoolConfigurator._compute_cell_size"].targets[0]))
     return "calculate_mla_kv_cache_dim" in size.__code__.co_names
+
+
+def names_groups() -> bool:
+    """Whether a linear layer is cut over a group that has a name. From 0.5.22 on. Before, it is told rank and size."""
+    return has(NAMES, "LinearParallelGroup")
 
 
 def wraps_index_keys() -> bool:

@@ -55,8 +55,12 @@ BAD_OPTIONS = [
         {"disaggregation_mode": "prefill"}, "--disaggregation-mode: expected null, got prefill", id="disaggregation"
     ),
     pytest.param({"enable_torch_compile": True}, "--enable-torch-compile: expected nothing, got True", id="compile"),
+    pytest.param(
+        {"moe_a2a_backend": "mooncake"},
+        "--moe-a2a-backend: expected none or deepep, got mooncake; leave it out, or set DSV32_PLUGIN=0",
+        id="other-all-to-all",
+    ),
     pytest.param({"dsa_prefill_backend": "fa3"}, "--dsa-prefill-backend: expected nothing, got fa3", id="dsa-backend"),
-    pytest.param({"tp_size": 2, "ep_size": 2}, "--ep-size: expected 1 without a GPU, got 2", id="expert-parallel"),
     pytest.param(
         {
             "speculative_algorithm": "EAGLE",

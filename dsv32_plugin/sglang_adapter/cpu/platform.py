@@ -11,11 +11,12 @@ import torch
 
 from dsv32_plugin.kernels.cache_layout import PAGE_SIZE
 from dsv32_plugin.sglang_adapter import upstream
+from dsv32_plugin.sglang_adapter.cpu.devices import without_gpu
 from dsv32_plugin.sglang_adapter.names import BACKEND_NAME
 from dsv32_plugin.sglang_adapter.upstream import PlatformEnum, SRTPlatform
 
 if TYPE_CHECKING:
-    from dsv32_plugin.sglang_adapter.upstream import ServerArgs
+    from dsv32_plugin.sglang_adapter.upstream import ServerArgs, StandardCombineInput
 
 DISPATCH_KEY = "dsv32_cpu"
 DEFAULT_MAX_TOKENS = 32768
@@ -47,19 +48,9 @@ class DsaCpuPlatform(SRTPlatform):
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // server_args.tp_size)))
 
     def init_backend(self) -> None:
-        from dsv32_plugin.sglang_adapter.upstream import (
-            StandardCombineInput,
-            UnquantizedFusedMoEMethod,
-            moe_forward_native,
-        )
+        from dsv32_plugin.sglang_adapter.upstream import UnquantizedFusedMoEMethod
 
-        def experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
-            hidden_th = moe_forward_native(
-                layer, dispatch_output.hidden_states, dispatch_output.topk_output, method.moe_runner_config
-            )
-            return StandardCombineInput(hidden_states=hidden_th)
-
-        UnquantizedFusedMoEMethod.register_oot_forward(UnquantizedFusedMoEMethod, experts, DISPATCH_KEY)
+        UnquantizedFusedMoEMethod.register_oot_forward(UnquantizedFusedMoEMethod, run_experts, DISPATCH_KEY)
 
     def get_default_attention_backend(self) -> str:
         return BACKEND_NAME
@@ -121,6 +112,20 @@ class DsaCpuPlatform(SRTPlatform):
         return False
 
 
+def run_experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
+    """The sum over a token's experts, those of this rank: SGLang's form for a CPU takes no numbers of absent ones."""
+    from dsv32_plugin.sglang_adapter.upstream import StandardCombineInput
+
+    x_th, (weights_tk, experts_tk, _) = dispatch_output.hidden_states, dispatch_output.topk_output
+    sum_th = torch.zeros(x_th.shape, dtype=weights_tk.dtype)
+    for expert in experts_tk[experts_tk >= 0].unique().tolist():
+        token, choice = (experts_tk == expert).nonzero(as_tuple=True)
+        gate, up = torch.nn.functional.linear(x_th[token], layer.w13_weight[expert]).chunk(2, dim=-1)
+        value = torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, layer.w2_weight[expert])
+        sum_th.index_add_(0, token, value * weights_tk[token, choice, None])
+    return StandardCombineInput(hidden_states=sum_th.to(x_th.dtype))
+
+
 def support_triton_around(original: Callable[[str], bool], backend: str) -> bool:
     """SGLang runs small Triton kernels of its own for every backend that it does not know to be a CPU's."""
     return backend != BACKEND_NAME and original(backend)
@@ -144,3 +149,31 @@ def apply_vocab_mask(grammar: Any, logits: torch.Tensor, vocab_mask: torch.Tenso
 def refuse_nccl(*args: Any) -> None:
     """NCCL's library loads without a GPU and fails later; SGLang goes on without it only where it does not load."""
     raise OSError("there is no GPU for NCCL")
+
+
+def copy_share(
+    dst: torch.Tensor, src: torch.Tensor, dim: int, offset: torch.Tensor, sz: torch.Tensor, offset_src: bool
+) -> None:
+    """The rows of one rank, to where or from where they lie among those of all."""
+    first, rows = int(offset), min(int(sz), len(dst), len(src))
+    if offset_src:
+        dst[:rows] = src[first : first + rows]
+    else:
+        dst[first : first + rows] = src[:rows]
+
+
+def gather_rows(group: Any, output: torch.Tensor, input: torch.Tensor) -> None:
+    """The rows of all ranks, in their order. SGLang has it as an operator of GPUs."""
+    torch.distributed.all_gather_into_tensor(output, input, group=group.device_group)
+
+
+def scatter_sum(group: Any, output: torch.Tensor, input: torch.Tensor) -> None:
+    """This rank's rows of the sum over all ranks. SGLang has it as an operator of GPUs."""
+    first = group.rank_in_group * len(output)
+    output.copy_(group.all_reduce(input)[first : first + len(output)])
+
+
+def pad_around(original: Callable[..., None], *arguments: Any) -> None:
+    """SGLang copies the numbers of tokens from pinned memory, which there is none of without a GPU."""
+    with without_gpu():
+        original(*arguments)

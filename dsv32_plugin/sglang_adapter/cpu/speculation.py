@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsv32_plugin.sglang_adapter.cpu.devices import without_gpu
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -143,6 +145,12 @@ def eagle_sample_masked(
     """`eagle_sample` from 0.5.17 on; the guard lets no watermarks in here."""
     mask = None if grammar_mask is None else grammar_mask.apply
     return _verdict(verify_input, batch, logits_output.next_token_logits, mask)
+
+
+def draft_around(original: Callable[..., EagleVerifyInput], *arguments: Any, **options: Any) -> EagleVerifyInput:
+    """For an idle batch 0.5.15 makes what is verified on a GPU."""
+    with without_gpu():
+        return original(*arguments, **options)
 
 
 def _verdict(

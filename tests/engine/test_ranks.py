@@ -1,0 +1,91 @@
+"""Two ranks give the tokens of Hugging Face, however the work is cut between them, past 2048 tokens of context.
+
+In float32 on a CPU, through gloo. Prompts come together, so that ranks with attention of their own have batches of
+other kinds and lengths than each other, and then alone, so that all but one are idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import client
+import drafts
+import pytest
+from client import random_prompt
+from engines import installed
+from oracle import Greedy, clear_cut, hf_greedy
+
+from dsv32_plugin.tools.tiny import TinySpec
+
+ENGINE = installed()
+pytestmark = pytest.mark.engine
+
+STEPS = 24
+LENGTHS = (2300, 1, 65, 130, 400, 2100, 17)
+CONTEXT = {"vllm": "--max-model-len", "sglang": "--context-length"}
+CUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sglang": {
+        "attention": ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
+        "attention-and-head": (
+            *("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
+            *("--enable-dp-lm-head", "--moe-dense-tp-size", "1", "--ep-size", "2"),
+        ),
+        "experts": ("--tp-size", "2", "--ep-size", "2"),
+        "stages": ("--pp-size", "2"),
+    },
+    "vllm": {
+        "experts": ("--tensor-parallel-size", "2", "--enable-expert-parallel"),
+        "data-and-experts": ("--data-parallel-size", "2", "--enable-expert-parallel"),
+        "stages": ("--pipeline-parallel-size", "2"),
+    },
+}
+"""Engine -> what is cut -> its options."""
+DRAFTING = {
+    "sglang": (
+        *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3"),
+        *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
+    ),
+    "vllm": ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}'),
+}
+DRAFTED = {"sglang": ("attention", "attention-and-head"), "vllm": ("data-and-experts",)}
+Checkpoints = Callable[[TinySpec], Path]
+
+
+def ask(url: str, truths: list[Greedy], steps: int = STEPS) -> None:
+    together = client.complete_together(url, [truth.prompt for truth in truths], steps, ENGINE.complete)
+    alone = [ENGINE.complete(url, truths[i].prompt, steps) for i in (0, 3)]
+    for answer, truth in zip([*together, *alone], [*truths, truths[0], truths[3]], strict=True):
+        assert answer.tokens == truth.tokens, f"prompt of {len(truth.prompt)} tokens"
+
+
+@pytest.fixture(scope="module")
+def truths(checkpoint: Checkpoints) -> list[Greedy]:
+    return clear_cut(checkpoint(TinySpec()), LENGTHS, STEPS)
+
+
+@pytest.mark.parametrize("cut", CUTS[ENGINE.name])
+def test_the_tokens_are_the_same(checkpoint: Checkpoints, truths: list[Greedy], tmp_path: Path, cut: str) -> None:
+    context = (CONTEXT[ENGINE.name], "4096")
+    options = CUTS[ENGINE.name][cut]
+    with ENGINE.serve(checkpoint(TinySpec()), tmp_path / "server.log", *context, *options) as url:
+        ask(url, truths)
+
+
+@pytest.mark.parametrize("cut", DRAFTED[ENGINE.name])
+def test_drafts_change_no_token(checkpoint: Checkpoints, tmp_path: Path, cut: str) -> None:
+    model = drafts.half_right(checkpoint(drafts.SPEC), tmp_path / "model")
+    prompts = [random_prompt(length, seed=1) for length in LENGTHS]
+    options = (CONTEXT[ENGINE.name], "4096", *CUTS[ENGINE.name][cut], *DRAFTING[ENGINE.name])
+    with ENGINE.serve(model, tmp_path / "server.log", *options) as url:
+        ask(url, hf_greedy(model, prompts, STEPS))
+
+
+@pytest.mark.skipif(ENGINE.name == "sglang", reason="a test of the guard says that it is refused there")
+def test_a_selection_crosses_a_border_between_stages(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Of four layers the last three share the first one's selection, two of them on the second rank."""
+    model = checkpoint(replace(TinySpec.glm_defaults(), index_topk_pattern="FSSS"))
+    found = clear_cut(model, LENGTHS, STEPS)
+    with ENGINE.serve(model, tmp_path / "server.log", "--max-model-len", "4096", *CUTS["vllm"]["stages"]) as url:
+        ask(url, found)
