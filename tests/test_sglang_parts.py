@@ -322,24 +322,20 @@ def test_a_share_of_rows_is_copied_both_ways() -> None:
 
 
 def test_experts_of_other_ranks_add_nothing() -> None:
-    """Against SGLang's own form, of one rank that has every expert; two ranks add up to it."""
-    from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
-    from sglang.srt.layers.moe.topk import StandardTopKOutput
-
+    """Two ranks add up to one that has every expert, which is the sum that a token asks for."""
     torch.manual_seed(0)
-    x_th, weights_tk = torch.randn(7, 8), torch.rand(7, 3)
+    x_th, weights_tk, w13_eih, w2_ehi = torch.randn(7, 8), torch.rand(7, 3), torch.randn(6, 10, 8), torch.randn(6, 8, 5)
     experts_tk = torch.stack([torch.randperm(6)[:3] for _ in range(7)])
-    whole = SimpleNamespace(num_experts=6, w13_weight=torch.randn(6, 10, 8), w2_weight=torch.randn(6, 8, 5))
-    config: Any = SimpleNamespace(apply_router_weight_on_input=False, activation="silu", gemm1_alpha=None)
-    config.routed_scaling_factor = None
-    expected = moe_forward_native(whole, x_th, StandardTopKOutput(weights_tk, experts_tk, None), config)
-    total = torch.zeros(7, 8)
+    gate_tki, up_tki = torch.einsum("th,tkih->tki", x_th, w13_eih[experts_tk]).chunk(2, dim=-1)
+    values_tkh = torch.einsum("tki,tkhi->tkh", torch.nn.functional.silu(gate_tki) * up_tki, w2_ehi[experts_tk])
+    expected_th = (values_tkh * weights_tk[..., None]).sum(1)
+    total_th = torch.zeros(7, 8)
     for first in (0, 3):
-        part = SimpleNamespace(w13_weight=whole.w13_weight[first:][:3], w2_weight=whole.w2_weight[first:][:3])
+        part: Any = SimpleNamespace(w13_weight=w13_eih[first:][:3], w2_weight=w2_ehi[first:][:3])
         own_tk = torch.where((experts_tk >= first) & (experts_tk < first + 3), experts_tk - first, -1)
-        given = SimpleNamespace(hidden_states=x_th, topk_output=StandardTopKOutput(weights_tk, own_tk, None))
-        total += platform.run_experts(None, part, given).hidden_states
-    assert torch.allclose(total, expected, atol=1e-5)
+        given = SimpleNamespace(hidden_states=x_th, topk_output=(weights_tk, own_tk, None))
+        total_th += platform.run_experts(None, part, given).hidden_states
+    assert torch.allclose(total_th, expected_th, atol=1e-5)
 
 
 def test_a_stage_begins_with_a_layer_that_selects() -> None:

@@ -179,6 +179,7 @@ SHIMS: dict[str, dict[str, tuple[str, str | None]]] = {
         "asks_the_platform": ("sglang.srt.platforms.interface:SRTPlatform", "capabilities"),
         "binds_experts": ("sglang.srt.layers.moe.topk:TopK", "bind_runner_backend"),
         "wraps_index_keys": ("sglang.srt.mem_cache.index_key_cache:IndexKeyCache", None),
+        "binds_every_rank": ("sglang.srt.utils.numa_utils:init_threads_binding", "numa_index"),
         "names_groups": ("sglang.srt.layers.linear:LinearParallelGroup", None),
         "masks_itself": ("sglang.srt.constrained.base_grammar_backend:GrammarMask", None),
     },

@@ -92,6 +92,7 @@ NAMES = names_in(
         "sglang.srt.speculative.eagle_info": "EagleVerifyInput",
         "sglang.srt.speculative.eagle_worker_v2": "EagleDraftWorker",
         "sglang.srt.utils": "is_host_cpu_arm64",
+        "sglang.srt.utils.numa_utils": "init_threads_binding",
     }
 )
 """What we call it -> where it is; `ours=theirs` where these differ."""
@@ -403,6 +404,14 @@ def reckons_fp8_latents() -> bool:
     """
     size = inspect.unwrap(pkgutil.resolve_name(PLACES["DefaultPoolConfigurator._compute_cell_size"].targets[0]))
     return "calculate_mla_kv_cache_dim" in size.__code__.co_names
+
+
+def binds_every_rank() -> bool:
+    """Whether cores are given out to all ranks. From 0.5.19 on. Before, to those of tensor parallelism."""
+    return (
+        has(NAMES, "init_threads_binding")
+        and "numa_index" in inspect.signature(lookup(NAMES, "init_threads_binding")).parameters
+    )
 
 
 def names_groups() -> bool:

@@ -40,12 +40,15 @@ class DsaCpuPlatform(SRTPlatform):
         server_args.sampling_backend = "pytorch"
         # To compile a few small functions takes longer than they ever do.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        if server_args.tp_size > 1:
+        ranks = server_args.tp_size
+        if upstream.binds_every_rank():
+            ranks *= server_args.pp_size * server_args.dp_size
+        if ranks > 1:
             # By default SGLang wants a NUMA node for every rank, which a small machine does not have.
             cores = sorted(os.sched_getaffinity(0))
             every = ",".join(map(str, cores))
-            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([every] * server_args.tp_size))
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // server_args.tp_size)))
+            os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([every] * ranks))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // ranks)))
 
     def init_backend(self) -> None:
         from dsv32_plugin.sglang_adapter.upstream import UnquantizedFusedMoEMethod
