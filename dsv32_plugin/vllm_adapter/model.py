@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -75,6 +75,8 @@ def shared_parts(config: DsaConfig, vllm_config: VllmConfig) -> Shared:
 class DsaModel(nn.Module):
     """Embedding, this pipeline stage's layers, final norm."""
 
+    topk_indices_buffer: torch.Tensor
+
     def __init__(self, config: DsaConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         device = vllm_config.device_config.device
@@ -116,7 +118,9 @@ class DsaModel(nn.Module):
         if stage.is_last_rank:
             self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config = config
-        self._empty_states = make_empty_intermediate_tensors_factory(["hidden_states", "residual"], config.hidden_size)
+        self._empty_states: Any = make_empty_intermediate_tensors_factory(
+            ["hidden_states", "residual"], config.hidden_size
+        )
 
     def forward(
         self,

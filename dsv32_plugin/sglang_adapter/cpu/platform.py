@@ -115,7 +115,7 @@ class DsaCpuPlatform(SRTPlatform):
         return False
 
 
-def run_experts(method: Any, layer: torch.nn.Module, dispatch_output: Any) -> StandardCombineInput:
+def run_experts(method: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
     """The sum over a token's experts, those of this rank: SGLang's form for a CPU takes no numbers of absent ones."""
     from dsv32_plugin.sglang_adapter.upstream import StandardCombineInput
 
