@@ -178,14 +178,12 @@ class Values:
                 continue
             if shape.values is not None:
                 texts = (value for value in shape.values if isinstance(value, str))
-                yield from (
-                    Leaf(ebnf.text(f"{attribute}{value}{_RAW_END}"))
-                    for value in texts
-                    if PARAMETER_END not in value and ebnf.is_text(value)
-                )
-                continue
-            for body in self._string(schema, shape, "raw"):
-                yield Leaf(f"{ebnf.text(attribute)} {body} {ebnf.text(_RAW_END)}")
+                listed = (ebnf.text(value) for value in texts if PARAMETER_END not in value and ebnf.is_text(value))
+                bodies = [body] if (body := " | ".join(listed)) else []
+            else:
+                bodies = list(self._string(schema, shape, "raw"))
+            # The tags stand once around all texts: an engine's time follows the length of what it reads.
+            yield from (Leaf(f"{ebnf.text(attribute)} ({body}) {ebnf.text(_RAW_END)}") for body in bodies)
         value = self._named("unquoted", schema, schemas)
         yield Wrapped(ebnf.text('string="false">'), value, ebnf.text(_RAW_END))
 

@@ -354,3 +354,10 @@ def test_no_schema_takes_long(parameters: Any) -> None:
     assert len(grammar.ebnf) < 2_000_000
     xgrammar.Grammar.from_structural_tag(json.dumps(grammar.structural_tag))
     assert time.process_time() - started < 5
+
+
+def test_a_long_enum_compiles_as_fast_as_xgrammars_own() -> None:
+    """The tags around each of its texts took four times as long."""
+    schema = {"type": "object", "properties": {"a": {"enum": [f"{i * 7919 % 10007} of many" for i in range(2000)]}}}
+    grammar = forced_calls([{"name": "f", "parameters": schema}])
+    assert len(grammar.ebnf) < 1.2 * len(json.dumps(schema))
