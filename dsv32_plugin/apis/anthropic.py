@@ -11,9 +11,10 @@ from . import context
 from .chat import engine_kwargs
 from .conversation import UNSEEN, Conversation
 from .exchange import Answer, Exchange, JsonObject, Server
+from .fields import MESSAGES, refuse_foreign
 from .refusal import Refusal
 from .thinking import requested, template_kwargs
-from .tools import Tools, read_messages_tools
+from .tools import Tools, read_messages_tools, warn_once
 
 _SWITCHES = ("enabled", "disabled", "adaptive")
 _NO_PARAMETERS = {"type": "object", "properties": {}}
@@ -45,13 +46,18 @@ def read(body: JsonObject, server: Server) -> Exchange:
         # Its SDK reads the code, and goes on with whole conversations.
         details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
         raise Refusal("thread: expected none, send the whole conversation; none is kept here", details=details)
+    refuse_foreign(body, MESSAGES)
+    for name in ("mcp_servers", "container"):
+        if body.get(name):
+            warn_once(f"messages: {name} is for what the provider's server runs; here it is left out")
     tools = read_messages_tools(body.get("tools"))
     _choose(body.get("tool_choice"), tools)
     reader = _Reader()
     reader.read_system(body.get("system"))
     messages = body.get("messages")
-    if not isinstance(messages, list):
-        raise Refusal(f"messages: expected a list, got {type(messages).__name__}", param="messages")
+    if not isinstance(messages, list) or not messages:
+        got = "an empty one" if messages == [] else type(messages).__name__
+        raise Refusal(f"messages: expected a list of at least one, got {got}", param="messages")
     for index, message in enumerate(well_formed(messages)):
         reader.read(message, f"messages[{index}]")
     conversation = Conversation(
@@ -67,11 +73,11 @@ def read(body: JsonObject, server: Server) -> Exchange:
             body.get("max_tokens"),
         ),
     )
-    dropped = ("thinking", "system", "tools", "tool_choice", "context_management")
+    dropped = ("thinking", "system", "tools", "tool_choice", "context_management", "mcp_servers", "container")
     kept = {key: value for key, value in body.items() if key not in dropped}
     changed: JsonObject = {
         **kept,
-        "messages": [{"role": "user", "content": UNSEEN}] if messages else [],
+        "messages": [{"role": "user", "content": UNSEEN}],
         "chat_template_kwargs": engine_kwargs(body, conversation),
     }
     if isinstance(body.get("output_config"), Mapping):
@@ -190,7 +196,7 @@ class _Reader:
             where = f"{label}.content[{index}]"
             if block.get("type") == "tool_result":
                 self._result(block, where)
-            elif block.get("type") in ("document", "search_result") and (text := describe(block))[:1] != "[":
+            elif block.get("type") in ("document", "search_result") and (text := _inside(block, where)) is not None:
                 said.append(text)
             else:
                 said.append(_read([block], "user", where))
@@ -228,6 +234,15 @@ class _Reader:
     def _add(self, label: str, **message: Any) -> None:
         self.messages.append(message)
         self.labels.append(label)
+
+
+def _inside(block: Mapping[str, Any], label: str) -> str | None:
+    """The text that a user's document holds."""
+    try:
+        text = describe(block)
+    except PartError as error:
+        raise Refusal(f"{label}: {error}", param="messages") from error
+    return None if text[:1] == "[" else text
 
 
 def _read(content: Any, role: str, label: str) -> str:

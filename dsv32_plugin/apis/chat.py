@@ -12,9 +12,10 @@ from dsv32_plugin.parsers.messages import Turn, read_turns
 from . import context
 from .conversation import Conversation
 from .exchange import Answer, Exchange, InputText, JsonObject, Server, input_of
+from .fields import CHAT, flag, listed, refuse_foreign
 from .refusal import Refusal
 from .thinking import requested, template_kwargs
-from .tools import Tools, read_chat_tools
+from .tools import Tools, allowed_tools, read_chat_tools
 
 
 def read(body: JsonObject, server: Server) -> Exchange:
@@ -23,21 +24,24 @@ def read(body: JsonObject, server: Server) -> Exchange:
     Raises:
         Refusal: it has no faithful rendering.
     """
+    refuse_foreign(body, CHAT)
     messages = body.get("messages")
     try:
         turns = read_turns(messages)  # type: ignore[arg-type]  # it refuses what is no list
     except EncodingError as error:
         raise Refusal(str(error), param="messages") from error
+    if not turns:
+        raise Refusal("messages: expected at least one", param="messages")
     tools = read_chat_tools(body.get("tools"))
     _choose(body.get("tool_choice"), tools)
-    continues = bool(body.get("continue_final_message")) or bool(turns and turns[-1].prefix)
+    continues = bool(flag(body, "continue_final_message")) or turns[-1].prefix
     conversation = Conversation(
-        messages=list(messages or []),
+        messages=list(messages),  # type: ignore[arg-type]
         labels=[f"messages[{i}]" for i in range(len(turns))],
         tools=tools.shown(server.hides_unused_tools),
         thinking=requested(body, body.get("reasoning_effort"), server.default_thinking, name="reasoning_effort"),
         continues=continues,
-        add_generation_prompt=body.get("add_generation_prompt") is not False,
+        add_generation_prompt=flag(body, "add_generation_prompt") is not False,
         plan=context.settle(
             [context.read_template_kwargs(template_kwargs(body))],
             server.plan,
@@ -58,6 +62,31 @@ def read(body: JsonObject, server: Server) -> Exchange:
     return Exchange(changed, conversation, ChatAnswer(tools, conversation) if changes else Answer())
 
 
+def read_batch(body: JsonObject, server: Server) -> Exchange:
+    """Read a request of vLLM's for an answer to each of several conversations.
+
+    Raises:
+        Refusal: one of them has no faithful rendering, or has what the engine's batches have not.
+    """
+    batch = listed(body.get("messages"), "messages")
+    if not batch:
+        raise Refusal("messages: expected a list of conversations, got none", param="messages")
+    exchanges = []
+    for index, messages in enumerate(batch):
+        try:
+            exchanges.append(read({**body, "messages": messages}, server))
+        except Refusal as refusal:
+            raise Refusal(f"messages[{index}]: {refusal}", param=refusal.param) from refusal
+    first = exchanges[0]
+    for name in ("tools", "context"):
+        if body.get(name) or template_kwargs(body).get(name):
+            raise Refusal(f"{name}: expected none in a batch; send each conversation by itself", param=name)
+    if any(exchange.conversation.continues != first.conversation.continues for exchange in exchanges):
+        raise Refusal("messages: expected a batch in which all answers go on, or none", param="messages")
+    changed = {**first.body, "messages": [exchange.body["messages"] for exchange in exchanges]}
+    return Exchange(changed, first.conversation, is_batch=True)
+
+
 def engine_kwargs(body: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
     """`chat_template_kwargs` for the engine: one word on thinking, by which it reads the answer."""
     kwargs = template_kwargs(body)
@@ -75,13 +104,10 @@ def _choose(choice: Any, tools: Tools) -> None:
         tools.choose("required", [_named(choice, kind)])
     elif kind == "allowed_tools":
         allowed = choice.get("allowed_tools")
+        where = "tool_choice.allowed_tools" if isinstance(allowed, Mapping) else "tool_choice"
         allowed = allowed if isinstance(allowed, Mapping) else choice
-        names = [
-            _named(tool, tool.get("type", "function"))
-            for tool in allowed.get("tools") or []
-            if isinstance(tool, Mapping)
-        ]
-        tools.choose(allowed.get("mode", "auto"), [name for name in names if name not in tools.left_out])
+        names = [_named(tool, tool.get("type", "function")) for tool in allowed_tools(allowed, where)]
+        tools.choose(allowed.get("mode", "auto"), [name for name in names if not tools.leaves_out(name)])
     elif kind is not None:
         raise tools.refusal(kind)
     else:
@@ -89,7 +115,7 @@ def _choose(choice: Any, tools: Tools) -> None:
 
 
 def _named(choice: Mapping[str, Any], kind: str) -> Any:
-    inner = choice.get(kind, choice)
+    inner = choice.get(kind, choice) if isinstance(kind, str) else choice
     return inner.get("name", kind) if isinstance(inner, Mapping) else kind
 
 

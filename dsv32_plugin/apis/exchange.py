@@ -43,11 +43,13 @@ class Exchange:
         body: the engine's request.
         conversation: what its encoder hook renders.
         answer: what becomes of the answer.
+        is_batch: there are others than this conversation, and the engine renders each from its own request.
     """
 
     body: JsonObject
     conversation: Conversation
     answer: Answer = field(default_factory=Answer)
+    is_batch: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dsv32_plugin.parsers.parts import NestingError, PartError, well_formed
 
 from . import anthropic, chat, responses
 from .context import HEADER
-from .conversation import IN_SCOPE, serve
+from .conversation import IN_SCOPE, Conversation, serve
 from .exchange import Answer, Exchange, JsonObject, Server, openai_error
 from .refusal import Refusal
 
@@ -28,7 +28,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-_CHAT = ("/v1/chat/completions", "/v1/chat/completions/render", "/tokenize", "/v1/tokenize", "/invocations")
+_BATCH = "/v1/chat/completions/batch"
+_CHAT = (_BATCH, "/v1/chat/completions", "/v1/chat/completions/render", "/tokenize", "/v1/tokenize", "/invocations")
 _MESSAGES = ("/v1/messages", "/v1/messages/count_tokens")
 _RESPONSES = "/v1/responses"
 _COUNTS = ("/tokenize", "/count_tokens", "/render")
@@ -81,12 +82,13 @@ class Gateway:
             return
         exchange.conversation.memory = self._memory
         exchange.conversation.context_tokens = None if path.endswith(_COUNTS) else server.context_tokens
-        serve(exchange.conversation)
+        conversation = None if exchange.is_batch else exchange.conversation
+        serve(conversation)
         body_bytes = json.dumps(exchange.body).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         headers.append((b"content-length", b"%d" % len(body_bytes)))
-        scope = {**scope, "headers": headers, IN_SCOPE: exchange.conversation}
-        reply = _Reply(send, exchange.answer, exchange, is_messages=is_messages)
+        scope = {**scope, "headers": headers, IN_SCOPE: conversation}
+        reply = _Reply(send, exchange.answer, conversation, is_messages=is_messages)
         try:
             await self._app(scope, _replay(body_bytes, receive), reply)
         except ValueError:
@@ -101,8 +103,10 @@ class Gateway:
             return None
         try:
             body = json.loads(given)
-        except (ValueError, RecursionError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             return None
+        except ValueError as error:
+            raise Refusal(f"a number in the request has too many digits: {error}") from error
         if not isinstance(body, dict) or body.get("chat_template"):
             return None
         try:
@@ -110,7 +114,9 @@ class Gateway:
                 return anthropic.read(body, server)
             if path.endswith(_RESPONSES):
                 return responses.read(body, server, self._store)
-            return chat.read(body, server) if "messages" in body else None
+            if "messages" not in body:
+                return None
+            return chat.read_batch(body, server) if path.endswith(_BATCH) else chat.read(body, server)
         except NestingError as error:
             raise Refusal(str(error)) from error
         except _MISREAD as error:
@@ -127,10 +133,10 @@ class Gateway:
 class _Reply:
     """`send` for an engine: what it says passes through `answer`, and its refusals get their true reason and form."""
 
-    def __init__(self, send: Send, answer: Answer, exchange: Exchange | None, *, is_messages: bool) -> None:
+    def __init__(self, send: Send, answer: Answer, conversation: Conversation | None, *, is_messages: bool) -> None:
         self._send = send
         self._answer = answer
-        self._exchange = exchange
+        self._conversation = conversation
         self._is_messages = is_messages
         self._start: Message | None = None
         self._is_stream = self._is_error = self._passes = self._begun = False
@@ -162,7 +168,7 @@ class _Reply:
         if self._begun or self._start is None:
             return
         self._begun, start = True, self._start
-        outcome = None if self._exchange is None else self._exchange.conversation.outcome
+        outcome = None if self._conversation is None else self._conversation.outcome
         if outcome is not None:
             start = {**start, "headers": [*start["headers"], (HEADER, json.dumps(outcome.report).encode())]}
         if not self._passes:
@@ -186,7 +192,7 @@ class _Reply:
 
     async def refuse(self) -> bool:
         """Where a hook of ours refused the request: say so, whatever the engine made of it. Returns whether it did."""
-        reason = None if self._exchange is None else self._exchange.conversation.refusal
+        reason = None if self._conversation is None else self._conversation.refusal
         if reason is None or self._begun:
             return False
         body = anthropic.error(400, reason) if self._is_messages else openai_error(Refusal(reason))

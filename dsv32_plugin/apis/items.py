@@ -86,7 +86,7 @@ class ItemReader:
     def _read_call(self, item: JsonObject, label: str) -> None:
         kind = item["type"]
         call_id = _id(item)
-        called = _called(item)
+        called = _called(item, label)
         inline = _inline_output(item)
         if called is None or (inline is None and not (kind in _KNOWN_CALLS or self._has_output(item))):
             raise Refusal(
@@ -150,6 +150,8 @@ def _checked(item: Any, label: str) -> JsonObject:
     if not isinstance(item, Mapping):
         raise Refusal(f"{label}: expected an item, got {type(item).__name__}", param="input")
     kind = item.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise Refusal(f"{label}.type: expected text, got {type(kind).__name__}", param="input")
     if kind is None and "role" not in item:
         raise Refusal(f"{label}: expected an item with a type or a role, got {', '.join(item) or 'nothing'}")
     return {**well_formed(item), "type": kind or "message"}
@@ -181,14 +183,20 @@ def _reasoning(item: JsonObject, label: str) -> str:
 _KNOWN_CALLS = {"function_call", "custom_tool_call", "local_shell_call", "shell_call", "apply_patch_call"}
 
 
-def _called(item: JsonObject) -> tuple[str, Any] | None:
+def _called(item: JsonObject, label: str) -> tuple[str, Any] | None:
     """The function that an item calls, and its arguments; None where it calls none."""
     kind = str(item["type"])
     name = item.get("name")
     if kind in ("function_call", "custom_tool_call"):
+        if not isinstance(name, str) or not name:
+            raise Refusal(f"{label}.name: expected the name of a tool, got {name!r}", param="input")
         full = f"{item['namespace']}{NAMESPACE_SEPARATOR}{name}" if item.get("namespace") else name
-        given = {"input": str(item.get("input") or "")} if kind == "custom_tool_call" else item.get("arguments")
-        return str(full or ""), given
+        if kind == "function_call":
+            return full, item.get("arguments")
+        text = item.get("input")
+        if text is not None and not isinstance(text, str):
+            raise Refusal(f"{label}.input: expected text, got {type(text).__name__}", param="input")
+        return full, {"input": text or ""}
     if kind == "mcp_call":
         return f"{item.get('server_label')}{NAMESPACE_SEPARATOR}{name}", item.get("arguments")
     if kind == "apply_patch_call":
@@ -220,12 +228,16 @@ def _output_text(item: JsonObject, label: str) -> str:
         return _as_text(rest) if rest else str(item.get("status") or "")
     if isinstance(output, Mapping) and "type" in output:
         output = [output]
-    if isinstance(output, list) and all(isinstance(part, str) or "type" in part for part in output):
+    if isinstance(output, list) and all(map(_is_part, output)):
         try:
             return read_content(output, "tool")[0] or ""
         except PartError as error:
             raise Refusal(f"{label}: {error}", param="input") from error
     return _as_text(output)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and "type" in value)
 
 
 def _as_text(value: Any) -> str:

@@ -11,10 +11,11 @@ from . import context
 from .chat import engine_kwargs
 from .conversation import UNSEEN, Conversation
 from .exchange import Answer, Exchange, InputText, JsonObject, Server, arguments_of, input_of
+from .fields import RESPONSES, refuse_foreign
 from .items import ItemReader
 from .refusal import Refusal
 from .thinking import requested, template_kwargs
-from .tools import ClientTool, Tools, read_responses_tools
+from .tools import ClientTool, Tools, allowed_tools, read_responses_tools
 
 KEPT_RESPONSES = 4096
 """As many answers can be gone on from; the oldest are forgotten."""
@@ -69,6 +70,7 @@ def read(body: JsonObject, server: Server, store: Store) -> Exchange:
     Raises:
         Refusal: it has no faithful rendering.
     """
+    refuse_foreign(body, RESPONSES)
     tools = read_responses_tools(body.get("tools"))
     _choose(body.get("tool_choice"), tools)
     before = None
@@ -76,7 +78,7 @@ def read(body: JsonObject, server: Server, store: Store) -> Exchange:
         before = store.get(body["previous_response_id"])
         if before is None:
             raise _not_found(body["previous_response_id"], server)
-    items = _items(body.get("input"))
+    items = _items(body.get("input"), before)
     reader = ItemReader()
     if body.get("instructions"):
         reader.messages.append({"role": "system", "content": body["instructions"]})
@@ -106,9 +108,13 @@ def read(body: JsonObject, server: Server, store: Store) -> Exchange:
     return Exchange(_engine_body(body, conversation, tools), conversation, answer)
 
 
-def _items(given: Any) -> list[Any]:
+def _items(given: Any, before: Kept | None) -> list[Any]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
+    if not given and before is None:
+        raise Refusal("input: expected text or a list of items, got none", param="input")
+    if given is None:
+        return []
     if not isinstance(given, list):
         raise Refusal(f"input: expected text or a list of items, got {type(given).__name__}", param="input")
     return given
@@ -145,7 +151,7 @@ def _choose(choice: Any, tools: Tools) -> None:
     elif not isinstance(choice, Mapping):
         raise Refusal(f"tool_choice: expected auto, none, required or a tool, got {choice!r}", param="tool_choice")
     elif choice.get("type") == "allowed_tools":
-        given = [tool for tool in choice.get("tools") or [] if isinstance(tool, Mapping)]
+        given = allowed_tools(choice, "tool_choice")
         names = [name for tool in given if (name := _named(tool, tools)) in tools.by_name]
         unknown = [tool for tool in given if not {_named(tool, tools), tool.get("type")} & _known(tools)]
         if unknown:
@@ -162,8 +168,11 @@ def _known(tools: Tools) -> set[str]:
 def _named(choice: Mapping[str, Any], tools: Tools) -> Any:
     """The name in the prompt of a tool that is named by its name, its namespace and name, or its type alone."""
     name, namespace = choice.get("name"), choice.get("namespace")
+    by_type = choice.get("server_label") or choice.get("type")
+    if not isinstance(by_type if name is None else name, str):
+        raise Refusal(f"tool_choice: expected a tool with a name or a type, got {dict(choice)!r}", param="tool_choice")
     if name is None:
-        return choice.get("server_label") or choice.get("type")
+        return by_type
     if name in tools.by_name and not namespace:
         return name
     named = (

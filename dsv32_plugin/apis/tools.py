@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dsv32_plugin.parsers.parts import well_formed
 
+from .fields import listed
 from .refusal import Refusal
 
 logger = logging.getLogger("dsv32_plugin.apis")
@@ -17,6 +18,9 @@ logger = logging.getLogger("dsv32_plugin.apis")
 Kind = Literal["function", "custom", "local_shell", "shell", "apply_patch"]
 NAMESPACE_SEPARATOR = "__"
 _STRING = {"type": "string"}
+_OF_FUNCTIONS = ("function", "custom", "parameters", "input_schema")
+"""Fields that only a tool has which the client runs."""
+_TYPES = {"chat completions": "function or custom", "responses": "function or custom", "messages": "custom, or none"}
 
 
 def _parameters(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
@@ -150,33 +154,44 @@ class Tools:
         """Whether a call comes back in another form than a function's."""
         return any(tool.kind != "function" or tool.namespace for tool in self.by_name.values())
 
-    def add(self, tool: ClientTool, given: Any) -> None:
-        self.by_name[tool.function["name"]] = tool
+    def add(self, tool: ClientTool, given: Any, where: str) -> None:
+        name = tool.function["name"]
+        if name in self.by_name:
+            raise Refusal(f"{where}: expected a name of its own, {name!r} is that of an earlier tool", param="tools")
+        self.by_name[name] = tool
         if not self.given or self.given[-1] is not given:
             self.given.append(given)
 
-    def leave_out(self, kind: str, name: Any, where: str) -> None:
-        if isinstance(name, str):
-            self.left_out.add(name)
+    def leave_out(self, tool: Mapping[str, Any], where: str, api: str) -> None:
+        """A tool that the provider's server would run; one that brings a schema is the client's, by a wrong type."""
+        kind = _kind(tool, where)
+        if any(tool.get(field) is not None for field in _OF_FUNCTIONS) or kind.lower() in ("function", "custom"):
+            raise Refusal(f"{where}.type: expected {_TYPES[api]}, got {kind!r}", param="tools")
+        self.left_out |= {name for field in ("name", "server_label") if isinstance(name := tool.get(field), str)}
         if kind not in self.left_out:
             self.left_out.add(kind)
-            _warn_once(f"{where}: a tool of type {kind} is run by the provider's server; here it is left out")
+            warn_once(f"{api}: a tool of type {kind} is run by the provider's server; here it is left out")
 
     def choose(self, mode: str, names: Iterable[str] | None = None) -> None:
         """Set what may and must be called; raises Refusal where that can't be."""
         names = None if names is None else list(names)
         for name in names or ():
-            if name not in self.by_name:
+            if not isinstance(name, str) or name not in self.by_name:
                 raise self.refusal(name)
+        if mode not in ("auto", "none", "required"):
+            raise Refusal(f"tool_choice: mode: expected auto or required, got {mode!r}", param="tool_choice")
         if mode == "required" and not (self.by_name if names is None else names):
             raise Refusal(f"tool_choice: a call is required, but {self._in_effect()}", param="tool_choice")
         if mode == "auto" and names == []:
             mode, names = "none", None
-        self.forced = mode if mode in ("none", "required") else "auto"  # type: ignore[assignment]
+        self.forced = mode  # type: ignore[assignment]
         self.allowed = names
 
+    def leaves_out(self, name: Any) -> bool:
+        return isinstance(name, str) and name in self.left_out
+
     def refusal(self, name: Any) -> Refusal:
-        why = "is run by the provider's server and left out here" if name in self.left_out else "is no tool"
+        why = "is run by the provider's server and left out here" if self.leaves_out(name) else "is no tool"
         return Refusal(f"tool_choice: {name!r} {why}; {self._in_effect()}", param="tool_choice")
 
     def _in_effect(self) -> str:
@@ -187,7 +202,7 @@ class Tools:
 _warned: set[str] = set()
 
 
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         logger.warning(message)
@@ -214,13 +229,18 @@ def read_messages_tools(tools: Any) -> Tools:
     return _read(tools, _add_messages_tool)
 
 
+def allowed_tools(choice: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """The `tools` of a choice among some."""
+    given = listed(choice.get("tools"), f"{where}.tools")
+    for position, tool in enumerate(given):
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("type", ""), str):
+            raise Refusal(f"{where}.tools[{position}]: expected a tool with a type, got {tool!r}", param="tool_choice")
+    return given
+
+
 def _read(tools: Any, add: Callable[[Tools, Mapping[str, Any], str], None]) -> Tools:
     read = Tools()
-    if tools is None:
-        return read
-    if not isinstance(tools, list):
-        raise Refusal(f"tools: expected a list, got {type(tools).__name__}", param="tools")
-    for position, tool in enumerate(well_formed(tools)):
+    for position, tool in enumerate(well_formed(listed(tools, "tools"))):
         where = f"tools[{position}]"
         if not isinstance(tool, Mapping):
             raise Refusal(f"{where}: expected an object, got {type(tool).__name__}", param="tools")
@@ -229,68 +249,68 @@ def _read(tools: Any, add: Callable[[Tools, Mapping[str, Any], str], None]) -> T
 
 
 def _add_chat_tool(read: Tools, tool: Mapping[str, Any], where: str) -> None:
-    kind = tool.get("type", "function")
+    kind = _kind(tool, where)
     if kind == "function":
-        read.add(_function_tool(tool.get("function", tool), where), tool)
+        read.add(_function_tool(tool.get("function", tool), where), tool, where)
     elif kind == "custom":
-        read.add(_custom_tool(tool.get("custom", tool), where), tool)
+        read.add(_custom_tool(tool.get("custom", tool), where), tool, where)
     else:
-        read.leave_out(str(kind), tool.get("name"), "chat completions")
+        read.leave_out(tool, where, "chat completions")
 
 
 def _add_responses_tool(read: Tools, tool: Mapping[str, Any], where: str) -> None:
-    kind = tool.get("type", "function")
+    kind = _kind(tool, where)
     if kind == "function":
-        read.add(_function_tool(tool.get("function", tool), where, only_known=True), tool)
+        read.add(_function_tool(tool.get("function", tool), where, only_known=True), tool, where)
     elif kind == "custom":
-        read.add(_custom_tool(tool, where), tool)
+        read.add(_custom_tool(tool, where), tool, where)
     elif kind == "namespace":
         _add_namespace(read, tool, where)
     elif kind in OPENAI_CLIENT_TOOLS and _runs_on_client(tool):
         client_kind, description, parameters = OPENAI_CLIENT_TOOLS[kind]
-        read.add(ClientTool(function(kind, description, parameters), client_kind, kind), tool)
+        read.add(ClientTool(function(kind, description, parameters), client_kind, kind), tool, where)
     else:
-        read.leave_out(str(kind), tool.get("name"), "responses")
-        if isinstance(tool.get("server_label"), str):
-            read.left_out.add(tool["server_label"])
+        read.leave_out(tool, where, "responses")
 
 
 def _add_namespace(read: Tools, tool: Mapping[str, Any], where: str) -> None:
     namespace = _name(tool, where)
-    for position, inner in enumerate(tool.get("tools") or []):
+    for position, inner in enumerate(listed(tool.get("tools"), f"{where}.tools")):
         inside = f"{where}.tools[{position}]"
         if not isinstance(inner, Mapping):
             raise Refusal(f"{inside}: expected an object, got {type(inner).__name__}", param="tools")
-        kind = inner.get("type", "function")
+        kind = _kind(inner, inside)
         if kind not in ("function", "custom"):
-            read.leave_out(str(kind), inner.get("name"), "responses")
+            read.leave_out(inner, inside, "responses")
             continue
         made = _custom_tool(inner, inside) if kind == "custom" else _function_tool(inner, inside, only_known=True)
         full = namespace + NAMESPACE_SEPARATOR + made.name
-        read.add(ClientTool({**made.function, "name": full}, made.kind, made.name, namespace), tool)
+        read.add(ClientTool({**made.function, "name": full}, made.kind, made.name, namespace), tool, inside)
 
 
 def _add_messages_tool(read: Tools, tool: Mapping[str, Any], where: str) -> None:
-    kind = tool.get("type")
-    if kind in (None, "custom"):
+    kind = _kind(tool, where, "custom")
+    if kind == "custom":
         schema = tool.get("input_schema")
         if not isinstance(schema, Mapping):
             raise Refusal(f"{where}: expected an input_schema, got {schema!r}", param="tools")
         made = function(_name(tool, where), tool.get("description"), schema, tool.get("strict"))
-        read.add(ClientTool(made, "function", made["name"]), tool)
+        read.add(ClientTool(made, "function", made["name"]), tool, where)
         return
-    family = re.sub(r"_\d{8}$", "", str(kind))
+    family = re.sub(r"_\d{8}$", "", kind)
     if family in ANTHROPIC_CLIENT_TOOLS:
         usual, description, parameters = ANTHROPIC_CLIENT_TOOLS[family]
-        made = function(tool.get("name") or usual, description, parameters)
-        read.add(ClientTool(made, "function", made["name"]), tool)
+        made = function(_name({**tool, "name": tool.get("name") or usual}, where), description, parameters)
+        read.add(ClientTool(made, "function", made["name"]), tool, where)
     else:
-        read.leave_out(str(kind), tool.get("name"), "messages")
+        read.leave_out(tool, where, "messages")
 
 
 def _function_tool(given: Any, where: str, *, only_known: bool = False) -> ClientTool:
     if not isinstance(given, Mapping):
         raise Refusal(f"{where}: expected a function object with a name, got {given!r}", param="tools")
+    if given.get("parameters") is None and given.get("input_schema") is not None:
+        raise Refusal(f"{where}: expected parameters, got an input_schema, which is Anthropic's", param="tools")
     known = ("type", "name", "description", "parameters", "strict")
     more = {} if only_known else {key: value for key, value in given.items() if key not in known}
     name = _name(given, where)
@@ -308,6 +328,13 @@ def _custom_tool(given: Any, where: str) -> ClientTool:
         text["description"] = f"Text by this {grammar.get('syntax')} grammar:\n{grammar.get('definition')}"
     made = function(name, given.get("description"), _parameters(("input",), input=text))
     return ClientTool(made, "custom", name)
+
+
+def _kind(tool: Mapping[str, Any], where: str, usual: str = "function") -> str:
+    kind = tool.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise Refusal(f"{where}.type: expected text, got {type(kind).__name__}", param="tools")
+    return kind or usual
 
 
 def _name(given: Any, where: str) -> str:

@@ -1,6 +1,7 @@
 """Messages to prompt: the text that DeepSeek-V3.2 was trained on, byte for byte."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -36,7 +37,7 @@ def encode_messages(
             (not for user and developer) or a list of text parts, which are joined with nothing between them.
             Assistant messages take `reasoning_content` or `reasoning`, and `tool_calls` with or without the
             `function` wrapper, their `arguments` a JSON object or its text. Tool results are matched to the calls by
-            `tool_call_id` where the ids match, by position otherwise. System and developer messages take `tools` and
+            `tool_call_id`, by position where one of the two has none. System and developer messages take `tools` and
             `response_format` of their own.
         thinking_mode: "thinking" opens the answer with `<think>`, "chat" with `</think>`.
         drop_thinking: accepted for compatibility. A new user message drops the reasoning before it either way:
@@ -240,6 +241,18 @@ def _awaited(calls: tuple[Call, ...], results: Sequence[Turn]) -> int:
 
 
 def _in_call_order(calls: tuple[Call, ...], results: list[Turn]) -> list[Turn]:
+    """Those without an id take what calls are left. An id of no call, or of one that has its result, is a mistake."""
+    unanswered = Counter(call.id for call in calls)
+    for result in results:
+        call_id = result.call_id if result.call_id in unanswered else None
+        if unanswered[call_id]:
+            unanswered[call_id] -= 1
+        elif call_id is not None:
+            raise result.error(f"tool_call_id: a second result of the call {call_id!r}")
+        elif result.call_id is not None:
+            raise result.error(
+                f"tool_call_id: expected that of a call of the assistant message before it, got {result.call_id!r}"
+            )
     slots = match_results([call.id for call in calls], [result.call_id for result in results])
     return [result for _, result in sorted(zip(slots, results, strict=True), key=lambda pair: pair[0])]
 

@@ -120,13 +120,15 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
         raise EncodingError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
     try:
         text, thoughts = read_content(message.get("content"), role)
-        if role == "assistant" and text is None and isinstance(message.get("refusal"), str):
+        if role == "assistant" and not text and isinstance(message.get("refusal"), str):
             text = message["refusal"]
     except PartError as error:
         raise EncodingError(str(error)) from error
     if role == "user" and text is None:
         raise EncodingError("a user message needs content, got none")
     is_assistant = role == "assistant"
+    if is_assistant and message.get("function_call"):
+        raise EncodingError("function_call: expected none; a call is one of tool_calls, its result of the role tool")
     takes_tools = role in ("system", "developer")
     return Turn(
         role=role,
@@ -136,10 +138,18 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
         call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
         tools=read_tools(message.get("tools")) if takes_tools else (),
         response_format=message.get("response_format") if takes_tools else None,
-        prefix=bool(message.get("prefix")) if is_assistant else False,
+        prefix=_read_prefix(message.get("prefix"), is_assistant),
         index=index,
         where=where,
     )
+
+
+def _read_prefix(value: Any, is_assistant: bool) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise EncodingError(f"prefix: expected true or false, got {value!r}")
+    if value and not is_assistant:
+        raise EncodingError("prefix: expected an assistant's message, which the answer goes on")
+    return bool(value)
 
 
 def _read_reasoning(message: Mapping[str, Any]) -> str:
@@ -166,7 +176,10 @@ def _read_call(call: Any, position: int) -> Call:
     custom = call.get("custom") if isinstance(call, Mapping) and call.get("type") == "custom" else None
     if isinstance(custom, Mapping):
         # A custom tool is a function of one string (`dsv32_plugin.apis.tools`).
-        function = {"name": custom.get("name"), "arguments": {"input": str(custom.get("input") or "")}}
+        text = custom.get("input")
+        if text is not None and not isinstance(text, str):
+            raise EncodingError(f"tool_calls[{position}]: custom.input: expected text, got {type(text).__name__}")
+        function = {"name": custom.get("name"), "arguments": {"input": text or ""}}
     if not isinstance(function, Mapping):
         raise EncodingError(f"tool_calls[{position}]: expected a mapping with a function")
     name = function.get("name")

@@ -78,6 +78,8 @@ def read_content(content: Any, role: str) -> tuple[str | None, str]:
     after_line = False
     for position, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind is not None and not isinstance(kind, str):
+            raise PartError(f"content part {position}: type: expected text, got {type(kind).__name__}")
         if role == "assistant" and kind in ("thinking", "reasoning"):
             reasoning.append(_reasoning_of(part))
             continue

@@ -36,7 +36,7 @@ def ended_parameters(arguments: str, *, value_is_open: bool = True) -> tuple[dic
         key = _read(arguments, at)
         if key is None:  # the name isn't whole
             _text_so_far(arguments[at:])
-            break
+            return ended, None
         name, at = key
         if not isinstance(name, str):
             raise ValueError(f"expected a name in quotes, got {name!r}")
@@ -47,6 +47,8 @@ def ended_parameters(arguments: str, *, value_is_open: bool = True) -> tuple[dic
             return ended, (name, _text_so_far(arguments[at:]))
         ended[name], at = value
         at = _skip(arguments, at, ",}")
+    if arguments[at + 1 :].strip():
+        raise ValueError(f"expected nothing after the JSON object, got {arguments[at + 1 :].strip()[:80]!r}")
     return ended, None
 
 

@@ -16,6 +16,7 @@ from dsv32_plugin.apis.gateway import Gateway
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "custom", "name": "patch"}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
 class Engine:
@@ -207,6 +208,7 @@ def test_a_value_of_a_wrong_type_is_the_clients_mistake(path: str) -> None:
         for value in ODD:
             status, answer = ask(Engine(), path, _replaced(REQUESTS[path], place, value))
             assert status in (200, 400), (place, value, answer)
+            assert "of the wrong type" not in json.dumps(answer), (place, value, "no reader names it")
 
 
 def test_a_thread_is_refused_as_anthropics_sdk_reads_it() -> None:
@@ -325,3 +327,32 @@ def test_a_deep_request_is_refused() -> None:
     engine = Engine({"ok": 1})
     assert ask(engine, "/v1/chat/completions", endless) == (200, {"ok": 1})
     assert engine.asked == endless
+
+
+def test_a_batch_is_read_conversation_by_conversation() -> None:
+    engine = Engine({"choices": []})
+    parts = [{**USER, "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    path = "/v1/chat/completions/batch"
+    assert ask(engine, path, {"messages": [[USER], parts], "reasoning_effort": "high"})[0] == 200
+    asked = json.loads(engine.asked)
+    assert asked == {"messages": [[USER], [{**USER, "content": "ab"}]], "chat_template_kwargs": {"thinking": True}}
+    assert engine.conversation is None, "the engine renders each from its own request"
+    for body, says in (
+        ({"messages": [[USER], [{"role": "robot"}]]}, "messages[1]: messages[0]: unknown role 'robot'"),
+        ({"messages": [[USER], []]}, "messages[1]: messages: expected at least one"),
+        ({"messages": [USER]}, "messages[0]: messages: expected a list of messages, got dict"),
+        ({"messages": []}, "messages: expected a list of conversations"),
+        ({"messages": [[USER]], "tools": [FUNCTION]}, "tools: expected none in a batch"),
+        ({"messages": [[USER], [USER, {"role": "assistant", "content": "x", "prefix": True}]]}, "all answers go on"),
+    ):
+        status, answer = ask(Engine(), path, body)
+        assert (status, says in answer["error"]["message"]) == (400, True), answer
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_a_number_that_no_reader_takes_is_refused(path: str) -> None:
+    """It went to the engine unread, and so as the engine reads it."""
+    engine = Engine()
+    status, answer = ask(engine, path, b'{"messages": [], "seed": %s}' % (b"1" * 5000))
+    assert (status, engine.asked) == (400, None)
+    assert "too many digits" in answer["error"]["message"]

@@ -234,7 +234,7 @@ def test_reasoning_under_both_names():
     [
         pytest.param(["a", "b"], [("b", "2"), ("a", "1")], "12", id="by-id"),
         pytest.param([None, None], [(None, "1"), (None, "2")], "12", id="no-ids"),
-        pytest.param(["a", "b"], [("x", "1"), ("y", "2")], "12", id="foreign-ids"),
+        pytest.param([None, None], [("x", "1"), ("y", "2")], "12", id="ids-of-results-alone"),
         pytest.param(["a", "b"], [(None, "2"), ("a", "1")], "12", id="one-id"),
         pytest.param(["a", "a"], [("a", "1"), ("a", "2")], "12", id="same-id"),
         pytest.param(["a", "b", "c"], [("c", "3"), ("a", "1"), ("b", "2")], "123", id="three"),
