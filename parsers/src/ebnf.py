@@ -21,8 +21,6 @@ _IN_JSON = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", BAR
 _FEW = 16
 _CLASS = re.compile(r"\[(?:[^\]\\]|\\.)*\]")
 _ONE = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\w+")
-_FRACTION_DIGITS = 6
-"""Of numbers between bounds."""
 INTEGER: Final = '"-"? ("0" | [1-9] [0-9]*)'
 NUMBER: Final = f'{INTEGER} ("." [0-9]+)? ([eE] [+\\-]? [0-9]{{1,2}})?'
 
@@ -142,20 +140,39 @@ def whole(low: Decimal | None, high: Decimal | None, above: bool, below: bool) -
 
 
 def numbers(low: Decimal | None, high: Decimal | None, above: bool, below: bool) -> str:
-    """The grammar of the numbers from `low` to `high`, with a few digits after the point at most.
+    """The grammar of the numbers from `low` to `high`, with any digits after the point and no exponent.
 
     Args:
         above: `low` itself is too small.
         below: `high` itself is too large.
     """
+    options = []
+    if high is None or high >= 0:
+        begins = low is not None and low >= 0
+        options.append(_positive(low if begins else None, high, above and begins, below))
+    if low is None or low < 0:
+        begins = high is not None and high < 0
+        least, most = None if high is None or not begins else -high, None if low is None else -low
+        negative = _positive(least, most, below or not begins, above)
+        options.append(f'"-" ({negative})' if negative else "")
+    return " | ".join(option for option in options if option)
+
+
+def _positive(low: Decimal | None, high: Decimal | None, above: bool, below: bool) -> str:
+    """The same of numbers not below zero, which is where `low` is None.
+
+    Up to as many digits as the bounds have, a number is one of a range of whole numbers. More digits may follow
+    whatever is at least `low` and below `high`.
+    """
+    low = Decimal(0) if low is None else low
+    most = max(1, *(-int(bound.as_tuple().exponent) for bound in (low, high) if bound is not None))
     options = [whole(low, high, above, below)]
-    for digits in range(1, _FRACTION_DIGITS + 1):
+    for digits in range(1, most + 1):
         first, last = _first(low, digits, above), _last(high, digits, below)
-        if last is None or last >= 0:
-            options.append(_decimals(max(first or 0, 0), last, digits))
-        if first is None or first < 0:
-            negative = _decimals(1 if last is None or last >= 0 else -last, None if first is None else -first, digits)
-            options.append(f'"-" ({negative})' if negative else "")
+        options.append(_decimals(first or 0, last, digits))
+    least, last = _first(low, most, False), _last(high, most, True)
+    longer = _decimals(least or 0, last, most)
+    options.append(f"({longer}) [0-9]* [1-9] [0-9]*" if longer else "")
     return " | ".join(option for option in options if option)
 
 

@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import combinations
 from typing import Any, Final
 
-from . import ebnf, regex
+from . import ebnf, listed, regex
 from .ebnf import Mode, Ranges
+from .formats import FORMATS
 from .options import Array, Leaf, Object, Option, Wrapped
-from .protocol import PARAMETER_END, parameter_start
-from .shapes import All, Schema, Shape, types_of
-from .tags import Tag, read_tag
+from .shapes import TYPES, All, Schema, Shape, types_of
 
 _MAX_RULES = 5_000
 """Of the values of one schema."""
@@ -19,26 +19,15 @@ _PASSES = 8
 """Equal rules are found from the innermost outwards."""
 _MAX_COUNT = 100_000
 """Of items and characters: a schema that bounds them higher says nothing."""
-_MAX_BOUND = 10**15
-"""Of numbers, likewise."""
+_MAX_BOUND = 10**20
+"""Of numbers, likewise: those of 64 bits are below."""
+_MAX_DIGITS = 20
+"""Of a bound, after the point."""
+_NEVER = "never"
 _MAX_NAME = 64
 """Of properties that a schema does not name, in characters, and of those that it does and keeps these from being."""
 
-FORMATS: Final = {
-    "date": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
-    "time": r"^([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
-    "date-time": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
-    r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
-    "email": r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$",
-    "uuid": r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
-    "ipv4": r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)$",
-    "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:[!#-;=?-\[\]_a-z~]+$",
-}
-"""What strings of a format match; other formats only tell what is meant."""
-
 _IN_NAMES: Final[Ranges] = ebnf.without(((0x20, 0x7E), (0xA1, 0xD7FF), (0xE000, 0x10FFFF)), '"<>|\\' + ebnf.BAR)
-_BEFORE_NAME, _AFTER_NAME = parameter_start("\0", is_string=True).removesuffix('string="true">').split("\0")
-_RAW_END = f"{PARAMETER_END}\n"
 
 
 class TooLargeError(ValueError):
@@ -148,14 +137,16 @@ class Values:
     # What a value may be
 
     def _json(self, schema: Schema, schemas: All, without: frozenset[str] = frozenset()) -> Iterator[Option]:
-        for shape in schema.shapes(schemas):
+        for shape in listed.shapes(schema, schemas):
             types = shape.all_types() - without
+            if shape.types is None and shape.values is None and shape.all_types() != TYPES:
+                schema.leave_out(f"a schema without a type, taken as that of {' or '.join(sorted(shape.all_types()))}")
             if shape.values is not None:
                 yield from (Leaf(ebnf.json_text(value)) for value in shape.values if types_of(value) & types)
                 continue
             if "string" in types:
                 yield from (Leaf(body) for body in self._string(schema, shape, "json"))
-            if types & {"number", "integer"} and (body := _number(shape, "number" in types)):
+            if types & {"number", "integer"} and (body := _number(schema, shape, "number" in types)):
                 yield Leaf(body)
             if "boolean" in types:
                 yield Leaf('"true" | "false"')
@@ -173,23 +164,23 @@ class Values:
     def _argument(self, schema: Schema, schemas: All) -> Iterator[Option]:
         """A parameter from its attribute to its end: strings as they are, all else as JSON."""
         attribute = 'string="true">'
-        for shape in schema.shapes(schemas):
+        for shape in listed.shapes(schema, schemas):
             if "string" not in shape.all_types():
                 continue
             if shape.values is not None:
-                texts = (value for value in shape.values if isinstance(value, str))
-                listed = (ebnf.text(value) for value in texts if PARAMETER_END not in value and ebnf.is_text(value))
-                bodies = [body] if (body := " | ".join(listed)) else []
+                bodies = listed.texts(schema, shape.values)
             else:
                 bodies = list(self._string(schema, shape, "raw"))
             # The tags stand once around all texts: an engine's time follows the length of what it reads.
-            yield from (Leaf(f"{ebnf.text(attribute)} ({body}) {ebnf.text(_RAW_END)}") for body in bodies)
+            yield from (Leaf(f"{ebnf.text(attribute)} ({body}) {ebnf.text(listed.END)}") for body in bodies)
         value = self._named("unquoted", schema, schemas)
-        yield Wrapped(ebnf.text('string="false">'), value, ebnf.text(_RAW_END))
+        yield Wrapped(ebnf.text('string="false">'), value, ebnf.text(listed.END))
 
     def _arguments(self, schema: Schema, schemas: All) -> Iterator[Option]:
-        for shape in schema.shapes(schemas):
-            if "object" in shape.all_types():
+        for shape in listed.shapes(schema, schemas):
+            if shape.values is not None:
+                yield from map(Leaf, listed.calls(schema, shape.values))
+            elif "object" in shape.all_types():
                 yield from self._object(schema, shape, "raw")
 
     def _array(self, schema: Schema, shape: Shape) -> Iterator[Option]:
@@ -210,7 +201,7 @@ class Values:
         members = []
         for name in declared:
             schemas, required = shape.of_name(name), name in shape.required
-            if raw and not _is_name(name):
+            if raw and not listed.is_name(name):
                 schema.leave_out(f"the parameter {name[:80]!r}, whose name no tag can have")
             elif False not in schemas:
                 members.append((self._key(name, mode), self._named(kind, schema, schemas), required))
@@ -224,11 +215,12 @@ class Values:
         additional = shape.additional
         if additional is None and shape.properties is None and not shape.patterns:
             additional = ()
+        prefixes = [regex.literal_prefix(pattern) for pattern in shape.patterns]
         if additional is not None and False not in additional:
-            every = {id(part): part for group in (additional, *shape.patterns.values()) for part in group}
-            if False not in every.values():
-                key = self._free_key(schema, mode, declared, None)
-                free.append((key or "", self._named(kind, schema, tuple(every.values()))))
+            key = self._free_key(schema, mode, declared, None, [prefix for prefix in prefixes if prefix is not None])
+            free.append((key or "", self._named(kind, schema, additional)))
+        if not _are_apart(shape, declared, additional is not None and None in prefixes):
+            schema.leave_out("patternProperties where properties or others of them speak of the same name")
         yield self._sized(schema, shape, mode, members, free)
 
     def _sized(
@@ -251,15 +243,22 @@ class Values:
     @staticmethod
     def _key(name: str, mode: Mode) -> str:
         if mode == "raw":
-            return ebnf.text(_BEFORE_NAME + name + _AFTER_NAME)
+            return listed.before(name)
         return ebnf.text(json.dumps(name, ensure_ascii=not ebnf.is_text(name)).replace(ebnf.BAR, "\\uff5c") + ": ")
 
-    def _free_key(self, schema: Schema, mode: Mode, declared: Mapping[str, None], pattern: str | None) -> str | None:
+    def _free_key(
+        self,
+        schema: Schema,
+        mode: Mode,
+        declared: Mapping[str, None],
+        pattern: str | None,
+        prefixes: Sequence[str] = (),
+    ) -> str | None:
         alphabet = _IN_NAMES if mode == "raw" else ebnf.EVERY
-        if pattern is None and mode == "json" and not declared:
+        if pattern is None and mode == "json" and not declared and not prefixes:
             return 'string ": "'
         if pattern is None:
-            name = _other_than(declared, alphabet, mode)
+            name = _other_than(declared, prefixes, alphabet, mode)
         else:
             name = None
             for most in (_MAX_NAME, None):  # its length cannot always be bounded
@@ -271,7 +270,7 @@ class Values:
                 schema.leave_out(f"patternProperties {pattern[:80]!r} ({why})")
                 return None
         if mode == "raw":
-            return f"{ebnf.text(_BEFORE_NAME)} ({name}) {ebnf.text(_AFTER_NAME)}"
+            return f"{ebnf.text(listed.BEFORE_NAME)} ({name}) {ebnf.text(listed.AFTER_NAME)}"
         return f'"\\"" ({name}) "\\": "'
 
     def _string(self, schema: Schema, shape: Shape, mode: Mode) -> Iterator[str]:
@@ -280,34 +279,40 @@ class Values:
         if most is not None and least > most:
             return
         quote = '"\\""' if mode == "json" else ""
-        if shape.format is not None and shape.format not in FORMATS:
-            schema.leave_out(f"format {shape.format[:80]!r}")
-        patterns = [*shape.regexes, *([FORMATS[shape.format]] if shape.format in FORMATS else [])]
-        for pattern in patterns:
+        patterns = {f"pattern {pattern[:80]!r}": pattern for pattern in shape.regexes}
+        patterns |= {f"format {name[:80]!r}": FORMATS.get(name, "") for name in shape.formats}
+        written = None
+        for what, pattern in patterns.items():
             try:
-                body = regex.grammar(pattern, mode, least=least, most=most)
+                if not pattern:
+                    schema.leave_out(what)
+                elif written is None:
+                    written = regex.grammar(pattern, mode, least=least, most=most)
+                else:
+                    schema.leave_out(f"{what} (besides another)")
             except regex.UnwritableError as reason:
-                schema.leave_out(f"pattern {pattern[:80]!r} ({reason})")
-            else:
-                if len(patterns) > 1:
-                    schema.leave_out("more than one pattern of a string")
-                yield f"{quote} ({body}) {quote}"
-                return
+                schema.leave_out(f"{what} ({reason})")
+        if written is not None:
+            yield f"{quote} ({written}) {quote}"
+            return
         if least or most is not None:
             yield f"{quote} {ebnf.repeat(ebnf.one_of(ebnf.EVERY, mode), least, most)} {quote}"
         else:
             yield "string" if mode == "json" else "text"
 
 
-def _is_name(name: str) -> bool:
-    """A tag can have it."""
-    text = parameter_start(name, is_string=True)
-    tag = read_tag(text, 0, official_only=True)
-    return isinstance(tag, Tag) and tag.name == name and tag.end == len(text) and ebnf.is_text(name)
+def _are_apart(shape: Shape, declared: Iterable[str], beside_others: bool) -> bool:
+    """Whether no name is spoken of twice in an object with patterns."""
+    patterns = [pattern for pattern, schemas in shape.patterns.items() if False not in schemas]
+    return not patterns or not (
+        beside_others
+        or any(not regex.excludes(pattern, name) for pattern in patterns for name in declared)
+        or any(not regex.begins_apart(one, other) for one, other in combinations(patterns, 2))
+    )
 
 
-def _other_than(names: Iterable[str], alphabet: Ranges, mode: Mode) -> str:
-    """The grammar of a short name that is none of these."""
+def _other_than(names: Iterable[str], prefixes: Iterable[str], alphabet: Ranges, mode: Mode) -> str:
+    """The grammar of a short name that is none of these, and begins with none of the prefixes."""
     tree: dict[str, Any] = {}
     for name in names:
         node = tree
@@ -315,12 +320,19 @@ def _other_than(names: Iterable[str], alphabet: Ranges, mode: Mode) -> str:
             for character in name:
                 node = node.setdefault(character, {})
             node[""] = {}
+    for prefix in prefixes:
+        node = tree
+        for character in prefix:
+            node = node.setdefault(character, {})
+        node[_NEVER] = {}
     rest = ebnf.repeat(ebnf.one_of(alphabet, mode), 0, _MAX_NAME if mode == "raw" else None)
 
     def after(node: dict[str, Any], start: bool) -> str:
-        branches = {character: inner for character, inner in node.items() if character}
+        branches = {character: inner for character, inner in node.items() if len(character) == 1}
         options = [f"{ebnf.one_of(ebnf.without(alphabet, branches), mode)} {rest}"]
         for character, inner in branches.items():
+            if _NEVER in inner:
+                continue
             one = ebnf.one_of(ebnf.intersect(alphabet, ((ord(character),) * 2,)), mode)
             options += [f"{one} ({after(inner, False)})"] if one else []
         if not start and "" not in node:
@@ -330,13 +342,16 @@ def _other_than(names: Iterable[str], alphabet: Ranges, mode: Mode) -> str:
     return after(tree, True)
 
 
-def _number(shape: Shape, fractions: bool) -> str:
+def _number(schema: Schema, shape: Shape, fractions: bool) -> str:
     """Empty where no number fits."""
-    bounds = {
-        keyword: Decimal(str(value))
-        for keyword, value in shape.bounds.items()
-        if keyword.lower().endswith("imum") and abs(value) <= _MAX_BOUND
-    }
+    bounds = {}
+    for keyword, value in shape.bounds.items():
+        if keyword.lower().endswith("imum"):
+            bound = Decimal(str(value)) if abs(value) <= _MAX_BOUND else None
+            if bound is None or -int(bound.as_tuple().exponent) > _MAX_DIGITS:
+                schema.leave_out(f"{keyword} with so many digits")
+            else:
+                bounds[keyword] = bound
     low, too_low = bounds.get("minimum"), bounds.get("exclusiveMinimum")
     high, too_high = bounds.get("maximum"), bounds.get("exclusiveMaximum")
     above = too_low is not None and (low is None or too_low >= low)
@@ -353,4 +368,6 @@ def _counts(schema: Schema, shape: Shape, what: str) -> tuple[int, int | None]:
     if least > _MAX_COUNT:
         schema.leave_out(f"min{what}")
         least = 0
+    if most is not None and most > _MAX_COUNT:
+        schema.leave_out(f"max{what}")
     return max(math.ceil(least), 0), None if most is None or most > _MAX_COUNT else max(math.floor(most), 0)

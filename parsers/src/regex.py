@@ -47,13 +47,54 @@ class UnwritableError(ValueError):
 
 def matches(pattern: str, text: str) -> bool:
     """Whether the expression is found in a text, as JSON schema has it; False where that could take for ever."""
+    return _found(pattern, text) is True
+
+
+def excludes(pattern: str, text: str) -> bool:
+    """Whether it is not; False where that could take for ever."""
+    return _found(pattern, text) is False
+
+
+def literal_prefix(pattern: str) -> str | None:
+    """The text with which all begin that match, if all that begin so do; None where there is none."""
+    try:
+        items = list(sre_parse.parse(pattern))
+    except (re.error, OverflowError, RecursionError):
+        return None
+    if not items or not _is_at(items[0], _BEGINNINGS) or any(kind != sre.LITERAL for kind, _ in items[1:]):
+        return None
+    return "".join(chr(value) for _, value in items[1:])
+
+
+def begins_apart(one: str, other: str) -> bool:
+    """Whether the first character tells which of two expressions a text matches, if any."""
+    firsts = [_first(one), _first(other)]
+    return None not in firsts and not ebnf.intersect(*firsts)  # type: ignore[arg-type]
+
+
+def _first(pattern: str) -> Ranges | None:
+    """The characters with which a match begins, at the beginning of the text; None where that isn't plain."""
+    try:
+        items = list(sre_parse.parse(pattern))
+        if len(items) < 2 or not _is_at(items[0], _BEGINNINGS):
+            return None
+        item = items[1]
+        if item[0] in _REPEATS and item[1][0] > 0 and len(item[1][2]) == 1:
+            item = item[1][2][0]
+        return _characters(item)
+    except (re.error, OverflowError, RecursionError, UnwritableError):
+        return None
+
+
+def _found(pattern: str, text: str) -> bool | None:
+    """None where that could take for ever, or the expression is none of Python's."""
     try:
         tree = sre_parse.parse(pattern)
         if len(text) > 256 or _ways(tree, len(text)) * (len(text) + 1) > _MOST_WAYS:
-            return False
+            return None
         return re.search(pattern, text) is not None
     except (re.error, OverflowError, RecursionError):
-        return False
+        return None
 
 
 def grammar(pattern: str, mode: Mode, *, alphabet: Ranges = ebnf.EVERY, least: int = 0, most: int | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from . import regex
+from .formats import OF_NUMBERS
 from .messages import EncodingError
 
 TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
@@ -21,6 +22,7 @@ All: TypeAlias = tuple[Any, ...]
 _MAX_SHAPES = 1024
 """Of one schema: more are a product of combinations that nobody wrote down."""
 _MAX_DEPTH = 64
+_MOST_APART = 100
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -52,7 +54,7 @@ class Shape:
         items: those that follow; None where the schema does not say.
         bounds: the numeric keywords.
         regexes: what a string must match, each.
-        format: of a string.
+        formats: of a string.
     """
 
     types: frozenset[str] | None = None
@@ -65,7 +67,7 @@ class Shape:
     items: All | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
     regexes: tuple[str, ...] = ()
-    format: str | None = None
+    formats: tuple[str, ...] = ()
 
     def all_types(self) -> frozenset[str]:
         """The types, guessed from what else is said where the schema names none."""
@@ -80,7 +82,7 @@ class Shape:
             meant.add("object")
         if self.prefix or self.items is not None:
             meant.add("array")
-        if self.regexes or self.format:
+        if self.regexes or not OF_NUMBERS.issuperset(self.formats):
             meant.add("string")
         meant |= {kind for kind, keywords in _OF_TYPE.items() if bounds & frozenset(keywords)}
         return frozenset(meant | {"integer"} if "number" in meant else meant) or TYPES
@@ -92,6 +94,10 @@ class Shape:
         if name in declared or matching:
             return _join(declared.get(name, ()), *matching)
         return self.additional or ()
+
+    def of_index(self, index: int) -> All:
+        """What the item there must be."""
+        return self.prefix[index] if index < len(self.prefix) else self.items or ()
 
 
 class Schema:
@@ -156,8 +162,11 @@ class Schema:
         for keyword in ("anyOf", "oneOf"):
             options = self._list(schema, keyword)
             if options:
-                either = [shape for option in options for shape in self._of(option, above)]
-                found = self._both(found, list({id(shape): shape for shape in either}.values()))
+                each = [self._of(option, above) for option in options]
+                if keyword == "oneOf" and not self._are_apart(each):
+                    self.leave_out("oneOf, of which more than one may hold")
+                either = {id(shape): shape for shapes in each for shape in shapes}
+                found = self._both(found, list(either.values()))
         if schema.get("unevaluatedProperties") is not None:
             # Of the properties that none of the above speaks of.
             others = _join((schema["unevaluatedProperties"],))
@@ -182,6 +191,46 @@ class Schema:
             self.leave_out("a combination of too many alternatives")
             return left
         return merged
+
+    def _are_apart(self, options: list[list[Shape]]) -> bool:
+        """Whether a look at types, listed values and required properties tells that no value fits two options."""
+        if sum(map(len, options)) > _MOST_APART:
+            return False
+        pairs = (
+            (a, b) for place, some in enumerate(options) for others in options[:place] for a in some for b in others
+        )
+        return all(self._is_apart(a, b) for a, b in pairs)
+
+    def _is_apart(self, a: Shape, b: Shape) -> bool:
+        types = a.all_types() & b.all_types()
+        if not types or _merged(a, b) is None:
+            return True
+        return types == {"object"} and any(
+            False in a.of_name(name)
+            or False in b.of_name(name)
+            or (
+                name in a.required
+                and name in b.required
+                and None not in (these := [self._listed(shape.of_name(name)) for shape in (a, b)])
+                and not any(equal(value, other) for value in these[0] or () for other in these[1] or ())
+            )
+            for name in (*a.required, *b.required)
+        )
+
+    def _listed(self, schemas: All) -> tuple[Any, ...] | None:
+        """The values that one of the schemas lists; None where none does itself or by a reference."""
+        for schema in schemas:
+            for _ in range(_MAX_DEPTH):
+                if not isinstance(schema, Mapping):
+                    break
+                values = self._values(schema)
+                if values is not None:
+                    return values
+                try:
+                    schema = self._resolve(schema["$ref"])
+                except (LookupError, TypeError, AttributeError):
+                    break
+        return None
 
     def _referred(self, reference: Any, above: tuple[int, ...]) -> list[Shape]:
         if not isinstance(reference, str):
@@ -246,7 +295,7 @@ class Schema:
                 **self._items(schema),
                 bounds=self._bounds(schema),
                 regexes=tuple(self._texts(schema, "pattern")),
-                format=next(self._texts(schema, "format"), None),
+                formats=tuple(self._texts(schema, "format")),
             )
         ]
 
@@ -271,7 +320,7 @@ class Schema:
         if "const" not in schema:
             return listed
         const = schema["const"]
-        return (const,) if listed is None or any(_equal(const, value) for value in listed) else ()
+        return (const,) if listed is None or any(equal(const, value) for value in listed) else ()
 
     def _additional(self, schema: Mapping[str, Any]) -> All | None:
         value = schema.get("additionalProperties")
@@ -291,7 +340,7 @@ class Schema:
                 value = schema.get(keyword.removeprefix("exclusive").lower())
             if value is None or value is False:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
                 self._fault(keyword, "a number", value)
             else:
                 bounds[keyword] = value
@@ -342,7 +391,7 @@ def _merged(a: Shape, b: Shape) -> Shape | None:
     types = a.types if b.types is None else b.types if a.types is None else a.types & b.types
     values = a.values if b.values is None else b.values
     if a.values is not None and b.values is not None:
-        values = tuple(value for value in a.values if any(_equal(value, other) for other in b.values))
+        values = tuple(value for value in a.values if any(equal(value, other) for other in b.values))
     if types == frozenset() or values == ():
         return None
     declared = dict.fromkeys((*(a.properties or ()), *(b.properties or ())))
@@ -361,16 +410,16 @@ def _merged(a: Shape, b: Shape) -> Shape | None:
         required=tuple(dict.fromkeys((*a.required, *b.required))),
         additional=_join_known(a.additional, b.additional),
         patterns=patterns,
-        prefix=tuple(_join(_item(a, index), _item(b, index)) for index in range(length)),
+        prefix=tuple(_join(a.of_index(index), b.of_index(index)) for index in range(length)),
         items=_join_known(a.items, b.items),
         bounds=bounds,
         regexes=tuple(dict.fromkeys((*a.regexes, *b.regexes))),
-        format=a.format or b.format,
+        formats=tuple(dict.fromkeys((*a.formats, *b.formats))),
     )
 
 
-def _item(shape: Shape, index: int) -> All:
-    return shape.prefix[index] if index < len(shape.prefix) else shape.items or ()
+def _is_finite(number: float) -> bool:
+    return isinstance(number, int) or math.isfinite(number)  # which takes no integer above a float's
 
 
 def _join(*groups: All) -> All:
@@ -383,12 +432,12 @@ def _join_known(a: All | None, b: All | None) -> All | None:
     return b if a is None else a if b is None else _join(a, b)
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
     """Equal as JSON: 1 is 1.0, and is not true."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equal, a, b))
+        return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+        return a.keys() == b.keys() and all(equal(value, b[key]) for key, value in a.items())
     return bool(a == b)
