@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,9 @@ pytest.importorskip("sglang")
 
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, MessageProcessingResult
 
+from dsv32_plugin.apis import anthropic
+from dsv32_plugin.apis.conversation import serve
+from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.core.chat import call_grammar
 from dsv32_plugin.sglang_adapter import grammars
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
@@ -115,6 +119,24 @@ def test_the_text_format_of_responses_is_a_format(with_tools: bool) -> None:
     assert expected is not None
     assert value.format.grammar == expected.ebnf
     assert grammars._text_format.get() is None
+
+
+@pytest.mark.parametrize("with_tools", [False, True])
+def test_the_output_format_of_messages_is_a_format(with_tools: bool) -> None:
+    """The class of 0.5.15 has no field for it, and the answer was any text."""
+    said = {"type": "json_schema", "schema": SCHEMA}
+    body = {"messages": [{"role": "user", "content": "?"}], "output_config": {"format": said}}
+    serve(anthropic.read(body, Server()).conversation)
+    try:
+        asked = parameters(make_request() if with_tools else ChatCompletionRequest(model="m", messages=[]))
+    finally:
+        serve(None)
+    if not with_tools:
+        assert json.loads(asked["json_schema"]) == SCHEMA
+        return
+    expected = call_grammar([tool()], "auto", parallel=True, answer=SCHEMA)
+    assert expected is not None
+    assert grammars.StructuralTag.model_validate_json(asked["structural_tag"]).format.grammar == expected.ebnf
 
 
 def test_a_backend_that_the_user_chose_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsv32_plugin.parsers.parts import PartError, describe, read_content, well_formed
+from dsv32_plugin.parsers.parts import PartError, describe, nested_text, read_content, well_formed
 
 from . import context
 from .chat import engine_kwargs
@@ -17,6 +17,10 @@ from .thinking import requested, template_kwargs
 from .tools import Tools, read_messages_tools, warn_once
 
 _SWITCHES = ("enabled", "disabled", "adaptive")
+_NOT_THE_ENGINES = (
+    *("thinking", "system", "tools", "tool_choice", "context_management", "mcp_servers", "container"),
+    *("output_config", "output_format"),
+)
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 _BILLING = "x-anthropic-billing-header"
 """How a system block of Claude Code begins that is none of the prompt: it differs in every request."""
@@ -65,6 +69,7 @@ def read(body: JsonObject, server: Server) -> Exchange:
         labels=reader.labels,
         tools=tools.shown(server.hides_unused_tools),
         thinking=requested(body, None, server.default_thinking, _SWITCHES),
+        answer_format=_answer_format(body),
         continues=bool(reader.messages) and reader.messages[-1]["role"] == "assistant",
         plan=context.settle(
             [context.read_messages(body), context.read_template_kwargs(template_kwargs(body))],
@@ -73,16 +78,15 @@ def read(body: JsonObject, server: Server) -> Exchange:
             body.get("max_tokens"),
         ),
     )
-    dropped = ("thinking", "system", "tools", "tool_choice", "context_management", "mcp_servers", "container")
-    kept = {key: value for key, value in body.items() if key not in dropped}
+    kept = {key: value for key, value in body.items() if key not in _NOT_THE_ENGINES}
     changed: JsonObject = {
         **kept,
         "messages": [{"role": "user", "content": UNSEEN}],
         "chat_template_kwargs": engine_kwargs(body, conversation),
     }
-    if isinstance(body.get("output_config"), Mapping):
+    if conversation.answer_format is not None:
         # Without "effort", by which the engines would switch thinking on.
-        changed["output_config"] = {key: value for key, value in body["output_config"].items() if key == "format"}
+        changed["output_config"] = {"format": conversation.answer_format}
     if tools.by_name:
         changed["tools"] = [_engine_tool(function) for function in tools.functions]
         changed["tool_choice"] = _engine_choice(tools)
@@ -122,6 +126,21 @@ def error(status: int, message: str, details: Mapping[str, Any] | None = None) -
 def status_of(kind: str) -> int:
     """The HTTP status of an error of this type."""
     return next((status for status, known in ERROR_TYPES.items() if known == kind), 500)
+
+
+def _answer_format(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`output_config.format`, or `output_format` as its name was in the beta."""
+    config, old = body.get("output_config"), body.get("output_format")
+    if config is not None and not isinstance(config, Mapping):
+        raise Refusal(f"output_config: expected an object, got {type(config).__name__}", param="output_config")
+    name, given = ("output_format", old) if old is not None else ("output_config.format", (config or {}).get("format"))
+    if given is None:
+        return None
+    if not (
+        isinstance(given, Mapping) and given.get("type") == "json_schema" and isinstance(given.get("schema"), Mapping)
+    ):
+        raise Refusal(f'{name}: expected {{"type": "json_schema", "schema": …}}, got {given!r}'[:300], param=name)
+    return {"type": "json_schema", "schema": given["schema"]}
 
 
 def _choose(choice: Any, tools: Tools) -> None:
@@ -187,7 +206,7 @@ class _Reader:
             self._add(label, role="system", content=text)
 
     def _text(self, block: Any, label: str) -> str | None:
-        text = _read([block], "system", label)
+        text = _block(block, "system", label)
         return None if text.startswith(_BILLING) else text
 
     def _user(self, blocks: list[Mapping[str, Any]], label: str) -> None:
@@ -196,21 +215,23 @@ class _Reader:
             where = f"{label}.content[{index}]"
             if block.get("type") == "tool_result":
                 self._result(block, where)
-            elif block.get("type") in ("document", "search_result") and (text := _inside(block, where)) is not None:
-                said.append(text)
             else:
-                said.append(_read([block], "user", where))
+                said.append(_document(block, where) or _block(block, "user", where))
         if said or not blocks:
             self._add(label, role="user", content="".join(said))
 
     def _assistant(self, blocks: list[Mapping[str, Any]], label: str) -> None:
         """A tool that the provider ran has its result within the message; the model's turn goes on after it."""
         turn: JsonObject = {}
+        before = len(self.messages)
         for index, block in enumerate(blocks):
             kind = str(block.get("type"))
             where = f"{label}.content[{index}]"
             if kind == "thinking":
-                turn["reasoning_content"] = turn.get("reasoning_content", "") + str(block.get("thinking") or "")
+                thought = block.get("thinking")
+                if thought is not None and not isinstance(thought, str):
+                    raise Refusal(f"{where}.thinking: expected text, got {type(thought).__name__}", param="messages")
+                turn["reasoning_content"] = turn.get("reasoning_content", "") + (thought or "")
             elif kind == "redacted_thinking":
                 continue
             elif kind.endswith("tool_use"):
@@ -221,9 +242,9 @@ class _Reader:
                 turn = {}
                 self._result(block, where)
             else:
-                turn["content"] = turn.get("content", "") + _read([block], "assistant", where)
-        if turn:
-            self._add(label, role="assistant", **turn)
+                turn["content"] = turn.get("content", "") + _block(block, "assistant", where)
+        if turn or len(self.messages) == before:
+            self._add(label, role="assistant", **{"content": "", **turn})
 
     def _result(self, block: Mapping[str, Any], label: str) -> None:
         content = block.get("content")
@@ -236,18 +257,25 @@ class _Reader:
         self.labels.append(label)
 
 
-def _inside(block: Mapping[str, Any], label: str) -> str | None:
-    """The text that a user's document holds."""
+def _document(block: Mapping[str, Any], label: str) -> str | None:
+    """The text that a user's document holds; None where it holds none, or is none."""
+    if block.get("type") not in ("document", "search_result"):
+        return None
     try:
-        text = describe(block)
+        return None if nested_text(block) is None else describe(block)
     except PartError as error:
         raise Refusal(f"{label}: {error}", param="messages") from error
-    return None if text[:1] == "[" else text
+
+
+def _block(block: Any, role: str, label: str) -> str:
+    try:
+        return read_content([block], role)[0] or ""
+    except PartError as error:
+        raise Refusal(f"{label}{str(error).removeprefix('content part 0')}", param="messages") from error
 
 
 def _read(content: Any, role: str, label: str) -> str:
     try:
         return read_content(content, role)[0] or ""
     except PartError as error:
-        whole, part = f"{label}: {error}", str(error).removeprefix("content part 0 ")
-        raise Refusal(whole if part == str(error) else f"{label} {part}", param="messages") from error
+        raise Refusal(f"{label}: {error}", param="messages") from error

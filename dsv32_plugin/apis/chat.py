@@ -15,7 +15,7 @@ from .exchange import Answer, Exchange, InputText, JsonObject, Server, input_of
 from .fields import CHAT, flag, listed, refuse_foreign
 from .refusal import Refusal
 from .thinking import requested, template_kwargs
-from .tools import Tools, allowed_tools, read_chat_tools
+from .tools import Tools, allowed_tools, read_chat_tools, warn_once
 
 
 def read(body: JsonObject, server: Server) -> Exchange:
@@ -32,6 +32,8 @@ def read(body: JsonObject, server: Server) -> Exchange:
         raise Refusal(str(error), param="messages") from error
     if not turns:
         raise Refusal("messages: expected at least one", param="messages")
+    if body.get("web_search_options") is not None:
+        warn_once("chat completions: web_search_options are for the provider's server; here they are left out")
     tools = read_chat_tools(body.get("tools"))
     _choose(body.get("tool_choice"), tools)
     continues = bool(flag(body, "continue_final_message")) or turns[-1].prefix

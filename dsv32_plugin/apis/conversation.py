@@ -35,6 +35,7 @@ class Conversation:
         thinking: whether the model is asked to think.
         continues: the final message is the assistant's and goes on.
         add_generation_prompt: end with the mark for the answer.
+        answer_format: of the answer, as Messages has it; not every engine's class does.
         plan: what is done with it where it is long.
         memory: what was done with it in earlier turns.
         context_tokens: tokens of its prompt and the answer; None where it is only counted.
@@ -48,6 +49,7 @@ class Conversation:
     thinking: bool = False
     continues: bool = False
     add_generation_prompt: bool = True
+    answer_format: Mapping[str, Any] | None = None
     plan: Plan | None = None
     memory: Memory | None = None
     context_tokens: int | None = None

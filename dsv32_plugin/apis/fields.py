@@ -12,15 +12,23 @@ CHAT: Mapping[str, str] = {
     "function_call": "tool_choice, which has taken its place",
     "reasoning": 'reasoning_effort, or thinking: {"type": "enabled" or "disabled"}',
     "enable_thinking": 'chat_template_kwargs: {"enable_thinking": true or false}',
+    "system": "a message of role system",
+    "instructions": "a message of role system",
+    "audio": "nothing: the model writes text only",
+    "max_output_tokens": "max_completion_tokens",
 }
 RESPONSES: Mapping[str, str] = {
     "conversation": "input with the whole conversation, or previous_response_id; no conversation is kept by an id here",
     "prompt": "instructions and input; no prompt is kept by an id here",
+    "system": "instructions",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
     "reasoning_effort": 'reasoning: {"effort": …}',
     "enable_thinking": 'reasoning: {"effort": "none"}, or chat_template_kwargs: {"enable_thinking": true or false}',
     "response_format": 'text: {"format": …}',
 }
 MESSAGES: Mapping[str, str] = {
+    "instructions": "system",
     "reasoning_effort": 'thinking: {"type": "enabled" or "disabled"}',
     "reasoning": 'thinking: {"type": "enabled" or "disabled"}',
     "enable_thinking": 'thinking: {"type": "enabled" or "disabled"}',

@@ -190,7 +190,10 @@ def _called(item: JsonObject, label: str) -> tuple[str, Any] | None:
     if kind in ("function_call", "custom_tool_call"):
         if not isinstance(name, str) or not name:
             raise Refusal(f"{label}.name: expected the name of a tool, got {name!r}", param="input")
-        full = f"{item['namespace']}{NAMESPACE_SEPARATOR}{name}" if item.get("namespace") else name
+        namespace = item.get("namespace")
+        if namespace is not None and not isinstance(namespace, str):
+            raise Refusal(f"{label}.namespace: expected text, got {type(namespace).__name__}", param="input")
+        full = f"{namespace}{NAMESPACE_SEPARATOR}{name}" if namespace else name
         if kind == "function_call":
             return full, item.get("arguments")
         text = item.get("input")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgrammar import StructuralTag
 
+from dsv32_plugin import apis
 from dsv32_plugin.core.chat import call_grammar
 from dsv32_plugin.sglang_adapter.arguments import in_effect
 from dsv32_plugin.sglang_adapter.names import PARSER_NAME
@@ -40,13 +41,20 @@ def process_around(
     original: Callable[..., Any], serving: Any, request: ChatCompletionRequest, *args: Any, **kwargs: Any
 ) -> Any:
     """The prompt of a chat, and the grammar of its answer: SGLang drops that of the calls where there is another."""
-    schema = _schema_of(request.response_format) or _schema_of(_text_format.get())
+    conversation = apis.current()
+    unseen = _text_format.get() if conversation is None else conversation.answer_format or _text_format.get()
+    schema = _schema_of(request.response_format) or _schema_of(unseen)
     grammar = _grammar_of_calls(serving, request, schema) if serving.tool_call_parser == PARSER_NAME else None
     result = original(serving, request, *args, **kwargs)
     if grammar is not None:
         result.tool_call_constraint = ("structural_tag", StructuralTag(**grammar.structural_tag))
         request.response_format = request.regex = request.ebnf = None
-    elif _text_format.get() is not None and schema is not None and result.tool_call_constraint is None:
+    elif (
+        unseen is not None
+        and schema is not None
+        and request.response_format is None
+        and result.tool_call_constraint is None
+    ):
         result.tool_call_constraint = ("json_schema", schema)
     return result
 

@@ -135,7 +135,7 @@ def _read_turn(message: Any, index: int, where: str) -> Turn:
         text=str(text or ""),
         reasoning=str(_read_reasoning(message) or thoughts) if is_assistant else "",
         calls=_read_calls(message.get("tool_calls")) if is_assistant else (),
-        call_id=_read_id(message.get("tool_call_id")) if role == "tool" else None,
+        call_id=_read_id(message.get("tool_call_id"), "tool_call_id") if role == "tool" else None,
         tools=read_tools(message.get("tools")) if takes_tools else (),
         response_format=message.get("response_format") if takes_tools else None,
         prefix=_read_prefix(message.get("prefix"), is_assistant),
@@ -195,10 +195,11 @@ def _read_call(call: Any, position: int) -> Call:
             arguments = _read_unfinished(arguments, f"tool_calls[{position}] ({name}): arguments are not JSON: {error}")
     elif arguments is None or arguments == "" or isinstance(arguments, str):
         arguments = {}
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         kind = type(arguments).__name__
         raise EncodingError(f"tool_calls[{position}] ({name}): arguments must be a JSON object, got {kind}")
-    return Call(str(name), dict(arguments), _read_id(call.get("id")), unfinished)
+    return Call(str(name), dict(arguments), _read_id(call.get("id"), f"tool_calls[{position}].id"), unfinished)
 
 
 def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:
@@ -213,10 +214,10 @@ def _read_unfinished(arguments: str, reason: str) -> dict[str, Any]:
     return dict(well_formed(ended))
 
 
-def _read_id(value: Any) -> str | None:
+def _read_id(value: Any, name: str) -> str | None:
     """By which a result finds its call; a number is as good as its digits."""
     if value is None or isinstance(value, str):
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise EncodingError(f"the id of a call: expected a string, got {type(value).__name__}")
+    raise EncodingError(f"{name}: expected text, got {type(value).__name__}")

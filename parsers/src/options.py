@@ -139,7 +139,9 @@ class Array:
                 break
             prefix.append(value)
         item = self.item if self.item in finite and len(prefix) == len(self.prefix) else None
-        most = self.most if item is not None else len(prefix)
+        most = self.most
+        if item is None:
+            most = len(prefix) if most is None else min(most, len(prefix))
         if most == 0:
             return '"[]"'
         after = '""'

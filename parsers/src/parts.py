@@ -84,6 +84,8 @@ def read_content(content: Any, role: str) -> tuple[str | None, str]:
             reasoning.append(_reasoning_of(part))
             continue
         text, is_line = _text_of(part, role), False
+        if text is None and kind in _TEXT_KINDS:
+            raise PartError(f"content part {position}: text: expected text, got {type(part.get('text')).__name__}")
         if text is None and role == "tool" and isinstance(part, Mapping):
             text, is_line = describe(part), True
         if text is None:
@@ -114,7 +116,7 @@ def describe(part: Mapping[str, Any]) -> str:
     kind = part.get("type")
     if kind == "tool_reference":
         return f"[the tool {part.get('tool_name') or part.get('name')} is available]"
-    text = _nested_text(part)
+    text = nested_text(part)
     if text is not None:
         named = (part.get(key) for key in ("title", "url", "source"))
         return "\n".join([*(name for name in named if isinstance(name, str) and name), text])
@@ -147,7 +149,7 @@ def _reasoning_of(part: Any) -> str:
     return read_reasoning(text)
 
 
-def _nested_text(part: Mapping[str, Any]) -> str | None:
+def nested_text(part: Mapping[str, Any]) -> str | None:
     """The text inside a document, a search result or the result of a server's tool, None where there is none."""
     source = part.get("source")
     if isinstance(source, Mapping) and source.get("type") in ("text", "content"):

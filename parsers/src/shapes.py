@@ -143,7 +143,8 @@ class Schema:
         known = self._shapes.get(id(schema))
         if known is not None:
             return known
-        if id(schema) in above:  # what refers to itself alone says nothing
+        if id(schema) in above:
+            self.leave_out("a schema that refers to itself alone, which says nothing")
             return [Shape()]
         if len(above) >= _MAX_DEPTH:
             self.leave_out("combinations nested too deep")

@@ -400,7 +400,8 @@ def test_an_answer_that_goes_on_does_so_after_a_discard() -> None:
 def test_too_long_whatever_is_discarded(path: str) -> None:
     body = {"chat": long.chat, "responses": long.responses, "messages": long.messages}[path.split("/")[2]](12)
     tools = json.dumps(body["tools"])
-    body |= {"tools": json.loads(tools.replace('"d"', json.dumps("x" * LENGTH))), "max_tokens": 9}
+    body |= {"tools": json.loads(tools.replace('"d"', json.dumps("x" * LENGTH)))}
+    body["max_output_tokens" if path == "/v1/responses" else "max_tokens"] = 9
     body |= {"chat_template_kwargs": {"context": DISCARD}}
     clients = Clients()
     answer = clients.run(lambda of: of.http.post(path, json=body))

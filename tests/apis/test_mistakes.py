@@ -111,6 +111,12 @@ def test_a_request_says_something(read: Any, body: Any, says: str) -> None:
         (over_chat, {"function_call": "auto"}),
         (over_chat, {"reasoning": {"effort": "high"}}),
         (over_chat, {"enable_thinking": False}),
+        (over_chat, {"system": "Be brief."}),
+        (over_chat, {"audio": {"voice": "x", "format": "wav"}}),
+        (over_chat, {"max_output_tokens": 5}),
+        (over_responses, {"system": "Be brief."}),
+        (over_responses, {"max_tokens": 5}),
+        (over_messages, {"instructions": "Be brief."}),
         (over_responses, {"conversation": "conv_1"}),
         (over_responses, {"conversation": {"id": "conv_1"}}),
         (over_responses, {"prompt": {"id": "pmpt_1"}}),
@@ -213,11 +219,59 @@ def test_only_an_assistants_message_goes_on() -> None:
     assert told.startswith("messages[0]: prefix: expected an assistant's message")
 
 
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize("body", [{"output_config": {"format": FORMAT, "effort": "high"}}, {"output_format": FORMAT}])
+def test_the_format_of_an_answer_reaches_the_engine(body: Any) -> None:
+    exchange = over_messages(**body)
+    assert exchange.body["output_config"] == {"format": FORMAT}
+    assert "output_format" not in exchange.body
+    assert exchange.conversation.answer_format == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"output_config": "json"}, "output_config: expected an object, got str"),
+        ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format: expected {"),
+        ({"output_format": {"type": "json_schema"}}, "output_format: expected {"),
+    ],
+)
+def test_what_is_no_format_is_refused(body: Any, says: str) -> None:
+    assert refusal(over_messages, **body).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"type": "text", "text": 5}, "messages[0].content[0]: text: expected text, got int"),
+        ({"type": ["text"]}, "messages[0].content[0]: type: expected text, got list"),
+        ({"type": "image", "source": {}}, "messages[0].content[0] is 'image'; the model reads text only"),
+    ],
+)
+def test_a_block_is_read_or_refused(block: Any, says: str) -> None:
+    assert refusal(over_messages, messages=[{"role": "user", "content": [block]}]) == says
+
+
+def test_a_document_may_begin_with_a_bracket() -> None:
+    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "[1] One"}}
+    exchange = over_messages(messages=[{"role": "user", "content": [document]}])
+    assert exchange.conversation.messages == [{"role": "user", "content": "[1] One"}]
+
+
+@pytest.mark.parametrize("blocks", [[], [{"type": "redacted_thinking", "data": "x"}]])
+def test_an_assistants_turn_without_text_is_a_turn(blocks: Any) -> None:
+    exchange = over_messages(messages=[USER, {"role": "assistant", "content": blocks}, USER])
+    assert [message["role"] for message in exchange.conversation.messages] == ["user", "assistant", "user"]
+
+
 @pytest.mark.parametrize(
     ("item", "says"),
     [
         ({"type": "custom_tool_call", "call_id": "a", "name": "get", "input": 5}, ".input: expected text, got int"),
         ({"type": "function_call", "call_id": "a", "name": 5}, ".name: expected the name of a tool, got 5"),
+        ({"type": "function_call", "call_id": "a", "name": "f", "namespace": 5}, ".namespace: expected text, got int"),
         ({"type": ["message"], "role": "user"}, ".type: expected text, got list"),
     ],
 )

@@ -66,6 +66,20 @@ STRINGS = {"type": "string"}
             id="many-digits",
         ),
         pytest.param(
+            {
+                "type": "array",
+                "prefixItems": [NUMBERS, STRINGS],
+                "items": {"type": "integer", "minimum": 2, "maximum": 1},
+                "maxItems": 1,
+            },
+            ["[1]", "[]"],
+            ['[1, "x"]'],
+            id="a-tuple-cut-short",
+        ),
+        pytest.param(
+            {"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2024-02-30"', '"2025-06-31"'], id="date"
+        ),
+        pytest.param(
             {"type": "string", "format": "ipv6"},
             ['"2001:db8::1"', '"::"', '"::1"', '"1:2:3:4:5:6:7:8"', '"1::"'],
             ['"1:2"', '"1::2::3"', '"12345::"', '"1:2:3:4:5:6:7:8:9"'],
