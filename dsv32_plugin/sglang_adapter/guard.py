@@ -68,6 +68,11 @@ def check_given(options: Any) -> None:
             f"--cuda-graph-backend-prefill: expected nothing or disabled, got {options.cuda_graph_backend_prefill}; "
             "the shape of a prefill changes from step to step"
         )
+    if options.reasoning_parser is not None and options.grammar_backend in ("llguidance", "outlines"):
+        raise NotImplementedError(
+            f"--grammar-backend: expected xgrammar (the default) or none with a --reasoning-parser, got "
+            f"{options.grammar_backend}; SGLang's grammars for what follows the reasoning need xgrammar"
+        )
 
 
 def _shown(value: Any) -> str:

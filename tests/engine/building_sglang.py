@@ -40,6 +40,16 @@ BAD_OPTIONS = [
         "--attention-backend: expected dsv32 or nothing, got triton; set DSV32_PLUGIN=0",
         id="backend",
     ),
+    pytest.param(
+        {"grammar_backend": "llguidance", "reasoning_parser": "dsv32"},
+        "--grammar-backend: expected xgrammar (the default) or none with a --reasoning-parser, got llguidance",
+        id="guidance-after-reasoning",
+    ),
+    pytest.param(
+        {"grammar_backend": "outlines", "reasoning_parser": "dsv32"},
+        "--grammar-backend: expected xgrammar (the default) or none with a --reasoning-parser, got outlines",
+        id="outlines-after-reasoning",
+    ),
     pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: expected nothing, got True", id="lora"),
     pytest.param(
         {"enable_return_indexer_topk": True},
