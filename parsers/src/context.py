@@ -277,7 +277,7 @@ def manage(
     history = History(messages)
     tasks = history.prompts() if history.steps or isinstance(strategy, Truncate) else []
     if tasks and memory is not None:
-        keys, about = _keys(messages), (strategy, about)
+        keys, about = _keys(history.messages), (strategy, about)
         known = memory.latest(about, keys, [end for ends in tasks for end in ends])
         if known is not None:
             history.restore(known[1], strategy.clears_inputs)
@@ -289,7 +289,7 @@ def manage(
             ends = ends[place + 1 :]
     if memory is not None and (history.steps or isinstance(strategy, Truncate)):
         memory.put(about, keys[-1], history.state)
-    is_same = all(shown is given for shown, given in zip(history.shown, messages, strict=True))
+    is_same = all(shown is given for shown, given in zip(history.shown, history.messages, strict=True))
     kept = history.prompt(len(messages))
     return Managed(
         messages=kept,

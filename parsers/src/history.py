@@ -45,7 +45,7 @@ class History:
     """A conversation, and what is left of it so far.
 
     Attributes:
-        messages: all that was given.
+        messages: all that was given. What a developer's message is depends on all of them: it says itself from here on.
         shown: the same, with None for what is gone and others for what was cleared.
         cleared: the places of results that were cleared.
     """
@@ -55,8 +55,12 @@ class History:
     cleared: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shown = list(self.messages)
         self._turns, self._tasks = read_tasks(self.messages)
+        self.messages = [
+            {**message, "role": "system"} if message["role"] == "developer" and turn.role == "system" else message
+            for message, turn in zip(self.messages, self._turns, strict=True)
+        ]
+        self.shown = list(self.messages)
         self._first_user = next((index for index, task in enumerate(self._tasks) if task), 0)
         self._thoughts = [0, *accumulate(len(turn.reasoning.encode()) for turn in self._turns)]
         self.steps = self._steps()
@@ -90,8 +94,8 @@ class History:
         return self._thoughts[end]
 
     def read_steps(self, end: int) -> list[Step]:
-        """Those in a prompt whose results the model has answered to."""
-        answers = [index for index in range(end) if self._turns[index].role == "assistant"]
+        """Those in a prompt whose results the model has answered to; a beginning that it goes on from is no answer."""
+        answers = [index for index in range(end - 1) if self._turns[index].role == "assistant"]
         last = answers[-1] if answers else -1
         return [step for step in self.steps if step.messages[0] < last and self.shown[step.messages[0]] is not None]
 

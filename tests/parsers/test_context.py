@@ -246,6 +246,37 @@ def test_earlier_tasks_are_taken_only_where_this_one_is_not_enough() -> None:
     assert shown(small) == ["task 1", "done", "task 2", "step 22", "r2"]
 
 
+def test_the_beginning_of_an_answer_has_read_nothing() -> None:
+    """A client's prefill: the model has yet to see the results before it."""
+    messages = [*task(1, 4), {"role": "assistant", "content": "It is"}]
+    for strategy in (DiscardAll(50), Truncate(50)):
+        assert shown(manage(messages, strategy, count)) == ["task 1", "step 13", "r3", "It is"]
+
+
+def test_a_developers_hint_stays_one_when_all_questions_are_gone() -> None:
+    """Without a user's message it would be one of the search agent's, which speak as the user."""
+    agent = {"role": "developer", "content": "Search.", "tools": [{"name": "f", "parameters": {}}]}
+    messages = [{"role": "developer", "content": "Be brief."}, user("q " * 50), answer("a"), agent]
+    memory = Memory()
+    for end in (2, 4):
+        kept = manage(messages[:end], Truncate(20), count, memory)
+    assert render(kept.messages).startswith("<｜begin▁of▁sentence｜>Be brief.<｜User｜>")
+    assert shown(kept) == ["Be brief.", "Search."]
+
+
+def test_what_is_remembered_of_a_developers_message_is_what_it_was() -> None:
+    """A user's message that comes late makes system messages of those that were the search agent's."""
+    hint, agent = (
+        {"role": "developer", "content": "dev"},
+        {"role": "developer", "content": "a", "tools": [{"name": "f"}]},
+    )
+    messages = [hint, answer("a"), answer("b"), agent, answer("c"), agent, user("q")]
+    memory = Memory()
+    for end in ends_of(messages):
+        kept = manage(messages[:end], Truncate(1), count, memory)
+    assert kept == manage(messages, Truncate(1), count)
+
+
 def test_results_are_cleared_and_calls_stay() -> None:
     messages = task(1, 5)
     kept = manage(messages, ClearToolUses(count(messages) - 1), count)
