@@ -155,8 +155,9 @@ def read_template_kwargs(kwargs: Mapping[str, Any]) -> Plan | None:
 def read_responses(body: Mapping[str, Any]) -> Plan | None:
     """Of `truncation`; refuses `context_management`, which is something else."""
     entries = body.get("context_management")
-    if entries:
-        kinds = [entry.get("type") if isinstance(entry, Mapping) else entry for entry in entries]
+    if entries not in (None, []):
+        listed = entries if isinstance(entries, list) else [entries]
+        kinds = [entry.get("type") if isinstance(entry, Mapping) else entry for entry in listed]
         raise Refusal(
             f"context_management: expected none, got {', '.join(map(str, kinds))}; compaction returns an item that "
             'only the server which made it can read, and none is made here: use truncation "auto"',
@@ -175,13 +176,14 @@ def read_messages(body: Mapping[str, Any]) -> Plan | None:
     given = body.get("context_management")
     if given is None:
         return None
-    edits = (given.get("edits") or []) if isinstance(given, Mapping) and not set(given) - {"edits"} else None
-    if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
+    edits = given.get("edits", []) if isinstance(given, Mapping) and not set(given) - {"edits"} else None
+    edits = [] if given == {"edits": None} else edits
+    if not isinstance(edits, list):
         raise Refusal(f'context_management: expected {{"edits": […]}}, got {given!r}')
-    kinds = [edit.get("type") for edit in edits]
+    kinds = [edit.get("type") if isinstance(edit, Mapping) else edit for edit in edits]
     for place, kind in enumerate(kinds):
         name = f"context_management.edits[{place}]"
-        if kind not in _EDIT_FIELDS:
+        if not isinstance(edits[place], Mapping) or not isinstance(kind, str) or kind not in _EDIT_FIELDS:
             raise Refusal(f"{name}: expected {' or '.join(_EDIT_FIELDS)}, got {kind!r}")
         if kind in kinds[:place]:
             raise Refusal(f"{name}: a second {kind}; give one")
@@ -194,7 +196,7 @@ def read_messages(body: Mapping[str, Any]) -> Plan | None:
         name = f"context_management.edits[{place}]"
         if edit["type"] == CLEAR_THINKING:
             keep = edit.get("keep", {"type": "thinking_turns", "value": 1})
-            keeps_all = keep == "all" or (isinstance(keep, Mapping) and keep.get("type") == "all")
+            keeps_all = keep in ("all", {"type": "all"})
             turns = None if keeps_all else _value(keep, f"{name}.keep", "thinking_turns", least=1)
             plan = replace(plan, clears_thinking=True, thinking_turns=turns)
         else:

@@ -359,7 +359,7 @@ def plan_summary(messages: Sequence[Message], trigger_tokens: int, count: Count)
     return SummaryPlan(list(messages[task + 1 :]), request, list(messages[: task + 1]))
 
 
-_KEEP_LAST = re.compile(r"keep-last-(n|\d+)")
+_KEEP_LAST = re.compile(r"keep-last-(n|[0-9]{1,9})")
 STRATEGIES = ("discard-all", "discard-75", "keep-last-n")
 _OPTIONS = ("strategy", "trigger_tokens", "keep")
 

@@ -337,6 +337,15 @@ def in_responses(**fields: Any) -> tuple[str, dict[str, Any]]:
         (in_messages({**CLEAR, "clear_tool_inputs": 1}), "edits[0].clear_tool_inputs: expected true, false or a list"),
         (in_messages({**THINKING, "keep": {"type": "thinking_turns", "value": 0}}), "N from 1 on"),
         (("/v1/messages", {**edited(), "context_management": []}), 'context_management: expected {"edits": […]}'),
+        *(
+            (("/v1/messages", {**edited(), "context_management": {"edits": bad}}), "context_management: expected {")
+            for bad in ("", 0, False, {}, "x")
+        ),
+        (in_messages(5), "context_management.edits[0]: expected clear_tool_uses_20250919 or"),
+        (in_messages({"type": ["x"]}), "context_management.edits[0]: expected clear_tool_uses_20250919 or"),
+        (in_messages({**THINKING, "keep": {"type": "all", "value": 3}}), "edits[0].keep: expected"),
+        *((in_responses(context_management=bad), "context_management: expected none") for bad in (5, 0, False, "", {})),
+        (in_chat("keep-last-" + "9" * 5000), "chat_template_kwargs.context: strategy: expected one of"),
         (("/v1/messages", {**edited(), "compaction": {"type": "summarize"}}), "compaction: expected none"),
         (in_responses(context_management=[{"type": "compaction"}]), "got compaction; compaction returns an item"),
         (in_responses(truncation="middle"), "truncation: expected auto or disabled, got 'middle'"),
