@@ -215,6 +215,35 @@ def test_python_within_limits(code: str, says: str) -> None:
     assert len(result) < 25_000
 
 
+@pytest.mark.parametrize(
+    ("code", "limits", "says"),
+    [
+        (
+            "import os, time\nfor _ in range(80):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)",
+            Limits(wall_s=30, processes=40),
+            ("started more than 40 processes", "BlockingIOError"),
+        ),
+        (
+            "for i in range(1000):\n    open(str(i), 'wb').write(b'x' * (1 << 20))\nimport time; time.sleep(60)",
+            Limits(wall_s=30, files_mib=30),
+            ("wrote more than 30 MiB",),
+        ),
+        (
+            "import os, time\nos.close(1); os.close(2)\n"
+            "for i in range(1000):\n    open(str(i), 'wb').write(b'x' * (1 << 20))\ntime.sleep(60)",
+            Limits(wall_s=30, files_mib=30),
+            ("wrote more than 30 MiB",),
+        ),
+    ],
+    ids=["forks", "fills-the-disk", "fills-it-unheard"],
+)
+def test_what_the_system_does_not_limit_is_looked_at(code: str, limits: Limits, says: tuple[str, ...]) -> None:
+    start = time.monotonic()
+    result = python_tool.run(code, limits)
+    assert any(said in result for said in says), result
+    assert time.monotonic() - start < 25
+
+
 def test_secrets_of_the_environment_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     assert "secret" not in python_tool.run("import os; print(os.environ)", QUICK)

@@ -24,6 +24,8 @@ from toolbox import Tool, parameters
 MIB = 1 << 20
 MARK = "SEARCH_AGENT_PROCESS"
 """Of the environment: by it all processes that the code has started are found."""
+LOOK_S = 0.2
+"""So often is looked at what the system does not limit: files together, and processes of root's."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,11 @@ class Limits:
     cpu_s: int = 20
     memory_mib: int = 512
     file_mib: int = 16
+    files_mib: int = 256
+    """Of all files in its folder."""
     output_chars: int = 20_000
     processes: int = 256
-    """Of the whole user; the system does not hold root to it."""
+    """Of the whole user."""
 
 
 def python_tool(limits: Limits = Limits()) -> Tool:
@@ -63,7 +67,7 @@ def run(code: str, limits: Limits) -> str:
             preexec_fn=lambda: _limit(limits),
         )
         try:
-            output, why = _read(process, limits)
+            output, why = _read(process, limits, lambda: _excess(folder, mark, limits))
         finally:
             _kill(process, mark)
     text = output.decode(errors="replace")
@@ -87,40 +91,56 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(what, (most, most))
 
 
-def _read(process: subprocess.Popen[bytes], limits: Limits) -> tuple[bytes, str | None]:
-    """What it prints, up to a limit of bytes and of time; and which of them it met."""
+def _read(
+    process: subprocess.Popen[bytes], limits: Limits, excess: Callable[[], str | None]
+) -> tuple[bytes, str | None]:
+    """What it prints, up to a limit of bytes and of time; and which limit it met."""
     assert process.stdout is not None
-    deadline = time.monotonic() + limits.wall_s
+    begun = looked = time.monotonic()
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not selector.select(left):
-                return output, f"stopped after {limits.wall_s:g} seconds"
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            if not piece:
-                break
-            output += piece
-            if len(output) > limits.output_chars:
-                return output[: limits.output_chars], f"stopped: it printed more than {limits.output_chars} characters"
-    try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return output, f"stopped after {limits.wall_s:g} seconds"
-    return output, None
+        while (now := time.monotonic()) < begun + limits.wall_s:
+            if now > looked + LOOK_S:
+                if why := excess():
+                    return output, why
+                looked = time.monotonic()
+            if not selector.get_map():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK_S)
+                    return output, None
+            elif selector.select(LOOK_S):
+                piece = os.read(process.stdout.fileno(), 1 << 16)
+                output += piece
+                if len(output) > limits.output_chars:
+                    most = limits.output_chars
+                    return output[:most], f"stopped: it printed more than {most} characters"
+                if not piece:
+                    selector.unregister(process.stdout)
+    return output, f"stopped after {limits.wall_s:g} seconds"
+
+
+def _excess(folder: str, mark: str, limits: Limits) -> str | None:
+    if len(_with_mark(mark)) > limits.processes:
+        return f"stopped: it started more than {limits.processes} processes"
+    written = 0
+    for path in Path(folder).rglob("*"):
+        with suppress(OSError):
+            written += path.lstat().st_size
+    return f"stopped: it wrote more than {limits.files_mib} MiB" if written > limits.files_mib * MIB else None
 
 
 def _kill(process: subprocess.Popen[bytes], mark: str) -> None:
     """The process and all that it has started, also in sessions of their own."""
     for _ in range(100):
-        found = _with_mark(mark) - {process.pid} if Path("/proc/self/environ").exists() else set()
-        for pid in found:
-            _signal(os.kill, pid)
         if process.poll() is None:
+            # All of its group at once: those that start others fast outrun a search.
             _signal(os.killpg, process.pid)
             process.kill()
-        elif not found:
+        found = _with_mark(mark) - {process.pid}
+        for pid in found:
+            _signal(os.kill, pid)
+        if not found and process.poll() is not None:
             break
         time.sleep(0.01)
     if process.stdout is not None:
