@@ -52,7 +52,7 @@ class Tokenizer:
 def renderer(model: str = "deepseek-ai/DeepSeek-V3.2", tokenizer: Tokenizer | None = None) -> DsaRenderer:
     made = DsaRenderer.__new__(DsaRenderer)
     made.tokenizer = tokenizer or Tokenizer()
-    made._variant = variant(model, model)
+    made.variant = variant(model, model)
     return made
 
 

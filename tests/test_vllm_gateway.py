@@ -86,7 +86,7 @@ def test_the_renderer_renders_what_the_gateway_read(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DSV32_TRUST_MARKUP", "1")  # the tokenizer has no control tokens
     renderer = DsaRenderer.__new__(DsaRenderer)
     renderer.tokenizer = Characters()  # type: ignore[assignment]
-    renderer._variant = "v3.2"
+    renderer.variant = "v3.2"
     of: Exchange = responses.read({"input": "really", "reasoning": {"effort": "high"}}, PLAIN, responses.Store())
     engines_own: Any = [{"role": "user", "content": UNSEEN}]
     params = ChatParams(chat_template_kwargs=of.body["chat_template_kwargs"])
@@ -119,6 +119,7 @@ def test_the_gateway_serves_what_our_encoder_renders(
     renderer = DsaRenderer.__new__(DsaRenderer)
     renderer.tokenizer = Characters()  # type: ignore[assignment]
     renderer.model_config = SimpleNamespace(max_model_len=8192)
+    renderer.variant = "v3.2"
     monkeypatch.setenv("DSV32_CONTEXT", "discard-all")
     args = SimpleNamespace(
         chat_template="{{ x }}" if has_template else None,

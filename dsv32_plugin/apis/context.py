@@ -63,7 +63,12 @@ class Plan:
         return replace(self, strategy=strategy)
 
     def apply(
-        self, messages: Sequence[Mapping[str, Any]], count: Count, memory: Memory | None = None, about: Hashable = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        count: Count,
+        memory: Memory | None = None,
+        about: Hashable = None,
+        count_parts: Count | None = None,
     ) -> Outcome:
         """For the arguments see `manage`.
 
@@ -79,7 +84,7 @@ class Plan:
             tokens = count(messages)
             managed = Managed(list(messages), list(range(len(messages))), tokens, tokens)
         else:
-            managed = manage(messages, self.strategy, count, memory, about)
+            managed = manage(messages, self.strategy, count, memory, about, count_parts)
         return Outcome(self.name, managed, turns)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dsv32_plugin.core import chat
@@ -83,24 +84,32 @@ class Conversation:
             EncodingError: there is none.
             ContextError: what the plan leaves is too long.
         """
-        options = {**options, **self.options}
         if self.plan is None:
-            return chat.render(self.messages, options, variant)
+            messages = self.messages
+        else:
+            messages = (self.outcome or self.manage(options, variant, count)).managed.messages
+        return chat.render(messages, {**options, **self.options}, variant)
 
-        def tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+    def manage(self, options: Mapping[str, Any], variant: Variant, count: Callable[[Markup], int]) -> Outcome:
+        """Carry the plan out, which takes seconds where a history is long and new; arguments as for `prompt`."""
+        assert self.plan is not None
+        options = {**options, **self.options}
+
+        def tokens(messages: Sequence[Mapping[str, Any]], **others: Any) -> int:
             goes_on = self.continues and bool(messages) and messages[-1] is self.messages[-1]
-            asks = {**options, "continue_final_message": goes_on, "add_generation_prompt": not goes_on}
-            return count(chat.render(messages, asks, variant))
+            asks = {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
+            return count(chat.render(messages, {**options, **asks, **others}, variant))
 
         about = json.dumps([options, variant], sort_keys=True, default=str)
-        self.outcome = self.plan.apply(self.messages, tokens, self.memory, about)
+        count_parts = partial(tokens, tools=None, response_format=None)
+        self.outcome = self.plan.apply(self.messages, tokens, self.memory, about, count_parts)
         if self.context_tokens is not None and self.outcome.managed.tokens >= self.context_tokens:
             # Here, as SGLang does so in a stream of Responses that has begun.
             raise ContextError(
                 f"{self.plan.name}: the conversation still has {self.outcome.managed.tokens} tokens, and the context "
                 f"of {self.context_tokens} has no room for an answer"
             )
-        return chat.render(self.outcome.managed.messages, options, variant)
+        return self.outcome
 
     def refuse(self, error: Exception) -> None:
         """Keep the reason of an error for the gateway, by the client's own name of the message at fault."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from dsv32_plugin.parsers import Markup
+from dsv32_plugin.parsers.encoding import Variant
 
 from .context import Plan
 from .conversation import Conversation
@@ -63,6 +66,8 @@ class Server:
         ends_prompts: whether the engine is told how a prompt ends. SGLang 0.5.23 refuses that without a template.
         context_tokens: tokens of a prompt and its answer.
         plan: what is done with conversations whose requests don't say.
+        variant: of the model.
+        count: the tokens of a prompt; None leaves it to the engine's encoder hook to carry plans out.
     """
 
     default_thinking: bool = False
@@ -71,6 +76,8 @@ class Server:
     ends_prompts: bool = True
     context_tokens: int = 131072
     plan: Plan | None = None
+    variant: Variant = "v3.2"
+    count: Callable[[Markup], int] | None = None
 
 
 def openai_error(refusal: Refusal) -> JsonObject:

@@ -6,6 +6,7 @@ that its classes take as it is, and brings the answer into the client's form. Al
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -83,6 +84,15 @@ class Gateway:
         exchange.conversation.memory = self._memory
         exchange.conversation.context_tokens = None if path.endswith(_COUNTS) else server.context_tokens
         conversation = None if exchange.is_batch else exchange.conversation
+        if conversation is not None and conversation.plan is not None and server.count is not None:
+            kwargs = exchange.body["chat_template_kwargs"]
+            try:
+                # In a thread: others are answered meanwhile.
+                await asyncio.to_thread(conversation.manage, kwargs, server.variant, server.count)
+            except ValueError as error:
+                conversation.refuse(error)
+                await _Reply(send, exchange.answer, exchange, is_messages=is_messages).refuse()
+                return
         serve(conversation)
         body_bytes = json.dumps(exchange.body).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]

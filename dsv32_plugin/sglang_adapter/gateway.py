@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import apis, settings
@@ -31,6 +32,7 @@ def run_server_around(
 ) -> Any:
     """SGLang is about to serve: put the gateway in front, where conversations are rendered by our encoder."""
     if renders(tokenizer_manager):
+        from dsv32_plugin.core import chat, prompt_tokens
         from dsv32_plugin.sglang_adapter.upstream import app, envs
 
         if given := getattr(arguments.in_effect(server_args), "default_chat_template_kwargs", None):
@@ -44,6 +46,8 @@ def run_server_around(
             ends_prompts=False,
             context_tokens=length,
             plan=read_default(settings.context(), length),
+            variant=chat.variant(tokenizer_manager.model_path, tokenizer_manager.served_model_name),
+            count=partial(prompt_tokens.count, tokenizer_manager.tokenizer),
         )
         # Innermost: what others decompress or refuse comes before.
         app.user_middleware.append(_middleware(server))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsv32_plugin import settings
@@ -50,6 +51,7 @@ class GatewayPlugin:
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Serve where conversations are rendered by our encoder, and not by a template."""
+        from dsv32_plugin.core import prompt_tokens
         from dsv32_plugin.core.chat import thinking_requested
         from dsv32_plugin.vllm_adapter.rendering import DsaRenderer
 
@@ -62,6 +64,8 @@ class GatewayPlugin:
                 hides_unused_tools=args.exclude_tools_when_tool_choice_none,
                 context_tokens=length,
                 plan=read_default(settings.context(), length),
+                variant=renderer.variant,
+                count=partial(prompt_tokens.count, renderer.get_tokenizer()),
             )
         else:
             warn_without_effect(settings.context())

@@ -41,7 +41,7 @@ class DsaRenderer(HfRenderer):
     def __init__(self, config: VllmConfig, tokenizer: HfTokenizer | None) -> None:
         super().__init__(config, tokenizer)
         self._encode_async = make_async(self._encode, executor=self._executor)
-        self._variant = chat.variant(self.model_config.model, str(self.model_config.served_model_name))
+        self.variant = chat.variant(self.model_config.model, str(self.model_config.served_model_name))
         if tokenizer is not None and not getattr(tokenizer, "chat_template", None):
             prompt_tokens.check(tokenizer)
 
@@ -75,7 +75,7 @@ class DsaRenderer(HfRenderer):
     ) -> list[int]:
         tokenizer = self.get_tokenizer()
         count = partial(prompt_tokens.count, tokenizer)
-        prompt = apis.rendered(conversation, messages, params.chat_template_kwargs, self._variant, count)
+        prompt = apis.rendered(conversation, messages, params.chat_template_kwargs, self.variant, count)
         return prompt_tokens.encode(tokenizer, prompt)
 
 

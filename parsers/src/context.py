@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
 
-from .history import History, Message, State, Step, read_tasks
-
-Count = Callable[[Sequence[Message]], int]
-"""The tokens of the prompt that asks for the next answer of such a conversation."""
+from .history import History, State, Step, read_tasks
+from .sizes import Count, Message, Sizes
 
 SHARE_OF_CONTEXT = 0.8
 """Of the context is the trigger where none is given, as in DeepSeek-V3.2's search agent."""
@@ -88,20 +85,16 @@ class Strategy:
     def _default(self, context: int) -> int:
         return int(context * SHARE_OF_CONTEXT)
 
-    def is_over(self, history: History, end: int, count: Count) -> bool:
+    def is_over(self, history: History, end: int) -> bool:
         """Whether to act at the prompt that ends before message `end`."""
-        return count(history.prompt(end)) > self._trigger
-
-    def may_have_acted(self, history: History, end: int, count: Count) -> bool:
-        """False where at no prompt up to this one there was cause to; earlier ones may have had more reasoning."""
-        return count(history.prompt(end)) + history.thoughts(end) > self._trigger
+        return history.tokens(end) > self._trigger
 
     @property
     def _trigger(self) -> int:
         assert self.trigger_tokens is not None, "asked for before `within`"
         return self.trigger_tokens
 
-    def act(self, history: History, end: int, count: Count) -> None:
+    def act(self, history: History, end: int) -> None:
         raise NotImplementedError
 
     def clears_inputs(self, name: str) -> bool:
@@ -119,12 +112,12 @@ class Discard(Strategy):
     share = 1.0
     """Of the calls in the prompt goes at a time."""
 
-    def act(self, history: History, end: int, count: Count) -> None:
+    def act(self, history: History, end: int) -> None:
         task = history.task_of(end)
         for scope in (True, False):
             while steps := [step for step in history.read_steps(end) if (step.task == task) is scope]:
                 self._discard(history, steps, history.calls(end, task if scope else None))
-                if not self.is_over(history, end, count):
+                if not self.is_over(history, end):
                     return
 
     def _discard(self, history: History, steps: list[Step], calls: int) -> None:
@@ -175,28 +168,23 @@ class ClearToolUses(Strategy):
     def _default(self, context: int) -> int:
         return min(100_000, super()._default(context))
 
-    def is_over(self, history: History, end: int, count: Count) -> bool:
+    def is_over(self, history: History, end: int) -> bool:
         if self.trigger_tool_uses is not None:
             return len(history.uncleared(end)) > self.trigger_tool_uses
-        return super().is_over(history, end, count)
+        return super().is_over(history, end)
 
     def clears_inputs(self, name: str) -> bool:
         of = self.clear_tool_inputs
         return of if isinstance(of, bool) else name in of
 
-    def may_have_acted(self, history: History, end: int, count: Count) -> bool:
-        counts_uses = self.trigger_tool_uses is not None
-        return self.is_over(history, end, count) if counts_uses else super().may_have_acted(history, end, count)
-
-    def act(self, history: History, end: int, count: Count) -> None:
+    def act(self, history: History, end: int) -> None:
         uses = history.uncleared(end)
         old = [use for use in uses[: max(0, len(uses) - self.keep)] if use.name not in self.exclude_tools]
-        before, cleared = list(history.shown), set(history.cleared)
-        size = self.clear_at_least and count(history.prompt(end))
+        inputs = {use: self.clears_inputs(use.name) for use in old}
+        if self.clear_at_least > sum(history.saving(use, inputs=inputs[use]) for use in old if self.clear_at_least):
+            return
         for use in old:
-            history.clear(use, inputs=self.clears_inputs(use.name))
-        if self.clear_at_least and size - count(history.prompt(end)) < self.clear_at_least:
-            history.shown, history.cleared = before, cleared
+            history.clear(use, inputs=inputs[use])
 
 
 @dataclass(frozen=True)
@@ -212,19 +200,12 @@ class Truncate(Strategy):
             return replace(self, trigger_tokens=context - answer)
         return super().within(context, answer)
 
-    def act(self, history: History, end: int, count: Count) -> None:
+    def act(self, history: History, end: int) -> None:
         target = int(self._trigger * ROOM_AFTER_TRUNCATION)
-        units = history.units(end)
-        shown = list(history.shown)
-
-        def tokens(dropped: int) -> int:
-            history.shown = list(shown)
-            for unit in units[:dropped]:
-                history.drop(unit)
-            return count(history.prompt(end))
-
-        # The fewest that are enough; all, where none are.
-        tokens(bisect_left(range(len(units)), -target, lo=0, key=lambda dropped: -tokens(dropped)))
+        for unit in history.units(end):
+            if history.tokens(end) <= target:
+                break
+            history.drop(unit)
 
 
 class Memory:
@@ -260,33 +241,33 @@ def manage(
     count: Count,
     memory: Memory | None = None,
     about: Hashable = None,
+    count_parts: Count | None = None,
 ) -> Managed:
     """Replay a strategy over a conversation, from its first turn.
 
     Args:
         messages: OpenAI-shaped, as `encode_messages` reads them.
         strategy: with a trigger: see `Strategy.within`.
-        count: the tokens of a conversation's prompt; within a task a longer one never has fewer.
+        count: the tokens of a conversation's prompt, to which a message adds as many wherever it stands.
         memory: of earlier turns.
         about: what the count depends on besides the messages, such as the tools.
+        count_parts: `count` without what is in every prompt, such as the tools; it is asked often.
 
     Raises:
         EncodingError: the conversation has no rendering; raised by `count`, too.
     """
     original_tokens = count(messages)
-    history = History(messages)
-    tasks = history.prompts() if history.steps or isinstance(strategy, Truncate) else []
-    if tasks and memory is not None:
+    history = History(messages, Sizes(count, count_parts or count))
+    ends = history.prompts() if history.steps or isinstance(strategy, Truncate) else []
+    if ends and memory is not None:
         keys, about = _keys(history.messages), (strategy, about)
-        known = memory.latest(about, keys, [end for ends in tasks for end in ends])
+        known = memory.latest(about, keys, ends)
         if known is not None:
             history.restore(known[1], strategy.clears_inputs)
-            tasks = [later for ends in tasks if (later := [end for end in ends if end > known[0]])]
-    while tasks := tasks[_idle(tasks, lambda end: strategy.may_have_acted(history, end, count)) :]:
-        ends = tasks.pop(0)
-        while (place := _first_over(ends, lambda end: strategy.is_over(history, end, count))) is not None:
-            strategy.act(history, ends[place], count)
-            ends = ends[place + 1 :]
+            ends = ends[ends.index(known[0]) + 1 :]
+    for end in ends:
+        if strategy.is_over(history, end):
+            strategy.act(history, end)
     if memory is not None and (history.steps or isinstance(strategy, Truncate)):
         memory.put(about, keys[-1], history.state)
     is_same = all(shown is given for shown, given in zip(history.shown, history.messages, strict=True))
@@ -403,28 +384,6 @@ def _keys(messages: Sequence[Message]) -> list[bytes]:
         said = json.dumps(message, sort_keys=True, default=str).encode()
         keys.append(blake2b(keys[-1] + said, digest_size=16).digest())
     return keys
-
-
-def _idle(tasks: Sequence[Sequence[int]], may_have_acted: Callable[[int], bool]) -> int:
-    """How many tasks at the beginning need no closer look; found by steps that double, or halve."""
-    idle, stride = 0, 1
-    while idle < len(tasks) and stride:
-        last = min(idle + stride, len(tasks)) - 1
-        if may_have_acted(tasks[last][-1]):
-            stride //= 2
-        else:
-            idle, stride = last + 1, 2 * stride
-    return idle
-
-
-def _first_over(ends: Sequence[int], is_over: Callable[[int], bool]) -> int | None:
-    """The first of them; found by doubling steps, so that prompts far behind it aren't counted."""
-    low, high = 0, 1
-    while low < len(ends) and not is_over(ends[min(high, len(ends)) - 1]):
-        low, high = high, high * 2
-    if low >= len(ends):
-        return None
-    return bisect_left(range(min(high, len(ends)) - 1), True, lo=low, key=lambda place: is_over(ends[place]))
 
 
 def _without_reasoning(message: Message) -> Message:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Coroutine
 from importlib import import_module
 from typing import Any
@@ -17,6 +18,7 @@ import long_conversations as long
 import openai
 import pytest
 from anthropic.types.beta import BetaMessage, BetaMessageTokensCount, BetaRawMessageDeltaEvent
+from openai import BadRequestError
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
@@ -24,6 +26,7 @@ from dsv32_plugin import apis
 from dsv32_plugin.apis import context
 from dsv32_plugin.apis.exchange import Server
 from dsv32_plugin.apis.gateway import Gateway
+from dsv32_plugin.parsers import Markup
 from dsv32_plugin.parsers.context import ContextError, DiscardAll
 from dsv32_plugin.parsers.history import CLEARED
 
@@ -423,6 +426,30 @@ def test_too_long_whatever_is_discarded(path: str) -> None:
         assert clients.run(lambda of: of.http.post(count, json=body)).status_code == 200, (
             "it can be counted all the same"
         )
+
+
+def test_a_long_history_keeps_nobody_waiting() -> None:
+    """A plan is carried out in another thread; what it refuses, the engine never sees."""
+    threads = set()
+
+    def slowly(prompt: Markup) -> int:
+        threads.add(threading.current_thread())
+        return len(prompt)
+
+    clients = Clients(Server(context_tokens=LENGTH, count=slowly))
+    body = {**long.chat(14), "extra_body": {"chat_template_kwargs": {"context": DISCARD}}}
+    whole = clients.run(lambda of: of.openai.chat.completions.create(**body))
+    assert whole.usage.context_management["applied_edits"]
+    assert threads
+    assert threading.main_thread() not in threads
+    here = Clients()
+    assert here.run(lambda of: of.openai.chat.completions.create(**body)).usage == whole.usage
+    body["messages"][-1] = {**body["messages"][-1], "content": "x" * LENGTH}
+    for stream in (False, True):
+        asked = {**body, "stream": stream}
+        with pytest.raises(BadRequestError, match="the context of 8000 has no room for an answer"):
+            clients.run(lambda of, asked=asked: of.openai.chat.completions.create(**asked))
+    assert len(clients.engine.prompts) == 1
 
 
 def test_outside_of_the_gateway_a_strategy_is_refused() -> None:
