@@ -76,6 +76,14 @@ def manager(template: str | None = None) -> Any:
     )
 
 
+def test_the_context_is_what_the_pool_can_hold() -> None:
+    """SGLang says how long a prompt may be once its scheduler runs: of 8192, or of a pool of 2048 tokens."""
+    for most, expected in ((None, 8192), (8186, 8192), (2042, 2048)):
+        serving = manager()
+        serving.max_req_input_len = most
+        assert gateway._context(serving) == expected
+
+
 def no_original(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("SGLang's own code is not asked")
 

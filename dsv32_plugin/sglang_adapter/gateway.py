@@ -40,7 +40,7 @@ def run_server_around(
                 f"--default-chat-template-kwargs: expected nothing for a model without a chat template, got {given}; "
                 "leave it out; with SGLANG_DEFAULT_THINKING=1 a request that says nothing is thought about"
             )
-        length = tokenizer_manager.context_len
+        length = _context(tokenizer_manager)
         server = Server(
             default_thinking=bool(envs.SGLANG_DEFAULT_THINKING.get()),
             ends_prompts=False,
@@ -63,6 +63,12 @@ def renders(manager: Any) -> bool:
         and arguments.architecture(manager.model_config) in ENCODED
         and not getattr(manager.tokenizer, "chat_template", None)
     )
+
+
+def _context(manager: Any) -> int:
+    """Tokens of a prompt and its answer. The pool may hold fewer than the context; SGLang keeps six of either back."""
+    most = getattr(manager, "max_req_input_len", None)
+    return int(manager.context_len if most is None else min(manager.context_len, most + 6))
 
 
 def _middleware(server: Server) -> Any:

@@ -169,3 +169,22 @@ def test_between_discards_a_prompt_is_in_the_cache(chats: openai.OpenAI, strateg
     print(f"{installed().name}, {strategy}: {from_cache} of {read} tokens from the cache, {from_cache / read:.0%}")
     assert discards
     assert reused > 8
+
+
+def test_every_api_says_what_of_a_discarded_prompt_was_in_the_cache(
+    chats: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    """The engine's own figures, of the second of two equal requests."""
+    extra = discarding("discard-all", trigger_tokens=TRIGGER)
+    for _ in range(2):
+        chat = chats.chat.completions.create(max_tokens=1, extra_body=extra, **long.chat(25)).usage
+        response = chats.responses.create(max_output_tokens=16, extra_body=extra, **long.responses(25)).usage
+        message = claude.messages.create(max_tokens=1, extra_body=extra, **long.messages(25))
+    assert chat.context_management["applied_edits"]
+    cached = {
+        "chat": chat.prompt_tokens_details.cached_tokens,
+        "responses": response.input_tokens_details.cached_tokens,
+        "messages": message.usage.cache_read_input_tokens,
+    }
+    print(f"{installed().name}: of {chat.prompt_tokens} tokens in the cache: {cached}")
+    assert all((tokens or 0) > chat.prompt_tokens - 2 * 128 for tokens in cached.values()), cached
