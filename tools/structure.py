@@ -28,7 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("installation",),
     ("engines", "kernels"),
     ("console", "settings", "surface"),
-    ("parsers",),
+    ("parsers", "rollout"),
     (PACKAGE,),
 )
 """Every room, from the top of the house to the bottom. An arrow may lead to a lower line only.
