@@ -1,8 +1,8 @@
 """DeepSeek-V3.2's architecture as a readable torch model that trains: MLA, indexer, experts, one MTP layer.
 
-In float32 it computes what Hugging Face's `DeepseekV32ForCausalLM` does, and it has three things that training needs:
-attention may be dense, the selection can be exchanged, and a layer can report its attention and its index scores for
-chosen queries.
+In float32 it computes what Hugging Face's `DeepseekV32ForCausalLM` does, and it has what training needs: attention may
+be dense, the selection can be exchanged, selection and routing of a rollout can be replayed, and a layer can report its
+attention and its index scores for chosen queries.
 
 Shapes: B sequences, T tokens (queries), S keys (S = T), H heads, I index heads, D index width, Q probed queries.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.rope import rope_table, softmax_scale
+from dsv32_plugin.training.replay import Replay
 
 CHUNK_ELEMENTS = 1 << 29
 """How many products of query, key and index head may exist at once."""
@@ -136,6 +138,10 @@ def top_k(index: IndexInputs, k: int) -> torch.Tensor:
     return chosen
 
 
+def _replayed(keys_bts: torch.Tensor, index: IndexInputs) -> torch.Tensor:
+    return keys_bts
+
+
 class Attention(nn.Module):
     """Multi-head latent attention, expanded to keys and values per head, dense or over selected keys."""
 
@@ -240,24 +246,29 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
         self.shared_experts = Mlp(hidden, inner * config.n_shared_experts)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = self.route(x)
+    def forward(self, x: torch.Tensor, experts_btn: torch.Tensor | None = None) -> torch.Tensor:
+        weights = self.route(x, experts_btn)
         gate = torch.einsum("btd,eid->btei", x, self.gate_proj)
         up = torch.einsum("btd,eid->btei", x, self.up_proj)
         inner = F.silu(gate) * up * weights.to(gate.dtype).unsqueeze(-1)
         return torch.einsum("btei,edi->btd", inner, self.down_proj) + self.shared_experts(x)
 
-    def route(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, E] float32 weights, zero for the experts that a token does not visit."""
+    def route(self, x: torch.Tensor, experts_btn: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, T, E] float32 weights, zero for the experts that a token does not visit.
+
+        `experts_btn` are those that it visits, where these are given; their weights are this model's all the same.
+        """
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
             scores = self.gate(x.float()).sigmoid()
         with torch.no_grad():
-            ranked = (scores + self.bias).unflatten(-1, (config.n_group, -1))
-            groups = ranked.topk(2, -1).values.sum(-1).topk(config.topk_group, -1).indices
-            allowed = torch.zeros_like(ranked[..., 0], dtype=torch.bool).scatter_(-1, groups, True)
-            ranked = ranked.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(-2)
-            visited = torch.zeros_like(ranked).scatter_(-1, ranked.topk(config.num_experts_per_tok, -1).indices, 1.0)
+            if experts_btn is None:
+                ranked = (scores + self.bias).unflatten(-1, (config.n_group, -1))
+                groups = ranked.topk(2, -1).values.sum(-1).topk(config.topk_group, -1).indices
+                allowed = torch.zeros_like(ranked[..., 0], dtype=torch.bool).scatter_(-1, groups, True)
+                ranked = ranked.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(-2)
+                experts_btn = ranked.topk(config.num_experts_per_tok, -1).indices
+            visited = torch.zeros_like(scores).scatter_(-1, experts_btn, 1.0)
             if self.training:
                 self.load += visited.sum((0, 1))
         weights = scores * visited
@@ -283,11 +294,17 @@ class Layer(nn.Module):
         )
 
     def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, select: Select | None, probed_bq: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        cos_sin: torch.Tensor,
+        select: Select | None,
+        probed_bq: torch.Tensor | None,
+        experts_btn: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Probe | None]:
         attended, probe = self.self_attn(self.input_layernorm(x), cos_sin, select, probed_bq)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), probe
+        normed = self.post_attention_layernorm(x)
+        return x + (self.mlp(normed) if experts_btn is None else self.mlp(normed, experts_btn)), probe
 
 
 class MtpLayer(Layer):
@@ -325,6 +342,7 @@ class DsaModel(nn.Module):
         select: Select | None = None,
         probed_bq: torch.Tensor | None = None,
         mtp: bool = False,
+        replay: Replay | None = None,
     ) -> Output:
         """Run [B, T] tokens from position 0.
 
@@ -332,10 +350,11 @@ class DsaModel(nn.Module):
             tokens: [B, T] int64.
             select: chooses the keys of every layer, see `top_k`; None attends to all.
             probed_bq: [B, Q] positions of queries to report on, smaller than T - 1 with `mtp`.
-            mtp: run the MTP layer too.
+            mtp: run the MTP layer too, which chooses by itself.
+            replay: choices of a rollout, which stand in for those of the layers that it has some of.
 
         Raises:
-            ValueError: T exceeds max_position_embeddings.
+            ValueError: T exceeds max_position_embeddings, or a replay is of other tokens or another model.
         """
         length = tokens.shape[1]
         if length > len(self.rope):
@@ -343,8 +362,12 @@ class DsaModel(nn.Module):
         embedded = self.embed(tokens)
         x, cos_sin = embedded, self.rope[:length]
         probes = []
-        for layer in self.layers:
-            x, probe = layer(x, cos_sin, select, probed_bq)
+        replay = replay or Replay()
+        replay.check(self.config, *tokens.shape)
+        for number, layer in enumerate(self.layers):
+            keys_bts, experts_btn = replay.keys_bts.get(number), replay.experts_btn.get(number)
+            chosen = select if keys_bts is None else partial(_replayed, keys_bts)
+            x, probe = layer(x, cos_sin, chosen, probed_bq, experts_btn)
             probes.append(probe)
         hidden = self.norm(x)
         mtp_hidden = None
