@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dsv32_plugin.core import checkpoint
+from dsv32_plugin.core import block_fp8, checkpoint
 from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.dequantise import Gatherer, kind_of
-from dsv32_plugin.core.quantisation import FLOAT, FP8, PACKED, POWER, SIZES, WEIGHT
+from dsv32_plugin.core.quantisation import FLOAT, FP8, PACKED, POWER, SIZES, WEIGHT, BlockFp8
 
 Copy = Callable[[Any, torch.Tensor], None]
 """`copy(parameter, tensor)` takes this rank's part of a tensor of the checkpoint."""
@@ -83,8 +83,9 @@ class Loader:
 
         Args:
             tensors: names and tensors, as they are stored.
-            whole: whether they are all of a checkpoint, as at the start. Otherwise they are any part of one, and an
-                fp8 weight that is dequantised takes effect once its scale has come, too, in this call or another.
+            whole: whether they are all of a checkpoint, as at the start. Otherwise they are any part of one: an fp8
+                weight that is dequantised takes effect once its scale has come, too, in this call or another, and
+                a weight in floats, as a trainer has it, is quantised where the model's is block-fp8.
 
         Returns:
             The names of the parameters that were loaded.
@@ -94,11 +95,12 @@ class Loader:
                 its name in the checkpoint.
         """
         if isinstance(tensors, Sequence):
-            for name, tensor in tensors:
-                self._check(name, tuple(tensor.shape), kind_of(tensor.dtype), str(tensor.dtype))
+            for item in tensors:
+                self._check_tensor(*item, whole=whole)
         loaded: set[str] = set()
         missing = self._needed() if whole else set()
-        for name, tensor in self._gatherer.dequantised(self._checked(tensors), keep=not whole):
+        taken = self._quantised(self._checked(tensors, whole=whole))
+        for name, tensor in self._gatherer.dequantised(taken, keep=not whole):
             target = self._targets.get(name)
             if target is not None:
                 self.tensors_loaded += 1
@@ -172,10 +174,38 @@ class Loader:
             layer is not None and layer >= self.config.num_layers and not name.endswith(checkpoint.SHARED_WITH_TARGET)
         )
 
-    def _checked(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _checked(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], *, whole: bool
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for item in tensors:
+            self._check_tensor(*item, whole=whole)
+            yield item
+
+    def _quantised(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights in floats whose places here are for block-fp8 as values and scales; all others as they are."""
         for name, tensor in tensors:
-            self._check(name, tuple(tensor.shape), kind_of(tensor.dtype), str(tensor.dtype))
-            yield name, tensor
+            module = _module_of(name)
+            if name in self._targets and self._is_quantised_here(name) and kind_of(tensor.dtype) == FLOAT:
+                scheme = self._matrices[module].scheme
+                assert isinstance(scheme, BlockFp8)
+                values_nk, scale_rc = block_fp8.quantise(tensor, scheme.block)
+                yield name, values_nk
+                yield f"{module}.{scheme.scale}", scale_rc
+            else:
+                yield name, tensor
+
+    def _is_quantised_here(self, name: str) -> bool:
+        """Whether this is the weight of a block-fp8 matrix that the engine computes as it is."""
+        module = _module_of(name)
+        matrix = self._matrices.get(module)
+        is_weight = matrix is not None and module not in self._gatherer and name == f"{module}.{WEIGHT}"
+        return is_weight and isinstance(matrix.scheme, BlockFp8)
+
+    def _check_tensor(self, name: str, tensor: torch.Tensor, *, whole: bool) -> None:
+        kind = kind_of(tensor.dtype)
+        if not whole and kind == FLOAT and self._is_quantised_here(name):
+            kind = FP8
+        self._check(name, tuple(tensor.shape), kind, str(tensor.dtype))
 
     def _check(self, name: str, shape: tuple[int, ...], kind: str, dtype: str) -> None:
         if name.endswith("rotary_emb.inv_freq"):

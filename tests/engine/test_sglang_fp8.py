@@ -19,7 +19,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.quantization import fp8
 from test_updates import buckets, stored
 
-from dsv32_plugin.core.block_fp8 import dequantise
+from dsv32_plugin.core.block_fp8 import SCALE_SUFFIX, dequantise
 from dsv32_plugin.core.checkpoint import PACKED_MODULES
 from dsv32_plugin.sglang_adapter import upstream
 from dsv32_plugin.sglang_adapter.cpu import platform
@@ -83,15 +83,19 @@ def test_an_update_may_part_matrices_and_scales(
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def test_a_matrix_that_is_not_fp8_is_refused(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:
-    """It would be rounded to fp8 under the old scale."""
-    model = build(checkpoint(TinySpec(fp8=True)), dtype="bfloat16")
-    name = "model.layers.0.self_attn.o_proj.weight"
-    before, tensor = as_bytes(model), dict(stored(checkpoint(TinySpec(fp8=True))))[name]
-    with pytest.raises(ValueError, match=f"{name} is a float, but the model's is fp8"):
-        model.load_weights([(name, tensor.to(torch.bfloat16))])
+def test_floats_of_a_trainer_become_what_the_fp8_checkpoint_is(
+    build: Build, checkpoint: Callable[[TinySpec], Path]
+) -> None:
+    """They were refused. What a scale of a power of two gives is exact in bfloat16, and quantised again the same."""
+    new = checkpoint(TinySpec(fp8=True, seed=1))
+    expected = as_bytes(build(new, dtype="bfloat16"))
+    model, floats = build(checkpoint(TinySpec(fp8=True)), dtype="bfloat16"), dict(stored(new))
+    for scale in [name for name in floats if name.endswith(SCALE_SUFFIX)]:
+        name = scale.removesuffix(SCALE_SUFFIX)
+        floats[name] = dequantise(floats[name], floats.pop(scale), BLOCK).to(torch.bfloat16)
+    model.load_weights(list(floats.items()))
     found = as_bytes(model)
-    assert all(torch.equal(found[name], value) for name, value in before.items())
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def test_the_router_knows_what_its_experts_run_on(build: Build, checkpoint: Callable[[TinySpec], Path]) -> None:

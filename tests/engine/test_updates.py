@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from checkpoints import SPEC, Build, edit_weight
@@ -175,6 +176,29 @@ def test_a_model_that_started_with_made_up_weights_takes_buckets(build: Build, c
     for bucket in buckets(stored(folder), "one-by-one"):
         model.load_weights(bucket)
     assert differing(model, expected) == []
+
+
+@pytest.mark.parametrize("spec", [pytest.param(SPEC, id="float32"), pytest.param(FP8, id="fp8")])
+def test_a_thousand_updates_leave_nothing_behind(build: Build, checkpoint: Checkpoints, spec: TinySpec) -> None:
+    """What a bucket leaves is what the next one replaces."""
+    model, rounds = build(checkpoint(spec)), 1000
+    # All but the vocabulary, which is most of the bytes.
+    versions = [
+        [
+            item
+            for item in stored(checkpoint(replace(spec, seed=seed)))
+            if "embed" not in item[0] and "head" not in item[0]
+        ]
+        for seed in (1, 2)
+    ]
+    used = []
+    for update in range(rounds):
+        for bucket in buckets(versions[update % 2], "bucketed"):
+            model.load_weights(bucket)
+        if update in (rounds // 10, rounds - 1):
+            used.append(psutil.Process().memory_info().rss)
+    one = sum(tensor.nbytes for _, tensor in versions[0])
+    assert used[1] - used[0] < 20 * one, f"{used[1] - used[0]} bytes more, a version has {one}"
 
 
 def test_a_good_folder_is_taken(build: Build, checkpoint: Checkpoints) -> None:
