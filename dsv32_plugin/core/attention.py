@@ -14,6 +14,7 @@ from dsv32_plugin.core.config import DsaConfig
 from dsv32_plugin.core.latent_up import LatentUpProjection
 from dsv32_plugin.core.layers import Layers
 from dsv32_plugin.core.planner import Planner
+from dsv32_plugin.core.recorder import Recorder
 from dsv32_plugin.core.rope import softmax_scale
 from dsv32_plugin.core.step import LayerCaches, Step, StepSource
 from dsv32_plugin.core.streams import SideStream
@@ -91,6 +92,8 @@ class DsaAttention(nn.Module):
     def __init__(self, config: DsaConfig, layers: Layers, layer: int, shared: Shared, prefix: str) -> None:
         super().__init__()
         self.layer, self.shared = layer, shared
+        self.recorder: Recorder | None = None
+        """Of a server that tells what was selected; only where the plan leaves slots (`Policy.keeps_slots`)."""
         self.num_heads = config.num_heads // layers.tp_size
         self.ranks = layers.ranks
         self.nope, self.rope, self.latent = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
@@ -153,6 +156,8 @@ class DsaAttention(nn.Module):
             query = indexer.query(products.index_query(q_a_tl), weights_ti, positions_t, shared.rope_table_pr)
             with aside.work():
                 plan.select(*query, caches.index_keys, slots_tk, self.ranks)
+                if self.recorder is not None:
+                    self.recorder.record(self.layer, slots_tk)
         q_thd = self._heads(products.query(q_a_tl))
         q_rope_thr = q_thd[..., self.nope :]
         kernels.rope_query(q_rope_thr, positions_t, shared.rope_table_pr, out=q_rope_thr)

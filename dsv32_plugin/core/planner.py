@@ -119,10 +119,10 @@ class Planner:
     def _masks(self, chunk: PrefillChunk, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether a prefill chunk is attended to under a mask: where it fits in place of slots, and pays.
 
-        By kernels that were measured, unless the user wants it; never in the batch-invariant mode: what a token gets
-        would depend on others.
+        By kernels that were measured, unless the user wants it; never in the batch-invariant mode, where what a token
+        gets would depend on others, nor where slots are told.
         """
-        if self.policy.batch_invariant or mask_words(chunk.total_keys) > self.topk:
+        if self.policy.keeps_slots or mask_words(chunk.total_keys) > self.topk:
             return False
         if self.policy.masked_prefill is not None:
             return self.policy.masked_prefill
@@ -142,9 +142,9 @@ class Planner:
         """Whether prefills attend to a copy of their latents in `dtype`: that is faster over bfloat16 than over fp8.
 
         It must, for all heads and tokens, make up for one read and one write of every latent. Never in the
-        batch-invariant mode: what a token gets would depend on the others.
+        batch-invariant mode, where what a token gets would depend on the others, nor where slots are told.
         """
-        if latents is not torch.uint8 or dtype is not torch.bfloat16 or self.policy.batch_invariant:
+        if latents is not torch.uint8 or dtype is not torch.bfloat16 or self.policy.keeps_slots:
             return False
         tokens = sum(chunk.tokens.stop - chunk.tokens.start for chunk in step.prefill_chunks)
         keys = sum(chunk.total_keys for chunk in step.prefill_chunks)

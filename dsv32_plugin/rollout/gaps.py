@@ -2,8 +2,8 @@
 
 A set is three bytes (flags and bits of a remainder, number of members), then for every member the low bits of its gap,
 then for every member the rest of its gap in unary: as many zeros, and a one. K members below n take at most
-K (k + 1) + n / 2^k bits, where 2^k is about 0.7 n / K: 2048 random positions of 160K take 1.96 KB. Those in clusters far
-apart could take 2.1 KB; what is longer than LONG is deflated, with its length in two bytes more.
+K (k + 1) + n / 2^k bits, where 2^k is about 0.7 n / K: 2048 random positions of 160K take 1.96 KB. Those in clusters
+far apart could take 2.1 KB; what is longer than LONG is deflated, with its length in two bytes more.
 """
 
 from __future__ import annotations

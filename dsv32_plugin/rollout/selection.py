@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,10 @@ class Selection:
         every_pk = np.where(key_k <= np.arange(first, dtype=np.int32)[:, None], key_k, -1).astype(np.int32)
         return np.concatenate([every_pk, self.stored_plk[:, self.layers.index(layer)]])
 
+    def stacked(self) -> np.ndarray:
+        """[positions, layers that select, topk] int32, as what SGLang's own code returns is reshaped."""
+        return np.stack([self.of(layer) for layer in self.layers], axis=1)
+
     def mask(self, layer: int) -> np.ndarray:
         """[positions, positions] bool: which keys each position attends to. Raises ValueError where one is unknown."""
         if not self.known_p.all():
@@ -70,8 +75,15 @@ def decode_selection(data: bytes | str) -> Selection:
             data = base64.b64decode(data, validate=True)
         except binascii.Error as error:
             raise ValueError(f"selection: expected base64, got something else ({error})") from None
-    if len(data) < _HEADER.size or data[:4] != _MAGIC:
+    if data[:4] != _MAGIC:
         raise ValueError(f"selection: expected bytes that begin with {_MAGIC!r}, got {data[:4]!r}")
+    try:
+        return _decode(data)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"selection: {error}; was the answer cut?") from None
+
+
+def _decode(data: bytes) -> Selection:
     _, version, _, num_layers, topk, positions = _HEADER.unpack_from(data)
     if version != _VERSION:
         raise ValueError(f"selection: expected version {_VERSION}, got {version}; install the server's dsv32-plugin")
@@ -101,29 +113,27 @@ def encode_selection(layers: Sequence[int], topk: int, positions: int, blocks: I
     return b"".join(parts)
 
 
-def encode_blocks(selected_nlk: np.ndarray, before_nlk: np.ndarray, has_n: np.ndarray) -> tuple[list[bytes], list[bool]]:
-    """Encode what the layers selected for some positions; returns the blocks, and which need the position before.
+def encode_block(selected_lk: np.ndarray, before_lk: np.ndarray | None) -> tuple[bytes, bool]:
+    """Encode what the layers selected for one position; returns the block, and whether it needs the one before.
 
     Args:
-        selected_nlk: [N, L, K] int32, ascending.
-        before_nlk: likewise, of the position before each; read where `has_n`.
-        has_n: [N] bool.
+        selected_lk: [L, K] int32, ascending.
+        before_lk: likewise, of the position before, where that is at hand.
     """
-    (num, layers, topk), span = selected_nlk.shape, 1 << 32
-    row_r = np.arange(num * layers, dtype=np.int64)
-    keys_rk = selected_nlk.reshape(-1, topk) + (row_r * span)[:, None]
-    has_r = np.repeat(has_n, layers)
-    before_rk = before_nlk.reshape(-1, topk)[has_r] + (row_r[has_r] * span)[:, None]
-    differing = np.setxor1d(keys_rk[has_r].ravel(), before_rk.ravel(), assume_unique=True)
-    counts_r = np.bincount(differing // span, minlength=num * layers)
-    # As many as are selected are no gain.
-    differs_r = has_r & (counts_r < topk)
-    keys = np.concatenate([differing[differs_r[differing // span]], keys_rk[~differs_r].ravel()])
-    keys.sort()
-    counts_r = np.where(differs_r, counts_r, topk)
-    sets = gaps.encode(keys % span, counts_r, differs_r)
-    blocks = [b"".join(sets[first : first + layers]) for first in range(0, num * layers, layers)]
-    return blocks, differs_r.reshape(num, layers).any(axis=1).tolist()
+    (layers, topk), row_l1 = selected_lk.shape, np.arange(len(selected_lk))[:, None]
+    width = 1 + max(int(part[:, -1].max()) for part in (selected_lk, before_lk) if part is not None)
+    member_lp = np.zeros((layers, width), dtype=bool)
+    member_lp[row_l1, selected_lk] = True
+    differs_l = np.zeros(layers, dtype=bool)
+    if before_lk is not None:
+        member_lp[row_l1, before_lk] ^= True
+        # As many as are selected are no gain.
+        differs_l = member_lp.sum(axis=1) < topk
+        member_lp[~differs_l] = False
+        member_lp[row_l1[~differs_l], selected_lk[~differs_l]] = True
+    counts_l = member_lp.sum(axis=1)
+    sets = gaps.encode(np.flatnonzero(member_lp) % width, counts_l, differs_l)
+    return b"".join(sets), bool(differs_l.any())
 
 
 def decode_block(block: bytes, layers: int, topk: int, before_lk: np.ndarray | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dsv32_plugin.rollout.selection import decode_block, encode_blocks, encode_selection
+from dsv32_plugin.rollout.selection import decode_block, encode_block, encode_selection
 
 
 class _Row:
@@ -52,27 +52,17 @@ class SelectionStore:
         kept = [token for token, position in enumerate(positions_t) if position >= self.topk]
         if not kept:
             return
-        selected_nlk = selected_tlk[kept]
-        before_nlk, has_n = np.zeros_like(selected_nlk), np.zeros(len(kept), dtype=bool)
-        of_step = {slots_t[token]: number for number, token in enumerate(kept)}
-        sources: list[_Row | None] = []
-        for number, token in enumerate(kept):
-            slot, source = before_t[token], None
-            if of_step.get(slot, number) < number:
-                before_nlk[number] = selected_nlk[of_step[slot]]
-                has_n[number] = True
-            elif slot in self._recent:
-                source, before_nlk[number] = self._recent[slot]
-                has_n[number] = self._rows.get(slot) is source
-            sources.append(source)
-        blocks, differ_n = encode_blocks(selected_nlk, before_nlk, has_n)
-        followed = {before_t[token] for token in kept}
-        for number, token in enumerate(kept):
-            source = sources[number] or self._rows.get(before_t[token])
-            row = _Row(positions_t[token], blocks[number], source if differ_n[number] else None)
-            self._rows[slots_t[token]] = row
-            if any_may_be_last or slots_t[token] not in followed:
-                self._remember(slots_t[token], row, selected_nlk[number])
+        followed, of_step = {before_t[token] for token in kept}, {}
+        for token in kept:
+            slot, before, selected_lk = slots_t[token], before_t[token], selected_tlk[token]
+            source, before_lk = of_step.get(before) or self._recent.get(before, (None, None))
+            if self._rows.get(before) is not source:
+                source, before_lk = None, None
+            block, differs = encode_block(selected_lk, before_lk)
+            row = self._rows[slot] = _Row(positions_t[token], block, source if differs else None)
+            of_step[slot] = row, selected_lk
+            if any_may_be_last or slot not in followed:
+                self._remember(slot, row, selected_lk)
 
     def stream(self, slots_p: Sequence[int]) -> bytes:
         """What is known of a sequence whose tokens lie in these slots (`encode_selection`)."""
@@ -89,8 +79,7 @@ class SelectionStore:
             if row.before is None or row.before is before:
                 yield row.block
             else:
-                alone_lk = self._selected(row)[None]
-                yield encode_blocks(alone_lk, alone_lk, np.zeros(1, dtype=bool))[0][0]
+                yield encode_block(self._selected(row), None)[0]
             before = row
 
     def _selected(self, row: _Row) -> np.ndarray:

@@ -101,6 +101,10 @@ def of_process() -> list[Hook]:
     for step in ("update_weights_from_tensor", "update_weights_from_distributed", "update_weights_from_ipc"):
         wanted.append(at(f"SchedulerWeightUpdaterManager.{step}", f"updates.{step}_around"))
     wanted.append(at("SchedulerWeightUpdaterManager.update_weights_from_disk", "updates.disk_around"))
+    wanted += [
+        at("ModelRunner.init_indexer_capturer", "rollout.init_capturer_around"),
+        at("SchedulerBatchResultProcessor._maybe_collect_indexer_topk", "rollout.collect_around"),
+    ]
     step = "" if upstream.declares_options() else "ServerArgs._"
     wanted += [
         at(f"{step}handle_model_specific_adjustments", "engine_config.adjust_for_model"),
@@ -110,6 +114,7 @@ def of_process() -> list[Hook]:
         wanted.append(at("DefaultPoolConfigurator._compute_cell_size", "caches.reckon_latents"))
     if current_platform.is_out_of_tree():
         wanted += [
+            at("BaseHostCache.__init__", "cpu.platform.init_host_cache", replaces=True),
             at("dp_attention.memcpy", "cpu.platform.copy_share", replaces=True),
             at("ForwardBatch.prepare_mlp_sync_batch", "cpu.platform.pad_around"),
             at("GroupCoordinator.all_gather_into_tensor", "cpu.platform.gather_rows", replaces=True),

@@ -19,7 +19,7 @@ from dsv32_plugin.core.planner import Planner
 from dsv32_plugin.core.policy import Policy
 from dsv32_plugin.core.rope import rope_table
 from dsv32_plugin.kernels.runtime import dispatch
-from dsv32_plugin.sglang_adapter import arguments, exchange, guard, weights
+from dsv32_plugin.sglang_adapter import arguments, exchange, guard, rollout, weights
 from dsv32_plugin.sglang_adapter.caches import announce_index_keys
 from dsv32_plugin.sglang_adapter.layers import AttentionLayers, SglangLayers, WholeLayers
 from dsv32_plugin.sglang_adapter.moe import Moe
@@ -81,10 +81,12 @@ class DsaDecoderLayer(DecoderLayer):
 
 def shared_parts(config: DsaConfig) -> Shared:
     """Of the layers of one model; its table is for every position that the server can reach."""
-    max_positions = arguments.longest_sequence(arguments.of_process())
+    options = arguments.of_process()
+    max_positions = arguments.longest_sequence(options)
+    policy = Policy.from_settings(records=rollout.returns_selections(options))
     return Shared(
         rope_table(config.qk_rope_head_dim, max_positions, None, config.rope).to(torch.get_default_device()),
-        Planner(config.index_topk, config.num_heads // AttentionLayers(None).tp_size, Policy.from_settings()),
+        Planner(config.index_topk, config.num_heads // AttentionLayers(None).tp_size, policy),
         SglangSteps(config),
     )
 

@@ -24,7 +24,7 @@ JUDGED: dict[str, str] = {
     enable_hisparse enable_kv_cache_sharding enable_layernorm_sp enable_lean_attention enable_linker_mla_dedup
     enable_lmcache enable_lora enable_mis enable_multi_layer_eagle enable_nvidia_megakernel
     enable_page_major_kv_layout enable_paged_experts enable_pd_role_switch enable_pdmux
-    enable_prefill_context_parallel enable_prefill_cp enable_return_aux_hidden_states enable_return_indexer_topk
+    enable_prefill_context_parallel enable_prefill_cp enable_return_aux_hidden_states
     enable_shared_experts_attn_tp enable_single_batch_overlap enable_torch_compile enable_two_batch_overlap
     enable_unified_cache_external_linker enable_unified_memory enable_w4a4_mxfp4_megamoe enable_waterfill
     enforce_shared_experts_fusion ep_num_redundant_experts expert_balancedness_report_mode
@@ -42,7 +42,7 @@ JUDGED: dict[str, str] = {
     "supported with some values": """
     attention_backend chat_template chunked_prefill_size cuda_graph_backend_prefill cuda_graph_config
     decode_attention_backend default_chat_template_kwargs device disable_overlap_schedule dtype
-    enable_deterministic_inference enable_memory_saver enable_mixed_chunk enable_watermark
+    enable_deterministic_inference enable_memory_saver enable_mixed_chunk enable_return_indexer_topk enable_watermark
     enforce_disable_flashinfer_allreduce_fusion grammar_backend incremental_streaming_output
     json_model_override_args kv_cache_dtype load_format max_prefill_tokens max_running_requests max_total_tokens
     model_impl model_path page_size preferred_sampling_params prefill_attention_backend quantization reasoning_parser

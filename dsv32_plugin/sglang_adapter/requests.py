@@ -11,6 +11,8 @@ from dsv32_plugin.sglang_adapter.names import MODELS
 if TYPE_CHECKING:
     from dsv32_plugin.sglang_adapter.upstream import GenerateReqInput, TokenizerManager
 
+RETURNED = ("return_indexer_topk", "return_routed_experts")
+"""What a request may ask for where the server was started to keep it. SGLang returns nothing where it was not."""
 CHECKED = "dsv32_checked_sampling"
 """Attribute of a request whose parameters are right."""
 
@@ -42,6 +44,10 @@ def _check(manager: TokenizerManager, request: GenerateReqInput, input_ids: list
     if (request.top_logprobs_num or 0) > size:
         raise ValueError(f"top_logprobs_num: expected at most {size}, got {request.top_logprobs_num}")
     check_sampling(manager, request)
+    for field in RETURNED:
+        if getattr(request, field, False) and not getattr(manager.server_args, f"enable_{field}"):
+            option = f"--enable-{field.replace('_', '-')}"
+            raise ValueError(f"{field}: expected false, got true; start the server with {option}")
     overrides = request.positional_embed_overrides
     if overrides is not None and not hasattr(overrides, "positions"):
         raise ValueError(f"positional_embed_overrides: expected SGLang's own object, got {type(overrides).__name__}")

@@ -91,6 +91,7 @@ NAMES = names_in(
         "sglang.srt.speculative.eagle_draft_extend_cuda_graph_runner": "EAGLEDraftExtendCudaGraphRunner",
         "sglang.srt.speculative.eagle_info": "EagleVerifyInput",
         "sglang.srt.speculative.eagle_worker_v2": "EagleDraftWorker",
+        "sglang.srt.state_capturer.indexer_topk": "set_global_indexer_capturer",
         "sglang.srt.utils": "is_host_cpu_arm64",
         "sglang.srt.utils.numa_utils": "init_threads_binding",
     }
@@ -335,6 +336,20 @@ PLACES: dict[str, Place] = {
     ),
     "eagle_sample_masked": Place(
         ("sglang.srt.speculative.eagle_utils.eagle_sample",), ("verify_input", "batch", "logits_output", "grammar_mask")
+    ),
+    "BaseHostCache.__init__": Place(
+        ("sglang.srt.state_capturer.base.BaseHostCache.__init__",),
+        ("self", "num_tokens", "num_layers", "topk_size", "name"),
+    ),
+    "ModelRunner.init_indexer_capturer": Place(
+        ("sglang.srt.model_executor.model_runner.ModelRunner.init_indexer_capturer",), ("self",)
+    ),
+    "SchedulerBatchResultProcessor._maybe_collect_indexer_topk": Place(
+        (
+            "sglang.srt.managers.scheduler_components.batch_result_processor"
+            ".SchedulerBatchResultProcessor._maybe_collect_indexer_topk",
+        ),
+        ("self", "req"),
     ),
     "is_deepseek_dsa": Place(("sglang.srt.configs.model_config.is_deepseek_dsa",), ("config",)),
 }

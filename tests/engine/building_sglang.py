@@ -52,11 +52,6 @@ BAD_OPTIONS = [
     ),
     pytest.param({"enable_lora": True, "lora_paths": []}, "--enable-lora: expected nothing, got True", id="lora"),
     pytest.param(
-        {"enable_return_indexer_topk": True},
-        "--enable-return-indexer-topk: expected nothing, got True",
-        id="return-indexer-topk",
-    ),
-    pytest.param(
         {"enable_hierarchical_cache": True},
         "--enable-hierarchical-cache: expected nothing, got True",
         id="hierarchical-cache",

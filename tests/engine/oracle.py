@@ -131,6 +131,46 @@ def hf_distributions(
         return model(tokens_bt, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float().log_softmax(-1)
 
 
+@torch.inference_mode()
+def hf_choices(model_dir: str | Path, token_ids: Sequence[int]) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+    """What is chosen for each token of a sequence: keys [T, T] bool of each layer that selects, and experts [T, E].
+
+    The experts are those of each layer that has some, sorted.
+    """
+    model = load(str(Path(model_dir).resolve()))
+    experts: dict[int, torch.Tensor] = {}
+    with ExitStack() as stack:
+        for number, layer in enumerate(model.model.layers):
+            if hasattr(layer.mlp, "experts"):
+                keep = partial(_keep_experts, experts, number)
+                stack.callback(layer.mlp.experts.register_forward_pre_hook(keep).remove)
+        selected = stack.enter_context(_Selected(model.config.index_topk))
+        stack.enter_context(_faulty(model, None))
+        model(torch.tensor([list(token_ids)]), use_cache=False)
+    return selected.masks, experts
+
+
+def _keep_experts(experts: dict[int, torch.Tensor], layer: int, module: Any, inputs: Any) -> None:
+    experts[layer] = inputs[1].sort(-1).values
+
+
+class _Selected(TorchFunctionMode):
+    """The keys that each selecting layer chose in one pass over one sequence."""
+
+    def __init__(self, topk: int) -> None:
+        super().__init__()
+        self.topk = topk
+        self.masks: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **kwargs or {})
+        if function is torch.Tensor.topk and args[0].dim() == 3 and args[1] == min(self.topk, args[0].shape[-1]):
+            scores = args[0][0]
+            visible = scores > torch.finfo(scores.dtype).min
+            self.masks.append(torch.zeros_like(visible).scatter_(-1, found.indices[0], True) & visible)
+        return found
+
+
 def dequantized_weights(model_dir: str | Path) -> dict[str, torch.Tensor]:
     """All weights of a checkpoint in float32, block-fp8 ones as what they stand for."""
     model_dir = Path(model_dir)

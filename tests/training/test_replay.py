@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import lively_model, random_tokens
 
-from dsv32_plugin.rollout.selection import encode_blocks, encode_selection
+from dsv32_plugin.rollout.selection import encode_block, encode_selection
 from dsv32_plugin.training.model import DsaModel, Experts, top_k
 from dsv32_plugin.training.replay import Replay, from_answers
 
@@ -74,7 +74,7 @@ def as_answer(model: DsaModel, keys: dict[int, torch.Tensor], row: int, position
     for number, layer in enumerate(layers):
         for token in range(topk, positions):
             selected[token - topk, number] = np.flatnonzero(keys[layer][row, token].numpy())
-    blocks, _ = encode_blocks(selected, selected, np.zeros(len(selected), bool))
+    blocks = [encode_block(selected_lk, None)[0] for selected_lk in selected]
     return encode_selection(layers, topk, positions, blocks)
 
 

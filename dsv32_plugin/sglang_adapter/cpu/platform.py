@@ -180,3 +180,9 @@ def pad_around(original: Callable[..., None], *arguments: Any) -> None:
     """SGLang copies the numbers of tokens from pinned memory, which there is none of without a GPU."""
     with without_gpu():
         original(*arguments)
+
+
+def init_host_cache(cache: Any, num_tokens: int, num_layers: int, topk_size: int, name: str, device: str = "") -> None:
+    """What is captured in a step, by slot. SGLang asks CUDA for memory that a device can read."""
+    cache.buffer = torch.zeros(num_tokens, num_layers, topk_size, dtype=torch.int32)
+    cache.num_tokens, cache.num_layers, cache.topk_size, cache.name = num_tokens, num_layers, topk_size, name
