@@ -75,6 +75,11 @@ def check_options(vllm_config: VllmConfig) -> None:
     """Raise for a start-up option that this adapter would have to ignore."""
     if vllm_config.lora_config is not None:
         raise NotImplementedError(f"--enable-lora: expected nothing, got it; leave it out, or {IN_TREE_HINT}")
+    if vars(vllm_config.parallel_config)["enable_expert_parallel"] and current_platform.is_cpu():
+        raise NotImplementedError(
+            "--enable-expert-parallel: expected nothing without a GPU, got it; leave it out, --tensor-parallel-size "
+            "cuts the experts, too"
+        )
     model = vllm_config.model_config
     if model.dtype not in DsaBackend.supported_dtypes:
         raise ValueError(f"--dtype: expected float32 or bfloat16, got {str(model.dtype).removeprefix('torch.')}")

@@ -30,6 +30,12 @@ PAGE_SIZE = 64 if torch.cuda.is_available() else 16
 BAD_OPTIONS = [
     pytest.param({"block_size": 24}, f"--block-size: expected a multiple of {PAGE_SIZE}, got 24", id="page-size"),
     pytest.param({"dtype": "float16"}, "--dtype: expected float32 or bfloat16, got float16", id="dtype"),
+    pytest.param(
+        {"enable_expert_parallel": True},
+        "--enable-expert-parallel: expected nothing without a GPU, got it; leave it out",
+        id="expert-parallel",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="works on GPUs"),
+    ),
     pytest.param({"enable_lora": True}, "--enable-lora: expected nothing, got it; leave it out, or", id="lora"),
     pytest.param(
         {"attention_config": {"sparse_mla_force_mqa": True}},

@@ -39,7 +39,6 @@ CUTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm": {
         "experts": ("--tensor-parallel-size", "2", "--enable-expert-parallel"),
-        # Without a GPU vLLM does not gather tokens of several lengths.
         "data-and-experts": ("--data-parallel-size", "2", "--enable-expert-parallel"),
         "stages": ("--pipeline-parallel-size", "2"),
     },
@@ -57,7 +56,7 @@ Checkpoints = Callable[[TinySpec], Path]
 
 
 def needs_gpu(cut: str) -> bool:
-    return cut == "data-and-experts" and not torch.cuda.is_available()
+    return ENGINE.name == "vllm" and "experts" in cut and not torch.cuda.is_available()
 
 
 def without_stages() -> bool:
