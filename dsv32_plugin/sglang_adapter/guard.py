@@ -154,7 +154,8 @@ def check_options(options: Any) -> None:
         raise ValueError(f"--page-size: expected a multiple of {PAGE_SIZE_MULTIPLE}, got {options.page_size}")
     if options.device != "cpu" and options.page_size != PAGE_SIZE:
         raise ValueError(f"--page-size: expected {PAGE_SIZE} on a GPU, got {options.page_size}")
-    if getattr(options, "enable_return_indexer_topk", False) and (options.enable_dp_attention or options.pp_size > 1):
+    is_cut = arguments.attention_ranks(options) != options.tp_size or options.pp_size > 1
+    if getattr(options, "enable_return_indexer_topk", False) and is_cut:
         raise NotImplementedError(
             "--enable-return-indexer-topk: expected one pipeline stage and no --enable-dp-attention; leave one out"
         )
