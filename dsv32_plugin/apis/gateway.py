@@ -91,7 +91,7 @@ class Gateway:
                 await asyncio.to_thread(conversation.manage, kwargs, server.variant, server.count)
             except ValueError as error:
                 conversation.refuse(error)
-                await _Reply(send, exchange.answer, exchange, is_messages=is_messages).refuse()
+                await _Reply(send, exchange.answer, conversation, is_messages=is_messages).refuse()
                 return
         serve(conversation)
         body_bytes = json.dumps(exchange.body).encode()

@@ -198,8 +198,9 @@ class Loader:
         """Whether this is the weight of a block-fp8 matrix that the engine computes as it is."""
         module = _module_of(name)
         matrix = self._matrices.get(module)
-        is_weight = matrix is not None and module not in self._gatherer and name == f"{module}.{WEIGHT}"
-        return is_weight and isinstance(matrix.scheme, BlockFp8)
+        if matrix is None or module in self._gatherer or name != f"{module}.{WEIGHT}":
+            return False
+        return isinstance(matrix.scheme, BlockFp8)
 
     def _check_tensor(self, name: str, tensor: torch.Tensor, *, whole: bool) -> None:
         kind = kind_of(tensor.dtype)

@@ -52,10 +52,12 @@ class SelectionStore:
         kept = [token for token, position in enumerate(positions_t) if position >= self.topk]
         if not kept:
             return
-        followed, of_step = {before_t[token] for token in kept}, {}
+        followed = {before_t[token] for token in kept}
+        of_step: dict[int, tuple[_Row, np.ndarray]] = {}
+        nothing: tuple[_Row | None, np.ndarray | None] = (None, None)
         for token in kept:
             slot, before, selected_lk = slots_t[token], before_t[token], selected_tlk[token]
-            source, before_lk = of_step.get(before) or self._recent.get(before, (None, None))
+            source, before_lk = of_step.get(before) or self._recent.get(before) or nothing
             if self._rows.get(before) is not source:
                 source, before_lk = None, None
             block, differs = encode_block(selected_lk, before_lk)
