@@ -38,6 +38,8 @@ from dsv32_plugin.training.tokenizer import PAD_ID, encode, tokenizer
 CONTEXT_TOKENS = 200
 """Of a question: more than the 64 keys that a token selects."""
 ANSWER_TOKENS = 12
+TOP_K = 64
+"""With top-p below 1: SGLang returns masks of a bounded number of tokens only."""
 KEPT = {"nothing": (), "mask": ("mask",), "mask, routing": ("mask", "routing"),
         "mask, routing, selection": ("mask", "routing", "selection")}  # fmt: skip
 """What the trainer takes from the rollout."""
@@ -74,6 +76,7 @@ class Sampling:
         sampling = {
             "temperature": self.temperature,
             "top_p": self.top_p,
+            **({"top_k": TOP_K} if self.top_p < 1 else {}),
             "max_new_tokens": ANSWER_TOKENS,
             "sampling_seed": seed,
         }
@@ -139,9 +142,10 @@ def log_probabilities(
         first, size = len(rollout.prompt) - 1, len(rollout.answer)
         logits = model.head(hidden[row, first : first + size]) / sampling.temperature
         if "mask" in kept and rollout.masks is not None:
-            for logit_v, mask in zip(logits, rollout.masks, strict=True):
-                others = torch.ones_like(logit_v, dtype=torch.bool).index_fill_(0, torch.tensor(mask), False)
-                logit_v.masked_fill_(others, float("-inf"))
+            others = torch.ones_like(logits, dtype=torch.bool)
+            for other_v, mask in zip(others, rollout.masks, strict=True):
+                other_v[torch.tensor(mask)] = False
+            logits = logits.masked_fill(others, float("-inf"))
         found = logits.log_softmax(-1).gather(1, torch.tensor(rollout.answer)[:, None])[:, 0]
         rows.append(torch.nn.functional.pad(found, (0, ANSWER_TOKENS - size)))
         there[row, :size] = True
@@ -183,7 +187,7 @@ def improve(
         logp, there = log_probabilities(model, rollouts[group], sampling, KEPT["mask, routing, selection"])
         loss = grpo_loss(logp, old[group], old[group], advantages, there, threshold=0.5) * size / len(rollouts)
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return total
@@ -244,9 +248,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--groups", type=int, default=8, help="questions a step (default: %(default)s)")
     parser.add_argument("--size", type=int, default=8, help="answers to each (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.5)
+    parser.add_argument("--temperature", type=float, default=2.5)
     parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the server")
     parser.add_argument("--out", type=Path, default=Path("rl"))
     arguments = parser.parse_args()
