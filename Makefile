@@ -65,11 +65,13 @@ test: lint $(SGLANG_READY)
 	@echo "The tests with vLLM and with SGLang run at once, for most of an hour on two cores; what they print comes when they end."
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
 
+WITHOUT_ENGINE := tests/parsers tests/training
 test-vllm: $(READY)
-	$(BIN)/python -m pytest -m "not index" $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not index" $(WITHOUT_ENGINE:%=--ignore=%) $(PYTEST_OPTIONS)
 
 # The shorter of the two has what only one needs to do.
 test-sglang: $(SGLANG_READY)
+	$(SGLANG_BIN)/python -m pytest $(WITHOUT_ENGINE) $(PYTEST_OPTIONS)
 	$(SGLANG_BIN)/python -m pytest -m "engine or upstream or index" $(PYTEST_OPTIONS)
 
 # What depends on the engine's release, in minutes: the names and hooks, start-up and what is refused, a chat with tools
