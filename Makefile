@@ -4,18 +4,18 @@ PYTHON ?= python3
 ENGINE ?= vllm
 BIN := .venv/bin
 SGLANG_BIN := .venv-sglang/bin
-# The oldest of what is served has two more environments, and `make test-releases` one after the other.
-OLDEST_BIN := .venv-oldest/bin
-SGLANG_OLDEST_BIN := .venv-sglang-oldest/bin
+# The newest of what is served has two more environments, and `make test-releases` one after the other.
+NEWEST_BIN := .venv-newest/bin
+SGLANG_NEWEST_BIN := .venv-sglang-newest/bin
 # Real clients and agents, in front of the server of the ENGINE.
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
 UV := .tools/bin/uv
 READY := .venv/.ready
 SGLANG_READY := .venv-sglang/.ready
-OLDEST_READY := .venv-oldest/.ready
-SGLANG_OLDEST_READY := .venv-sglang-oldest/.ready
-# Of an engine's record.
+NEWEST_READY := .venv-newest/.ready
+SGLANG_NEWEST_READY := .venv-sglang-newest/.ready
+# Of an engine's record: the release that every test has passed on, and the newest that is served.
 record = $(shell $(PYTHON) -c 'from dsv32_plugin.engines import ENGINES; print(ENGINES["$(1)"].$(2))')
 TYPED := build/typed
 PYTEST_OPTIONS ?=
@@ -26,14 +26,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-vllm test-sglang test-oldest test-vllm-oldest test-sglang-oldest test-releases test-clients lint wheel clean
+.PHONY: help demo check test test-fast test-vllm test-sglang test-newest test-vllm-newest test-sglang-newest test-releases test-clients lint wheel clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make check   lint, types and the fast tests, before a commit: five minutes"
-	@echo "make test    lint, types and tests, with the newest release of each engine"
+	@echo "make test    lint, types and tests, with the release of each engine that its record names to install"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
-	@echo "make test-oldest     what a release can break, with the oldest release of each engine; OLDEST=tests for all"
+	@echo "make test-newest     what a release can break, with the newest release of each engine; NEWEST=tests for all"
 	@echo "make test-releases   surface and demo of every release of each engine, installed one after the other"
 	@echo "make lint    ruff and mypy"
 	@echo "make wheel   build the wheel, into dist/"
@@ -76,19 +76,19 @@ test-sglang: $(SGLANG_READY)
 
 # What depends on the engine's release, in minutes: the names and hooks, start-up and what is refused, a chat with tools
 # through the real server, and tokens and log-probabilities of batches as Hugging Face has them; with vLLM also the
-# kernels, by the oldest Triton.
-OLDEST := tests/test_upstream.py tests/test_doctor.py tests/test_demo.py tests/engine/test_bad_input.py \
+# kernels, by the newest Triton.
+NEWEST := tests/test_upstream.py tests/test_doctor.py tests/test_demo.py tests/engine/test_bad_input.py \
 	tests/engine/test_parity.py::test_concurrent_chunked_and_mixed_batches
-VLLM_OLDEST := $(OLDEST) $(if $(filter tests,$(OLDEST)),,tests/test_vllm_chat_hooks.py tests/kernels/test_aot.py)
-SGLANG_OLDEST := $(OLDEST) $(if $(filter tests,$(OLDEST)),,tests/test_sglang_chat_hooks.py)
-test-oldest: $(OLDEST_READY) $(SGLANG_OLDEST_READY)
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm-oldest test-sglang-oldest
+VLLM_NEWEST := $(NEWEST) $(if $(filter tests,$(NEWEST)),,tests/test_vllm_chat_hooks.py tests/kernels/test_aot.py)
+SGLANG_NEWEST := $(NEWEST) $(if $(filter tests,$(NEWEST)),,tests/test_sglang_chat_hooks.py)
+test-newest: $(NEWEST_READY) $(SGLANG_NEWEST_READY)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm-newest test-sglang-newest
 
-test-vllm-oldest: $(OLDEST_READY)
-	DSV32_AOT_SHARE=16 $(OLDEST_BIN)/python -m pytest $(VLLM_OLDEST) $(PYTEST_OPTIONS)
+test-vllm-newest: $(NEWEST_READY)
+	DSV32_AOT_SHARE=16 $(NEWEST_BIN)/python -m pytest $(VLLM_NEWEST) $(PYTEST_OPTIONS)
 
-test-sglang-oldest: $(SGLANG_OLDEST_READY)
-	$(SGLANG_OLDEST_BIN)/python -m pytest -m "engine or upstream" $(SGLANG_OLDEST) $(PYTEST_OPTIONS)
+test-sglang-newest: $(SGLANG_NEWEST_READY)
+	$(SGLANG_NEWEST_BIN)/python -m pytest -m "engine or upstream" $(SGLANG_NEWEST) $(PYTEST_OPTIONS)
 
 test-releases: | $(UV)
 	$(PYTHON) tools/releases.py $(ENGINES)
@@ -119,14 +119,14 @@ wheel: | $(UV)
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv .venv-sglang .venv-oldest .venv-sglang-oldest .venv-release $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sglang .venv-newest .venv-sglang-newest .venv-release $(CLIENTS) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The extras take the newest there is.
-$(READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,releases[-1].name)
-$(SGLANG_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,releases[-1].name)
-$(OLDEST_READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,releases[0].name)
-$(SGLANG_OLDEST_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,releases[0].name)
-$(READY) $(SGLANG_READY) $(OLDEST_READY) $(SGLANG_OLDEST_READY): pyproject.toml dsv32_plugin/engines.py | $(UV)
+$(READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,install)
+$(SGLANG_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,install)
+$(NEWEST_READY): WANTED = -e ".[vllm,dev]" vllm==$(call record,vllm,releases[-1].name)
+$(SGLANG_NEWEST_READY): WANTED = -e ".[sglang,dev]" sglang==$(call record,sglang,releases[-1].name)
+$(READY) $(SGLANG_READY) $(NEWEST_READY) $(SGLANG_NEWEST_READY): pyproject.toml dsv32_plugin/engines.py | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
 	$(UV) pip install --python $(@D)/bin/python $(WANTED)
 	@touch $@
