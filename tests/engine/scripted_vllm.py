@@ -133,6 +133,7 @@ def serve(model: Path, *options: str) -> Iterator[ScriptedServer]:
     """vLLM's server with these options, for the config and tokenizer in the folder `model`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # on a busy machine a client may come before the server does
         port = listener.getsockname()[1]
         given = ["--model", str(model), "--served-model-name", "tiny", "--max-model-len", str(CONTEXT), *options]
         parser = make_arg_parser(FlexibleArgumentParser())
