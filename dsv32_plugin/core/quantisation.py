@@ -6,6 +6,7 @@ A matrix [N, K] is stored in parts: its values, and what turns them back into nu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ WEIGHT = "weight"
 FLOAT, FP8, INT8, PACKED, SIZES = "a float", "fp8", "int8", "packed in int32", "a size"
 POWER = "float8_e8m0fnu"
 """What the elements of a stored tensor are."""
+_WIDTHS = {FP8: 1, INT8: 1, PACKED: 4, SIZES: 4}
 
 
 class Part(NamedTuple):
@@ -22,6 +24,11 @@ class Part(NamedTuple):
 
     shape: tuple[int, ...]
     kind: str
+
+    @property
+    def bytes(self) -> int:
+        """With floats in bfloat16."""
+        return math.prod(self.shape) * _WIDTHS.get(self.kind, 2)
 
 
 class Unsupported(ValueError):

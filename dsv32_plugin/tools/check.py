@@ -18,7 +18,7 @@ from dsv32_plugin.console import CommandError, stderr
 from dsv32_plugin.core import chat_format, checkpoint
 from dsv32_plugin.core.chat_format import ChatFormat
 from dsv32_plugin.core.config import ConfigError, DsaConfig
-from dsv32_plugin.core.quantisation import FP8, INT8, PACKED, SIZES, BlockFp8
+from dsv32_plugin.core.quantisation import BlockFp8
 from dsv32_plugin.engines import ENGINES, Engine
 from dsv32_plugin.tools.findings import Finding, show
 
@@ -31,7 +31,6 @@ TESTED_CHIPS = ("sm90",)
 RANKS = (1, 2, 4, 8, 16)
 H200_GIB, H200_SHARE = 139, 0.85
 """Memory of one, and how much of it weights may take if a cache is to be left."""
-_BYTES = {FP8: 1, INT8: 1, PACKED: 4, SIZES: 4}
 _SHOWN = 3
 
 
@@ -261,9 +260,7 @@ def _gib(config: DsaConfig) -> float:
         if tensor.unused:
             continue
         if module in split and not tensor.plain and len(tensor.shape) == 2:
-            total += sum(
-                math.prod(part.shape) * _BYTES.get(part.kind, 2) for part in split[module].parts(module).values()
-            )
+            total += sum(part.bytes for part in split[module].parts(module).values())
         else:
             total += 2 * math.prod(tensor.shape)
     return total / 2**30

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 from dsv32_plugin.core import checkpoint
 from dsv32_plugin.core.config import DsaConfig
-from dsv32_plugin.core.quantisation import FP8, INT8, PACKED, SIZES
 from dsv32_plugin.kernels import cache_layout
 
 SCORES_BYTES, DECODE_SCORES_BYTES = 256 << 20, 128 << 20
 """Index scores of prefills and of decodes: docs/architecture.md."""
-_WIDTHS = {FP8: 1, INT8: 1, PACKED: 4, SIZES: 4}
 _STREAMS = 4
 """Hidden states that live at once: the residual, what is normalised, what a block takes and what it gives."""
 
@@ -43,7 +41,7 @@ def weights(config: DsaConfig, cut: Cut, *, drafts: bool = False) -> int:
         module = tensor.name.removesuffix(".weight")
         is_split = module in split and len(tensor.shape) == 2 and not tensor.plain and not module.endswith("kv_b_proj")
         parts = split[module].parts(module).values() if is_split else ()
-        size = sum(math.prod(part.shape) * _WIDTHS.get(part.kind, 2) for part in parts)
+        size = sum(part.bytes for part in parts)
         size = size or math.prod(tensor.shape) * (4 if tensor.float32 else 2)
         total += -(-size // _ranks(tensor.name, cut))
     return total

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -20,5 +19,11 @@ def without_gpu() -> Iterator[None]:
 
         return made
 
-    with mock.patch.multiple(torch, tensor=here(torch.tensor), empty=here(torch.empty), full=here(torch.full)):
+    originals = {name: getattr(torch, name) for name in ("tensor", "empty", "full")}
+    for name, make in originals.items():
+        setattr(torch, name, here(make))
+    try:
         yield
+    finally:
+        for name, make in originals.items():
+            setattr(torch, name, make)
