@@ -11,6 +11,8 @@ from dsv32_plugin.benchmarks import engine, serve
 from dsv32_plugin.cli import main
 from dsv32_plugin.core import checkpoint
 from dsv32_plugin.core.config import DsaConfig
+from dsv32_plugin.core.plans import DECODE_WORKSPACE_BYTES
+from dsv32_plugin.kernels.ops.index_topk.api import WORKSPACE_BYTES
 from dsv32_plugin.tools import memory
 from dsv32_plugin.tools.memory import Cut
 from dsv32_plugin.tools.plan import CHIPS, MODELS, ways
@@ -94,3 +96,8 @@ def test_gpus_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["plan", "--gpus", text])
     assert "expected GPUs as 8xH200" in capsys.readouterr().err
+
+
+def test_scores_take_what_the_server_gives_them() -> None:
+    """`memory` names both again, so that a plan needs no torch."""
+    assert (memory.SCORES_BYTES, memory.DECODE_SCORES_BYTES) == (WORKSPACE_BYTES, DECODE_WORKSPACE_BYTES)
