@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
-	@echo "make check   lint, types and the fast tests, before a commit: five minutes"
+	@echo "make check   lint, types and the fast tests, before a commit: three minutes"
 	@echo "make test    lint, types and tests, with the release of each engine that its record names to install"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
 	@echo "make test-newest     what a release can break, with the newest release of each engine; NEWEST=tests for all"
