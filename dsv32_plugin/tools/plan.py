@@ -19,20 +19,20 @@ from dsv32_plugin.tools import memory
 from dsv32_plugin.tools.memory import Cut
 from dsv32_plugin.tools.tiny import TinySpec
 
-_V32 = TinySpec(
+V32 = TinySpec(
     hidden_size=7168, num_hidden_layers=61, first_k_dense_replace=3, num_attention_heads=128, q_lora_rank=1536,
     index_n_heads=64, index_topk=2048, intermediate_size=18432, moe_intermediate_size=2048, n_routed_experts=256,
     num_experts_per_tok=8, n_group=8, topk_group=4, rope_original=4096, mtp=True, dtype="bfloat16", fp8=True,
 )  # fmt: skip
-_GLM_5 = replace(
+GLM_5 = replace(
     TinySpec.glm_defaults(),
     hidden_size=6144, num_hidden_layers=78, first_k_dense_replace=3, num_attention_heads=64, q_lora_rank=2048,
     index_n_heads=32, index_topk=2048, intermediate_size=12288, moe_intermediate_size=2048, n_routed_experts=256,
     num_experts_per_tok=8, mtp=True, dtype="bfloat16", fp8=True,
 )  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "V3.2": ("deepseek-ai/DeepSeek-V3.2", _V32.config()),
-    "GLM-5": ("zai-org/GLM-5-FP8", {**_GLM_5.config(), "vocab_size": 154880, "max_position_embeddings": 202752}),
+    "V3.2": ("deepseek-ai/DeepSeek-V3.2", V32.config()),
+    "GLM-5": ("zai-org/GLM-5-FP8", {**GLM_5.config(), "vocab_size": 154880, "max_position_embeddings": 202752}),
 }
 """Name -> on the hub, and what its config.json says of sizes."""
 
