@@ -101,6 +101,7 @@ def of_process() -> list[Hook]:
     for step in ("update_weights_from_tensor", "update_weights_from_distributed", "update_weights_from_ipc"):
         wanted.append(at(f"SchedulerWeightUpdaterManager.{step}", f"updates.{step}_around"))
     wanted.append(at("SchedulerWeightUpdaterManager.update_weights_from_disk", "updates.disk_around"))
+    wanted.append(at("Scheduler.flush_cache", "updates.flush_around"))
     wanted += [
         at("ModelRunner.init_indexer_capturer", "rollout.init_capturer_around"),
         at("SchedulerBatchResultProcessor._maybe_collect_indexer_topk", "rollout.collect_around"),

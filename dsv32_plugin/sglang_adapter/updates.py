@@ -1,6 +1,7 @@
 """Updates of the weights: an error in one is answered, and the server goes on with the weights that it has.
 
-SGLang lets an exception in a bucket end the scheduler, and goes back from a bad folder to that same folder.
+SGLang lets an exception in a bucket end the scheduler, and goes back from a bad folder to that same folder. It empties
+the cache after an update, finds only then that it cannot, and ends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,35 @@ PARTS = {
 WAIT_FOR_ALL = {"update_weights_from_tensor", "update_weights_from_ipc"}
 """Those that end when all ranks have come to their end."""
 _AS_BEFORE = "the weights are as before"
+_UNFINISHED = (
+    "the cache cannot be emptied while requests are unfinished: first /pause_generation with mode abort or retract, or "
+    f"send flush_cache false; {_AS_BEFORE}"
+)
+
+
+def flush_around(original: Callable[..., Any], scheduler: Any, *args: Any, **options: Any) -> Any:
+    """Goes around `Scheduler.flush_cache`: a request that /pause_generation has retracted holds nothing of the cache.
+
+    Newer releases have it so; others count it as running, and no update could be whole until it ends.
+    """
+    waiting = scheduler.waiting_queue
+    if not scheduler._engine_paused or any(_holds_cache(request) for request in waiting):
+        return original(scheduler, *args, **options)
+    scheduler.waiting_queue = []
+    try:
+        return original(scheduler, *args, **options)
+    finally:
+        scheduler.waiting_queue = waiting
+
+
+def _holds_cache(request: Any) -> bool:
+    kv = getattr(request, "kv", None)
+    return kv.holds_kv if hasattr(kv, "holds_kv") else request.req_pool_idx is not None
+
+
+def _can_flush(manager: Any, recv_req: Any) -> bool:
+    """Empties the cache before the update does it again, where it can."""
+    return not recv_req.flush_cache or manager.flush_cache()
 
 
 def part_around(step: str) -> Callable[[Callable[..., Any], Any, Any], Any]:
@@ -33,6 +63,9 @@ def part_around(step: str) -> Callable[[Callable[..., Any], Any, Any], Any]:
 
     def around(original: Callable[..., Any], manager: Any, recv_req: Any) -> Any:
         try:
+            # A distributed update has its senders wait for it.
+            if step in WAIT_FOR_ALL and not _can_flush(manager, recv_req):
+                raise RuntimeError(_UNFINISHED)
             return original(manager, recv_req)
         except Exception as error:
             logger.exception("dsv32: %s failed", step)
@@ -65,6 +98,8 @@ def disk_around(original: Callable[..., Any], manager: Any, recv_req: Any) -> An
             loader.check_folder(folder, drafts=manager.draft_worker is not None)
     except (ValueError, OSError) as error:
         return _refusal(f"{error}; {_AS_BEFORE}")
+    if not _can_flush(manager, recv_req):
+        return _refusal(_UNFINISHED)
     try:
         answer = original(manager, recv_req)
         if answer.success:

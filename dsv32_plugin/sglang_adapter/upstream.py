@@ -128,6 +128,7 @@ PLACES: dict[str, Place] = {
         ("sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",), ("self", "obj", "input_ids")
     ),
     "ServerArgs.check_server_args": Place(("sglang.srt.server_args.ServerArgs.check_server_args",), ("self",)),
+    "Scheduler.flush_cache": Place(("sglang.srt.managers.scheduler.Scheduler.flush_cache",), ("self",)),
     "SchedulerWeightUpdaterManager.update_weights_from_tensor": Place(
         (
             "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager.update_weights_from_tensor",

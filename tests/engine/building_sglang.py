@@ -201,6 +201,7 @@ def update_from_disk(model: Any, folder: Path) -> None:
         draft_worker=None,
         _observe_weight_load=lambda source: nullcontext(),
         _select_runners=lambda: [("target", runner)],
+        flush_cache=lambda: True,
         flush_cache_after_weight_update=lambda request, *outcome: outcome,
         record_weight_version_after_update=lambda version: None,
     )

@@ -160,8 +160,13 @@ def test_weights_that_change_while_a_request_waits(
         old_answer = generate(url, prompt, steps)
         waiting = pool.submit(generate, url, prompt, steps)
         time.sleep(1)
+        update = {"model_path": str(new), "weight_version": "7"}
+        post("pause_generation", mode="in_place")
+        refused = httpx.post(f"{url}/update_weights_from_disk", json=update, timeout=TIMEOUT_S)
+        assert refused.status_code == httpx.codes.BAD_REQUEST
+        assert "while requests are unfinished" in refused.text
         post("pause_generation", mode="retract")
-        post("update_weights_from_disk", model_path=str(new), weight_version="7")
+        post("update_weights_from_disk", **update)
         post("continue_generation")
         answer = waiting.result()
         new_answer = generate(url, prompt, steps)
