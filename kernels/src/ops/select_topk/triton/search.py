@@ -146,7 +146,7 @@ def descend(counts, low, shift, above, wanted, bins, SHARED: tl.constexpr):
         at_least = above + tl.sum(tl.where(tl.arange(0, 1 << DIGIT) == bin, counts, 0), axis=0)
     digit = ((1 << DIGIT) - 1 - bin).to(tl.uint32)
     low += digit << shift.to(tl.uint32)
-    span = tl.minimum((tl.full((), 1, tl.uint32) << shift.to(tl.uint32)) - 1, HIGHEST - low)
+    span = tl.minimum((tl.full((), 1, tl.uint32) << shift.to(tl.uint32)) - 1, tl.full((), HIGHEST, tl.uint32) - low)
     return low, span, above, at_least
 
 
