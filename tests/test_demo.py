@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from dsv32_plugin import cli
-from dsv32_plugin.parsers.protocol import DSML
 from dsv32_plugin.tools import demo, serving
 
 FAKE = Path(__file__).parent / "fake_vllm"
@@ -203,28 +201,12 @@ def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("flagged", [True, False], ids=["mark-is-special", "mark-is-ordinary"])
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_with_the_real_engine(
-    engine: str, flagged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_the_real_engine(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The trained model must answer right: a wrong answer is an error of the command."""
     pytest.importorskip(engine)
     monkeypatch.delenv("PYTHONPATH")
-    if not flagged:
-        monkeypatch.setattr(demo, "TRAINED", with_ordinary_mark(demo.TRAINED, tmp_path / "model"))
     assert cli.main(["demo", "--engine", engine]) == 0
     printed = capsys.readouterr().out
     assert "DeepseekV32ForCausalLM with dsv32-plugin" in printed
     assert 'get_weather{"city": "Hangzhou", "days": 3}' in printed
-
-
-def with_ordinary_mark(model: Path, out: Path) -> Path:
-    """A copy of a checkpoint whose tokenizer does not flag the mark of calls special."""
-    shutil.copytree(model, out)
-    tokenizer = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
-    (mark,) = (token for token in tokenizer["added_tokens"] if token["content"] == DSML)
-    assert mark["special"]
-    mark["special"] = False
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    return out

@@ -140,6 +140,22 @@ def test_a_chat_that_is_converted_in_another_thread_keeps_its_conversation() -> 
     assert after is None
 
 
+@pytest.mark.parametrize("field", requests.RETURNED)
+def test_what_a_server_does_not_keep_is_refused(field: str) -> None:
+    """SGLang answers without it."""
+    kept = SimpleNamespace(**{f"enable_{name}": name != field for name in requests.RETURNED})
+    serving = SimpleNamespace(
+        sampling_params_class=SamplingParams, preferred_sampling_params=None, server_args=kept, **vars(manager())
+    )
+    others = dict.fromkeys(set(requests.RETURNED) - {field}, True)
+    requests.validate_around(
+        lambda *checked: None, serving, GenerateReqInput(text="a", sampling_params={}, **others), [1]
+    )
+    asks = GenerateReqInput(text="a", sampling_params={}, **{field: True})
+    with pytest.raises(ValueError, match=f"{field}: expected false, got true; start the server with --enable-"):
+        requests.validate_around(lambda *checked: None, serving, asks, [1])
+
+
 def test_the_sampling_parameters_of_a_request_are_looked_at_once() -> None:
     """By the Responses API before its stream begins, and with the other checks of every request."""
     looked_at = []

@@ -39,13 +39,19 @@ def blank(value: Any, key: str = "") -> Any:
     return blanked + _length(value[end:])
 
 
-def fill(value: Any) -> Any:
-    """The opposite of `blank`, with words for lengths."""
+def fill(value: Any, longest: int | None = None) -> Any:
+    """The opposite of `blank`, with words for lengths.
+
+    Args:
+        longest: of more characters a text has no more than so many.
+    """
     if isinstance(value, dict):
-        return {name: fill(part) for name, part in value.items()}
+        return {name: fill(part, longest) for name, part in value.items()}
     if isinstance(value, list):
-        return [fill(part) for part in value]
-    return _LENGTH.sub(lambda length: words(int(length[1])), value) if isinstance(value, str) else value
+        return [fill(part, longest) for part in value]
+    if not isinstance(value, str):
+        return value
+    return _LENGTH.sub(lambda length: words(min(int(length[1]), longest or int(length[1]))), value)
 
 
 def words(length: int) -> str:

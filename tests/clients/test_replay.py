@@ -30,6 +30,9 @@ def _replayed(path: Path) -> bool:
 
 RECORDED = [path for path in sorted((Path(__file__).parent / "recorded").glob("*.json")) if _replayed(path)]
 
+# Of a text in a request, in characters: an agent's instructions have 10,000 and more, which only take time.
+LONGEST = 200
+
 pytestmark = pytest.mark.engine
 
 
@@ -51,7 +54,7 @@ def answered(url: str) -> dict[Path, list[httpx.Response]]:
 
 def replay(url: str, path: Path) -> list[httpx.Response]:
     return [
-        httpx.post(f"{url}{request['path']}", json=filler.fill(request["body"]), timeout=400)
+        httpx.post(f"{url}{request['path']}", json=filler.fill(request["body"], LONGEST), timeout=400)
         for request in recorded(path)
     ]
 

@@ -38,25 +38,19 @@ def test_a_wrong_selection_loses_the_needle(model: Path, fault: Fault) -> None:
         assert answer.tokens != haystack.answers(STEPS), f"{len(haystack.tokens)} tokens"
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fp8-caches": {"dtype": "bfloat16", "kv_cache_dtype": "fp8"},
-    "mtp": {"dtype": "float32", "speculative_config": {"method": "mtp", "num_speculative_tokens": 3}},
-}
-
-
 @pytest.mark.engine
-@pytest.mark.parametrize("name", VARIANTS)
-def test_vllm_answers(model: Path, name: str) -> None:
+def test_vllm_answers(model: Path) -> None:
     """In chunks; alone, when every draft is right since the draft layer selects as well, and then batched."""
     pytest.importorskip("vllm")
     from offline import offline_engine
 
     haystacks = SPARSE + DENSE
-    with offline_engine(model, max_num_batched_tokens=512, kv_cache_memory_bytes=1 << 28, **VARIANTS[name]) as engine:
+    options: dict[str, Any] = {"dtype": "bfloat16", "kv_cache_dtype": "fp8", "kv_cache_memory_bytes": 1 << 28}
+    drafts = {"method": "mtp", "num_speculative_tokens": 3}
+    with offline_engine(model, max_num_batched_tokens=512, speculative_config=drafts, **options) as engine:
         alone = [engine.generate([haystack.tokens], STEPS)[0] for haystack in SPARSE]
-        if name == "mtp":
-            drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
-            assert engine.metric("vllm:spec_decode_num_accepted_tokens") == drafted > 0
+        drafted = engine.metric("vllm:spec_decode_num_draft_tokens")
+        assert engine.metric("vllm:spec_decode_num_accepted_tokens") == drafted > 0
         engine.forget_prefixes()
         together = engine.generate([haystack.tokens for haystack in haystacks], STEPS)
     for haystack, answer in zip(SPARSE + haystacks, alone + together, strict=True):

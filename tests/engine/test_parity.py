@@ -78,16 +78,6 @@ def test_preemption_and_recomputation(v32_url: str, v32: Path) -> None:
         assert answer.tokens == truth.tokens
 
 
-def test_prefills_under_a_mask(v32: Path, v32_truths: list[Greedy], tmp_path: Path) -> None:
-    """Together, in chunks and beside decodes, and behind a prefix that the cache has."""
-    masked = {"DSV32_MASKED_PREFILL": "1"}
-    with ENGINE.serve(v32, tmp_path / "server.log", *ENGINE.few_pages, env=masked) as url:
-        ask_together(url, v32_truths)
-        answer = ENGINE.complete(url, v32_truths[-1].prompt, STEPS)
-    assert answer.cached_tokens > 0
-    assert_same(answer, v32_truths[-1])
-
-
 def test_an_answer_does_not_depend_on_its_company(v32_url: str, v32_truths: list[Greedy]) -> None:
     assert ENGINE.complete(v32_url, v32_truths[5].prompt, STEPS).tokens == v32_truths[5].tokens
 
@@ -99,11 +89,16 @@ def test_parity_would_notice(v32: Path, v32_truths: list[Greedy], fault: Fault) 
     assert all(bad.tokens != truth.tokens for bad, truth in zip(wrong, long, strict=True))
 
 
-def test_tensor_parallel_2_and_block_fp8_weights(checkpoint: Checkpoints, tmp_path: Path) -> None:
+def test_two_ranks_block_fp8_weights_and_prefills_under_a_mask(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Together, in chunks and beside decodes, and behind a prefix that the cache has."""
     model = checkpoint(TinySpec(fp8=True))
     truths = clear_cut(model, LENGTHS, STEPS)
-    with ENGINE.serve(model, tmp_path / "server.log", *ENGINE.two_ranks) as url:
+    masked = {"DSV32_MASKED_PREFILL": "1"}
+    with ENGINE.serve(model, tmp_path / "server.log", *ENGINE.two_ranks, env=masked) as url:
         ask_together(url, truths)
+        answer = ENGINE.complete(url, truths[-1].prompt, STEPS)
+    assert answer.cached_tokens > 0
+    assert_same(answer, truths[-1])
 
 
 def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:

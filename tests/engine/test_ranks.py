@@ -27,9 +27,9 @@ pytestmark = pytest.mark.engine
 STEPS = 24
 LENGTHS = (2300, 1, 65, 130, 400, 2100, 17)
 CONTEXT = {"vllm": "--max-model-len", "sglang": "--context-length"}
+DATA_AND_EXPERTS = ("--data-parallel-size", "2", "--enable-expert-parallel")
 CUTS: dict[str, dict[str, tuple[str, ...]]] = {
     "sglang": {
-        "attention": ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
         "attention-and-head": (
             *("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
             *("--enable-dp-lm-head", "--moe-dense-tp-size", "1", "--ep-size", "2"),
@@ -39,30 +39,29 @@ CUTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm": {
         "experts": ("--tensor-parallel-size", "2", "--enable-expert-parallel"),
-        "data-and-experts": ("--data-parallel-size", "2", "--enable-expert-parallel"),
-        "stages": ("--pipeline-parallel-size", "2"),
+        "data-and-experts": DATA_AND_EXPERTS,
     },
 }
 """Engine -> what is cut -> its options."""
 DRAFTING = {
     "sglang": (
+        *("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
         *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3"),
         *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
     ),
-    "vllm": ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}'),
+    "vllm": (*DATA_AND_EXPERTS, "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}'),
 }
-DRAFTED = {"sglang": ("attention", "attention-and-head"), "vllm": ("data-and-experts",)}
+"""Data-parallel attention with drafts."""
 Checkpoints = Callable[[TinySpec], Path]
 
 
-def needs_gpu(cut: str) -> bool:
-    return ENGINE.name == "vllm" and "experts" in cut and not torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(
+    ENGINE.name == "vllm" and not torch.cuda.is_available(), reason="vLLM has expert parallelism on GPUs only"
+)
 
 
 def without_stages() -> bool:
     """Whether this vLLM has no pipelines without a GPU: with compilation off it leaves out what makes their buffers."""
-    if ENGINE.name != "vllm":
-        return False
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     return "CompilationMode.NONE" in inspect.getsource(CPUModelRunner.warming_up_model)
@@ -80,23 +79,20 @@ def truths(checkpoint: Checkpoints) -> list[Greedy]:
     return clear_cut(checkpoint(TinySpec()), LENGTHS, STEPS)
 
 
+@needs_gpu
 @pytest.mark.parametrize("cut", CUTS[ENGINE.name])
 def test_the_tokens_are_the_same(checkpoint: Checkpoints, truths: list[Greedy], tmp_path: Path, cut: str) -> None:
-    if needs_gpu(cut) or (cut == "stages" and without_stages()):
-        pytest.skip("this vLLM has it on GPUs only")
     context = (CONTEXT[ENGINE.name], "4096")
     options = CUTS[ENGINE.name][cut]
     with ENGINE.serve(checkpoint(TinySpec()), tmp_path / "server.log", *context, *options) as url:
         ask(url, truths)
 
 
-@pytest.mark.parametrize("cut", DRAFTED[ENGINE.name])
-def test_drafts_change_no_token(checkpoint: Checkpoints, tmp_path: Path, cut: str) -> None:
-    if needs_gpu(cut):
-        pytest.skip("this vLLM has it on GPUs only")
+@needs_gpu
+def test_drafts_change_no_token(checkpoint: Checkpoints, tmp_path: Path) -> None:
     model = drafts.half_right(checkpoint(drafts.SPEC), tmp_path / "model")
     prompts = [random_prompt(length, seed=1) for length in LENGTHS]
-    options = (CONTEXT[ENGINE.name], "4096", *CUTS[ENGINE.name][cut], *DRAFTING[ENGINE.name])
+    options = (CONTEXT[ENGINE.name], "4096", *DRAFTING[ENGINE.name])
     with ENGINE.serve(model, tmp_path / "server.log", *options) as url:
         ask(url, hf_greedy(model, prompts, STEPS))
 
@@ -108,5 +104,7 @@ def test_a_selection_crosses_a_border_between_stages(checkpoint: Checkpoints, tm
         pytest.skip("this vLLM has no pipelines without a GPU")
     model = checkpoint(replace(TinySpec.glm_defaults(), index_topk_pattern="FSSS"))
     found = clear_cut(model, LENGTHS, STEPS)
-    with ENGINE.serve(model, tmp_path / "server.log", "--max-model-len", "4096", *CUTS["vllm"]["stages"]) as url:
+    with ENGINE.serve(
+        model, tmp_path / "server.log", "--max-model-len", "4096", "--pipeline-parallel-size", "2"
+    ) as url:
         ask(url, found)

@@ -95,26 +95,6 @@ def test_nothing_comes_back_unasked(server: str) -> None:
     assert not {"indexer_topk", "routed_experts"} & answer.keys()
 
 
-@pytest.mark.parametrize("field", [*ASKS])
-def test_what_a_server_does_not_keep_is_refused(model: Path, tmp_path: Path, field: str) -> None:
-    """SGLang answers without it."""
-    with SGLANG.serve(model, tmp_path / "server.log") as url:
-        body = {"input_ids": [0, 5, 6], "sampling_params": {"max_new_tokens": 1}, field: True}
-        refused = httpx.post(f"{url}/generate", json=body, timeout=TIMEOUT_S)
-        assert refused.status_code == httpx.codes.BAD_REQUEST
-        assert f"{field}: expected false, got true; start the server with --enable-" in refused.text
-        taken = httpx.post(f"{url}/generate", json={**body, field: False}, timeout=TIMEOUT_S)
-        assert taken.status_code == httpx.codes.OK
-
-
-def test_two_ranks(model: Path, tmp_path: Path) -> None:
-    """SGLang's own capturer is for one."""
-    prompts = [truth.prompt for truth in clear_cut(model, [90, 300], STEPS)]
-    with SGLANG.serve(model, tmp_path / "server.log", *KEEPS, *SGLANG.two_ranks) as url:
-        for prompt, answer in zip(prompts, together(url, prompts), strict=True):
-            assert_chosen(model, prompt, answer)
-
-
 def test_sequences_that_were_taken_back(model: Path, tmp_path: Path) -> None:
     prompts = [truth.prompt for truth in clear_cut(model, [100, 140, 180, 220], 40)]
     test = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
@@ -125,11 +105,13 @@ def test_sequences_that_were_taken_back(model: Path, tmp_path: Path) -> None:
         assert_chosen(model, prompt, answer)
 
 
-def test_layers_that_share_a_selection(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> None:
+def test_two_ranks_and_layers_that_share_a_selection(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> None:
+    """SGLang's own capturer is for one rank."""
     glm = checkpoint(SHARING)
-    (truth,) = clear_cut(glm, [200], STEPS)
-    with SGLANG.serve(glm, tmp_path / "server.log", *KEEPS) as url:
-        found = assert_chosen(glm, truth.prompt, generate(url, truth.prompt))
+    prompts = [truth.prompt for truth in clear_cut(glm, [90, 300], STEPS)]
+    with SGLANG.serve(glm, tmp_path / "server.log", *KEEPS, *SGLANG.two_ranks) as url:
+        for prompt, answer in zip(prompts, together(url, prompts), strict=True):
+            found = assert_chosen(glm, prompt, answer)
     assert found.layers == (0, 2)
     with pytest.raises(ValueError, match="layer: expected one that selects \\(0, 2\\), got 1"):
         found.of(1)
@@ -146,30 +128,31 @@ def test_drafts(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> None:
         assert_chosen(drafting, prompt, answer)
 
 
-def test_weights_that_change_while_a_request_waits(
-    model: Path, checkpoint: Callable[[TinySpec], Path], tmp_path: Path
-) -> None:
-    """It goes on with the new ones, which compute its prefix and select for it anew; the version says which."""
+def test_weights_that_change_while_a_request_waits(server: str, checkpoint: Callable[[TinySpec], Path]) -> None:
+    """It goes on with the new ones, which compute its prefix and select for it anew; the version says which.
+
+    Last of the file: the server keeps them.
+    """
     new, prompt, steps = checkpoint(replace(SPEC, seed=1)), random_prompt(100, 3), 100
-    with SGLANG.serve(model, tmp_path / "server.log", *KEEPS) as url, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
 
         def post(path: str, **body: Any) -> None:
-            answer = httpx.post(f"{url}/{path}", json=body, timeout=TIMEOUT_S)
+            answer = httpx.post(f"{server}/{path}", json=body, timeout=TIMEOUT_S)
             assert answer.status_code == httpx.codes.OK, answer.text
 
-        old_answer = generate(url, prompt, steps)
-        waiting = pool.submit(generate, url, prompt, steps)
+        old_answer = generate(server, prompt, steps)
+        waiting = pool.submit(generate, server, prompt, steps)
         time.sleep(1)
         update = {"model_path": str(new), "weight_version": "7"}
         post("pause_generation", mode="in_place")
-        refused = httpx.post(f"{url}/update_weights_from_disk", json=update, timeout=TIMEOUT_S)
+        refused = httpx.post(f"{server}/update_weights_from_disk", json=update, timeout=TIMEOUT_S)
         assert refused.status_code == httpx.codes.BAD_REQUEST
         assert "while requests are unfinished" in refused.text
         post("pause_generation", mode="retract")
         post("update_weights_from_disk", **update)
         post("continue_generation")
         answer = waiting.result()
-        new_answer = generate(url, prompt, steps)
+        new_answer = generate(server, prompt, steps)
     assert answer["weight_version"] == new_answer["weight_version"] == "7"
     changed = next(i for i, (a, b) in enumerate(zip(answer["tokens"], old_answer["tokens"], strict=True)) if a != b)
     assert 0 < changed < steps

@@ -34,9 +34,9 @@ def model(checkpoint: Callable[[TinySpec], Path], tmp_path_factory: pytest.TempP
     return half_right(checkpoint(SPEC), tmp_path_factory.mktemp("mtp") / "model")
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["1-drafted", "3-drafted"])
-def url(request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    speculative = {"method": "mtp", "num_speculative_tokens": request.param}
+@pytest.fixture(scope="module")
+def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    speculative = {"method": "mtp", "num_speculative_tokens": 3}
     log_path = tmp_path_factory.mktemp("server") / "server.log"
     options = [*OPTIONS, "--speculative-config", json.dumps(speculative)]
     with VllmServer(model, options, log_path=log_path) as server:
