@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ def add_command(subparsers: Any) -> None:
         "bench", help="measure the kernels, a layer or a server next to their peers", description=__doc__
     )
     commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
-    for add in (_add_kernels, _add_layer, _add_engine, _add_serve, _add_cost, _add_compare, _add_plot, _add_report):
+    for add in (
+        _add_kernels,
+        _add_layer,
+        _add_engine,
+        _add_serve,
+        _add_whole,
+        _add_cost,
+        _add_compare,
+        _add_plot,
+        _add_report,
+    ):
         add(commands)
 
 
@@ -88,6 +99,27 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
     parser.set_defaults(handler=_serve)
+
+
+def _add_whole(commands: Any) -> None:
+    parser = commands.add_parser("whole", help="a model of all its layers, cut over GPUs as dsv32 plan says")
+    parser.add_argument("--engine", choices=("vllm", "sglang"), help="default: the one that is installed")
+    parser.add_argument("--model", choices=("V3.2", "GLM-5"), default="V3.2")
+    parser.add_argument("--gpus", type=int, default=1, help="that share the model (default: 1)")
+    parser.add_argument("--layout", type=_names, metavar="NAMES", help="of TP,DP, where there are several GPUs")
+    parser.add_argument(
+        "--backend", type=_names, metavar="NAMES", help="of plugin,in-tree,dense (default: all that pair)"
+    )
+    parser.add_argument("--layers", type=int, default=0, help="default: all")
+    parser.add_argument("--experts", type=int, default=256, help="of a layer (default: 256); 16 fit one H200")
+    parser.add_argument("--only", default="", help="words that a case's name must contain, e.g. 'L=2048'")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after this long")
+    parser.add_argument("--start-seconds", type=float, default=900, help="wait so long for a server (default: 900)")
+    parser.add_argument("--retry", action="store_true", help="measure again what the record has a failure of")
+    parser.add_argument("--logs", type=Path, help="keep the servers' logs in this folder")
+    parser.add_argument("--output", type=Path, help="the record, also to go on with (default: benchmarks/results/GPU)")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="more options for the engine, after --")
+    parser.set_defaults(handler=_whole)
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -224,6 +256,40 @@ def _serve(arguments: argparse.Namespace) -> int:
 
         record = serve.run(plan, output, on_state=status.update, on_row=on_row)
     return views.show(record)
+
+
+def _whole(arguments: argparse.Namespace) -> int:
+    import torch
+
+    try:
+        from dsv32_plugin.benchmarks import views, whole
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing; pip install 'dsv32-plugin[vllm]'") from error
+
+    if arguments.gpus < 1:
+        raise CommandError(f"--gpus: expected 1 or more, got {arguments.gpus}")
+    if arguments.logs:
+        arguments.logs.mkdir(parents=True, exist_ok=True)
+    engine = arguments.engine or next((name for name in whole.LAYOUTS if find_spec(name) is not None), "vllm")
+    plan = whole.Plan(
+        engine=engine, model=arguments.model, gpus=arguments.gpus, layers=arguments.layers, experts=arguments.experts,
+        sides=_known("--backend", arguments.backend, records.BACKENDS) or whole.sides(arguments.gpus),
+        layouts=_known("--layout", arguments.layout, whole.LAYOUTS[engine]) or whole.layouts(engine, arguments.gpus),
+        only=arguments.only, seconds=arguments.seconds, start_s=arguments.start_seconds, retry=arguments.retry,
+        logs=arguments.logs, options=arguments.options, chip=whole.chip() if torch.cuda.is_available() else "",
+    )  # fmt: skip
+    with stderr.status("looking at the plugin") as status:
+
+        def on_row(row: records.Row) -> None:
+            stdout.print(records.line(row), markup=False, soft_wrap=True)
+
+        output = arguments.output or records.default_path(f"whole-{engine}")
+        record = whole.run(plan, output, on_state=status.update, on_row=on_row)
+    failed = views.show(record)
+    if whole.unfinished(plan, record):
+        stdout.print(f"{output} is not complete: the same command goes on", style="bold", soft_wrap=True)
+        return 1
+    return failed
 
 
 def _known(option: str, names: Sequence[str] | None, known: Iterable[str]) -> Sequence[str] | None:

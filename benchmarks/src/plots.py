@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv32_plugin.benchmarks.layer_record import OPERATIONS, SIDES, Key, curves, layer_us
-from dsv32_plugin.benchmarks.records import ENGINES, Record, median, model_of
+from dsv32_plugin.benchmarks.records import ENGINES, Record, Row, median, model_of
 from dsv32_plugin.benchmarks.views import KernelCase, backends, kernel_cases
 from dsv32_plugin.console import CommandError
 
@@ -245,13 +245,25 @@ def cost(found: Sequence[Record]) -> Figure:
     return figure
 
 
+def _bars(axis: Axes, places: Sequence[str], values: dict[str, dict[str, float]], labels: dict[str, str]) -> None:
+    """Side -> place -> value."""
+    colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
+    for i, (side, mine) in enumerate(values.items()):
+        at = [places.index(name) + (i - (len(values) - 1) / 2) * 0.25 for name in mine]
+        axis.bar(at, list(mine.values()), 0.23, color=colours[side], label=labels[side])
+    axis.set_xticks(range(len(places)), places)
+    axis.grid(axis="x", visible=False)
+
+
+def _side_labels(rows: Sequence[Row]) -> dict[str, str]:
+    alone = f"{ENGINES[rows[0]['case']['engine']]} alone"
+    return {"plugin": LABELS["ours"], "in-tree": alone, "dense": LABELS["dense"]}
+
+
 def serve(record: Record) -> Figure:
     """Latencies at the first load, throughput at the last one, of the depth that was measured most."""
     rows = [row for row in record["rows"] if "figures" in row]
-    alone = f"{ENGINES[rows[0]['case']['engine']]} alone"
-    colours = {"plugin": COLOURS["ours"], "in-tree": COLOURS["in-tree"], "dense": COLOURS["dense"]}
-    labels = {"plugin": LABELS["ours"], "in-tree": alone, "dense": LABELS["dense"]}
-    sides = backends(rows)
+    labels, sides = _side_labels(rows), backends(rows)
     loads_of = collections.Counter(row["case"]["layers"] for row in rows)
     layers = max(loads_of, key=lambda depth: (loads_of[depth], depth))
     rows = [row for row in rows if row["case"]["layers"] == layers]
@@ -263,25 +275,53 @@ def serve(record: Record) -> Figure:
     )
     figure, axes = _figure(1, len(panels), 3.4 * len(panels), 3.4)
     for axis, (title, load, name) in zip(axes, panels, strict=True):
-        for i, backend in enumerate(sides):
-            shown = [row for row in rows if (row["side"], row["case"]["load"]) == (backend, load)]
-            mine = {row["case"]["workload"]: median(row, name) or 0.0 for row in shown}
-            places = [workloads.index(name) + (i - (len(sides) - 1) / 2) * 0.25 for name in mine]
-            axis.bar(places, list(mine.values()), 0.23, color=colours[backend], label=labels[backend])
-        axis.set_xticks(range(len(workloads)), workloads)
+        shown = [row for row in rows if row["case"]["load"] == load]
+        values = {
+            side: {row["case"]["workload"]: median(row, name) or 0.0 for row in shown if row["side"] == side}
+            for side in sides
+        }
+        _bars(axis, workloads, values, labels)
         axis.set_title(f"{title}; {load}", fontsize=9)
-        axis.grid(axis="x", visible=False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     _footer(figure, [record], f"{layers} layers. {record['method']}")
     return figure
 
 
-KINDS = ("kernels", "layer", "cost", "serve", "compare")
+def whole(record: Record) -> Figure:
+    """First token and time per token by context and batch, a line of panels for each model and launch."""
+    rows = [row for row in record["rows"] if "L" in row["case"] and "figures" in row]
+    keys = ("model", "layers", "experts", "launch")
+    places = list(dict.fromkeys(tuple(row["case"][key] for key in keys) for row in rows))
+    labels, sides = _side_labels(rows), backends(rows)
+    figure, axes = _figure(len(places), 2, 9.0, 3.2 * len(places))
+    for axis, (place, name) in zip(axes, itertools.product(places, ("ttft_ms", "tpot_ms")), strict=True):
+        shown = [row for row in rows if tuple(row["case"][key] for key in keys) == place and name in row["figures"]]
+        names = list(dict.fromkeys(_load(row) for row in shown))
+        values = {
+            side: {_load(row): median(row, name) or 0.0 for row in shown if row["side"] == side} for side in sides
+        }
+        _bars(axis, names, values, labels)
+        axis.set_yscale("log")
+        axis.set_ylabel("first token, ms" if name == "ttft_ms" else "ms a token")
+        model, layers, experts, launch = place
+        axis.set_title(f"{model}, {layers} layers, {experts} experts, {launch}", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    _footer(figure, [record], record["method"])
+    return figure
+
+
+def _load(row: Row) -> str:
+    length, size = row["case"]["L"], row["case"]["B"]
+    return (f"{length >> 10}K" if length >= 1024 else str(length)) + (f" × {size}" if size > 1 else "")
+
+
+KINDS = ("kernels", "layer", "cost", "serve", "whole", "compare")
 """What a picture can be asked of; a comparison has none."""
 TOGETHER: dict[str, Callable[[Sequence[Record]], Figure]] = {"kernels": kernels, "layer": layers, "cost": cost}
 """Kind of a record -> how those of several GPUs are drawn together."""
 ALONE: dict[str, tuple[str, Callable[[Record], Figure]]] = {
     "layer": ("-operations", layer_operations),
     "serve": ("", serve),
+    "whole": ("", whole),
 }
 """Kind of a record -> what follows its name in that of its own picture, and how it is drawn."""

@@ -34,7 +34,7 @@ ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 OURS = "ours"
 BACKENDS = ("plugin", "in-tree", "dense")
 """Sides of a server or an engine."""
-NAMES = ("operation", "mode", "engine", "workload", "state", "load", "data", "parser", "name")
+NAMES = ("operation", "mode", "model", "engine", "launch", "workload", "state", "load", "data", "parser", "name")
 """What a case says without its key."""
 PACKAGES = ("dsv32-plugin", "torch", "triton", "vllm", "sglang", "transformers", "flashinfer-python")
 
@@ -129,7 +129,10 @@ def write(record: Record, path: Path) -> None:
             parts.append(f' "{key}": [\n{rows}\n ]')
         else:
             parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    # A run that is cut in the middle of this leaves the record as it was.
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read(path: Path, *kinds: str) -> Record:

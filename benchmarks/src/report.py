@@ -26,6 +26,7 @@ PICTURE_TEXTS = {
     "cost": "Dollars a million tokens against the position",
     "serve-vllm": "vLLM's server: latencies and throughput",
     "serve-sglang": "SGLang's server: latencies and throughput",
+    "whole": "All layers: first token and time per token",
 }
 """How the name of a picture begins -> what it shows."""
 
@@ -66,13 +67,15 @@ def rewritten(text: str, results: Path, folder: Path) -> str:
 def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
     """Name of a block -> what stands in it; nothing without a record."""
 
-    def alone(kind: str, *, pictures: bool = False, sources: bool = True) -> Callable[[], str]:
+    def alone(
+        kind: str, view: View | None = None, *, pictures: bool = False, sources: bool = True
+    ) -> Callable[[], str]:
         """A section for each GPU."""
 
         def section(path: Path, record: Record) -> str:
             drawn = [link(picture, folder) for picture in plots.paths(record, path)] if pictures else []
             about = [source(record)] if sources else []
-            return "\n\n".join([*about, *drawn, views.markdown(views.VIEWS[kind]([record]))])
+            return "\n\n".join([*about, *drawn, views.markdown((view or views.VIEWS[kind])([record]))])
 
         return lambda: "\n\n".join(section(*found) for found in load(results, kind).items())
 
@@ -108,7 +111,9 @@ def blocks(results: Path, folder: Path) -> dict[str, Callable[[], str]]:
         "kernels": together("kernels", views.kernels_summary),
         "layer": together("layer", views.layers),
         "cost": together("cost", views.costs),
-        "serve": alone("serve", pictures=True),
+        # What few layers are extended to is only worth a look while nothing else is known.
+        "serve": alone("serve", views.served if load(results, "whole") else None, pictures=True),
+        "whole": alone("whole", pictures=True),
         "repeat": lambda: views.markdown(views.repeats([*load(results, "compare").values()])),
         "headline": headline,
     }

@@ -140,11 +140,18 @@ def check(plan: Plan) -> None:
         raise CommandError("--together needs --engine vllm, whose servers can be given shares of a GPU")
     if "dense" in plan.backends and plan.checkpoint is not None:
         raise CommandError("--backend dense needs dummy weights; leave --checkpoint out")
+    if plan.checkpoint is None and max(plan.layers) >= FULL_LAYERS:
+        raise CommandError(f"--layers: expected fewer than {FULL_LAYERS}; dsv32 bench whole measures the whole model")
     if "plugin" in plan.backends:
-        wrong = [finding for finding in doctor.examine() if finding.level == "wrong"]
-        if wrong:
-            listed = "; ".join(f"{finding.name}: {finding.found}" for finding in wrong)
-            raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
+        check_plugin()
+
+
+def check_plugin() -> None:
+    """Raise CommandError where the doctor finds that the plugin would not serve."""
+    wrong = [finding for finding in doctor.examine() if finding.level == "wrong"]
+    if wrong:
+        listed = "; ".join(f"{finding.name}: {finding.found}" for finding in wrong)
+        raise CommandError(f"the plugin would not serve ({listed}); see dsv32 doctor")
 
 
 def measure(plan: Plan, group: Sequence[tuple[str, int]], on_state: Callable[[str], None]) -> Iterator[Row]:
@@ -189,10 +196,7 @@ class Subject:
             )
             if not self.plan.together:  # then it is ready while another is waited for
                 self.about["ready_s"] = round(ready_s, 1)
-            proof = PROOF.search(self._server.log())
-            if (proof is not None) != (self.backend == "plugin"):
-                raise serving.ServerError(f"another backend serves than {self.backend}\n{self._server.log_tail()}")
-            self.about["served_by"] = proof.group() if proof else f"{self.plan.engine}'s own code"
+            self.about["served_by"] = served_by(self._server, self.plan.engine, self.backend)
             warm_up = replace(self.plan, seed=self.plan.seed + 1, requests=min(WARM_UPS, self.plan.requests))
             for workload in self.plan.workloads:
                 self._on_state(f"{self.name}: {workload}, warming up")
@@ -214,6 +218,14 @@ class Subject:
                 self.about["error"] = str(error)[-2000:]
         case = {"engine": self.plan.engine, "workload": workload, "load": load_name(rate), "layers": self.layers}
         return {"case": case, "side": self.backend, **self.about, **found}
+
+
+def served_by(server: serving.Server, engine: str, backend: str) -> str:
+    """Whose code serves, by the server's log. Raises ServerError where it is not the backend's."""
+    proof = PROOF.search(server.log())
+    if (proof is not None) != (backend == "plugin"):
+        raise serving.ServerError(f"another backend serves than {backend}\n{server.log_tail()}")
+    return proof.group() if proof else f"{engine}'s own code"
 
 
 def _say(on_state: Callable[[str], None], label: str, total: int, numbers: Iterator[int]) -> None:
@@ -247,10 +259,13 @@ def config(backend: str, layers: int, experts: int, heads: int, *, dense_layers:
         REAL, num_hidden_layers=layers, n_routed_experts=experts, num_attention_heads=heads,
         first_k_dense_replace=dense_layers,
     ).config()  # fmt: skip
-    if backend == "dense":
-        found = {key: value for key, value in found.items() if not key.startswith("index_")}
-        found |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-    return found
+    return as_dense(found) if backend == "dense" else found
+
+
+def as_dense(config: dict[str, Any]) -> dict[str, Any]:
+    """The same sizes without the indexer, as a model that both engines have."""
+    kept = {key: value for key, value in config.items() if not key.startswith("index")}
+    return {**kept, "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
 
 
 def options(plan: Plan, backend: str) -> list[str]:

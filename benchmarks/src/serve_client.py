@@ -83,7 +83,8 @@ def requests(workload: Workload, count: int, rate: float, seed: str, *, longest:
 
 def _length(rng: random.Random, limits: tuple[int, float, int], scale: float) -> int:
     median, spread, most = limits
-    return max(2, int(min(rng.lognormvariate(math.log(median), spread), most) * scale))
+    drawn = rng.lognormvariate(math.log(median), spread) if spread else median
+    return max(2, int(min(drawn, most) * scale))
 
 
 def drive(

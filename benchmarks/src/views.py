@@ -262,6 +262,7 @@ class Figure:
     form: str
     more_is_better: bool = False
     spread: bool = False
+    compared: bool = True
 
 
 FIGURES = {
@@ -269,6 +270,14 @@ FIGURES = {
     "first_token_s": Figure("first token s", ".1f"),
     "own_s": Figure("the plugin's kernels s", ".1f"),
     "most_gib": Figure("most memory held by torch, GiB", ".2f"),
+    "needles_right": Figure("needles right", ".0f", compared=False),
+    "ready_s": Figure("start s", ".0f"),
+    "weights_gib": Figure("weights GiB", ".1f", compared=False),
+    "planned_weights_gib": Figure("weights GiB, planned", ".1f", compared=False),
+    "pool_tokens": Figure("tokens in the caches", ",.0f", more_is_better=True),
+    "planned_pool_tokens": Figure("tokens in the caches, planned", ",.0f", compared=False),
+    "used_gib": Figure("most memory GiB", ".1f", compared=False),
+    "planned_used_gib": Figure("most memory GiB, planned", ".1f", compared=False),
     "ttft_ms": Figure("first token ms", ".0f"),
     "tpot_ms": Figure("per token ms", ".2f"),
     "tokens_per_s": Figure("tokens/s", ",.0f", more_is_better=True, spread=True),
@@ -289,7 +298,12 @@ def side_by_side(rows: Sequence[Row]) -> list[Table]:
     tables = []
     for keys, mine in alike.items():
         figures = [name for name in FIGURES if any(name in row.get("figures", {}) for row in mine)]
-        columns = [(name, side) for name in figures for side in backends(mine)]
+        columns = [
+            (name, side)
+            for name in figures
+            for side in backends(mine)
+            if any(row["side"] == side and (name in row.get("figures", {}) or "error" in row) for row in mine)
+        ]
         lines: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in mine:
             case = tuple(ENGINES.get(value, str(value)) for value in row["case"].values())
@@ -317,7 +331,7 @@ def cell(sides: dict[str, Row], name: str, side: str) -> str:
     if row.get("completed", 0) < row.get("requests", 0):
         shown += f", {row['completed']} of {row['requests']} answered"
     ours = median(sides.get(BACKENDS[0], {}), name)
-    if side == BACKENDS[0] or ours is None:
+    if side == BACKENDS[0] or ours is None or not figure.compared:
         return shown
     return f"{shown}, {ours / value if figure.more_is_better else value / ours:.2f} ×"
 
@@ -326,11 +340,36 @@ BETTER = "Medians; × is how many times better the plugin is."
 
 
 def servers(found: Sequence[Record]) -> list[Part]:
+    return [*served(found), *extended(found[0])]
+
+
+def served(found: Sequence[Record]) -> list[Part]:
+    """What was measured, without what it was extended to."""
     (record,) = found
     busy = max((row["client_busy"] for row in record["rows"] if "client_busy" in row), default=0.0)
     about = f"{record['method']} The client used at most {busy:.0%} of a core."
     medians = BETTER if len(backends(record["rows"])) > 1 else "Medians."
-    return [f"{about} {medians}", *side_by_side(record["rows"]), *extended(record)]
+    return [f"{about} {medians}", *side_by_side(record["rows"])]
+
+
+def wholes(found: Sequence[Record]) -> list[Part]:
+    """Starts and memory, then the loads; the memory is the most that a side was seen to hold."""
+    (record,) = found
+    most: dict[tuple[Any, ...], float] = {}
+    for row in record["rows"]:
+        most[_place(row)] = max(most.get(_place(row), 0.0), median(row, "used_gib") or 0.0)
+    rows = []
+    for row in record["rows"]:
+        figures = {name: value for name, value in row.get("figures", {}).items() if name != "used_gib"}
+        if row["case"].get("workload") == "start" and most[_place(row)]:
+            figures["used_gib"] = {"median": most[_place(row)]}
+        rows.append(row | ({"figures": figures} if figures else {}))
+    return [f"{record['method']}. {BETTER}", *side_by_side(rows)]
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Whose row it is."""
+    return (row["side"], *(row["case"][key] for key in ("model", "layers", "experts", "engine", "launch")))
 
 
 def extended(record: Record) -> list[Part]:
@@ -433,6 +472,7 @@ VIEWS: dict[str, View] = {
     "layer": layers,
     "cost": costs,
     "serve": servers,
+    "whole": wholes,
     "engine": engines,
     "compare": comparisons,
     "recall": recall,

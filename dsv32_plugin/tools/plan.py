@@ -116,6 +116,23 @@ def _command(
     static_gib: float,
     chip: Chip,
 ) -> str:
+    cut = cut_options(engine, place, shares)
+    if engine == "vllm":
+        cache = " --kv-cache-dtype fp8" if fp8 else ""
+        return (
+            f"vllm serve {name} {cut}{cache} --max-model-len {context} --max-num-batched-tokens {rows} "
+            f"--gpu-memory-utilization {SHARE}"
+        )
+    cache = " --kv-cache-dtype fp8_e4m3" if fp8 else ""
+    return (
+        f"python -m sglang.launch_server --model-path {name} {cut}{cache} --context-length {context} "
+        # SGLang divides it by the shares.
+        f"--chunked-prefill-size {rows * shares} --mem-fraction-static {int(100 * static_gib / chip.gib) / 100:.2f}"
+    )
+
+
+def cut_options(engine: str, place: tuple[int, int], shares: int) -> str:
+    """How an engine is told to cut a model over (nodes, GPUs of each); attention is whole on each of some shares."""
     nodes, gpus = place
     ranks = nodes * gpus
     if engine == "vllm":
@@ -125,22 +142,13 @@ def _command(
         if nodes > 1:
             cut += f" --data-parallel-size-local {gpus} --data-parallel-address HOST" if shares > 1 else ""
             cut += "" if shares > 1 else f" --nnodes {nodes} --node-rank RANK --master-addr HOST"
-        cache = " --kv-cache-dtype fp8" if fp8 else ""
-        return (
-            f"vllm serve {name} {cut}{cache} --max-model-len {context} --max-num-batched-tokens {rows} "
-            f"--gpu-memory-utilization {SHARE}"
-        )
+        return cut
     cut = f"--tp-size {ranks}"
     if shares > 1:
         cut += f" --dp-size {shares} --enable-dp-attention"
     if nodes > 1:
         cut += f" --nnodes {nodes} --node-rank RANK --dist-init-addr HOST:5000"
-    cache = " --kv-cache-dtype fp8_e4m3" if fp8 else ""
-    return (
-        f"python -m sglang.launch_server --model-path {name} {cut}{cache} --context-length {context} "
-        # SGLang divides it by the shares.
-        f"--chunked-prefill-size {rows * shares} --mem-fraction-static {int(100 * static_gib / chip.gib) / 100:.2f}"
-    )
+    return cut
 
 
 def _model(model: str) -> tuple[str, DsaConfig]:
