@@ -383,7 +383,8 @@ def extended(record: Record) -> list[Part]:
         lines.append([engine, row["side"], workload, load, f"{first:.0f}", f"{token:.1f} ({low:.1f} to {high:.1f})"])
     if not lines:
         return []
-    methods = "; ".join(dict.fromkeys(row["extrapolated"]["method"] for row in deeper))
+    # The formula; what a reader must know of it besides stands in the page.
+    methods = "; ".join(dict.fromkeys(row["extrapolated"]["method"].partition(". ")[0] for row in deeper))
     headings = ["engine", "backend", "workload", "load", "first token ms", "per token ms"]
     layers = deeper[0]["extrapolated"]["layers"]
     return [f"Extended to {layers} layers, not measured: {methods}.", Table(headings, lines)]

@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsv32_plugin.benchmarks import records, serve, whole_loads, whole_needle
+from dsv32_plugin.benchmarks import dummy_weights, records, serve, whole_loads, whole_needle
 from dsv32_plugin.benchmarks.records import BACKENDS, Record, Row
 from dsv32_plugin.benchmarks.serve import MODEL
 from dsv32_plugin.benchmarks.whole_loads import REAL, REHEARSAL, Shape
@@ -39,11 +39,11 @@ WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB|Load weight end.*mem usag
 """What engines say of a rank when they start."""
 FAULT = re.compile(r".*\b[A-Za-z]*(?:Error|Exception)\b: .*")
 METHOD = (
-    "One client, prompts of random token ids, answers of fixed length, dummy block-fp8 weights. B=1: prompts that the "
-    "server has not seen, one after the other, after one that warms up. B above 1: all at once, their prompts in the "
-    "prefix cache, so that all decode together; where the caches do not hold so many, the largest power of two that "
-    "they hold. Rates: an open loop with Poisson arrivals. Memory is a GPU's, the most of all; *planned* is what "
-    "`dsv32 plan` says. Dense is the same sizes without the indexer, over a bfloat16 cache"
+    "One client, prompts of random token ids, answers of fixed length; block-fp8 weights drawn so that selections "
+    "scatter and all experts are visited. B=1: new prompts, one after the other. B above 1: prompts in the prefix "
+    "cache, so that all decode together, at most the largest power of two that the caches hold. Rates: Poisson "
+    "arrivals. Memory is of the GPU that holds most, planned by `dsv32 plan`. Dense has no indexer and a bfloat16 "
+    "cache"
 )
 
 
@@ -86,7 +86,7 @@ class Plan:
         """The config.json: the published one with fewer layers and experts, or without the indexer."""
         found = MODELS[self.model][1] if self.chip else REHEARSED.config()
         layers = self.layers or found["num_hidden_layers"]
-        changed = {
+        changed: dict[str, Any] = {
             "num_hidden_layers": layers,
             "first_k_dense_replace": min(found["first_k_dense_replace"], layers - 1),
         }
@@ -281,10 +281,10 @@ class Subject:
         plan, model = self.plan, folder / "model"
         options = [*plan.launch(self.layout, self.side, plan.shape.context), "--load-format", "dummy"]
         tiny.write_without_weights(plan.sizes(self.side), model)
-        switch = {"DSV32_PLUGIN": str(int(self.side == "plugin"))}
+        env = {**serve.ENVIRONMENT, **dummy_weights.variables(folder), "DSV32_PLUGIN": str(int(self.side == "plugin"))}
         name = f"{self.layout}{plan.gpus} {self.side}"
         log_path = (plan.logs or folder) / f"{plan.model} {name}.log".replace(" ", "-")
-        server = serving.SERVERS[plan.engine](model, options, log_path=log_path, env={**serve.ENVIRONMENT, **switch})
+        server = serving.SERVERS[plan.engine](model, options, log_path=log_path, env=env)
         with server:
             say = self.on_state
             try:

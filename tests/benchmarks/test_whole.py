@@ -303,3 +303,52 @@ def test_serve_leaves_the_whole_model_to_this() -> None:
     pytest.importorskip("vllm")
     with pytest.raises(CommandError, match="dsv32 bench whole"):
         serve.check(serve.Plan(layers=(61,)))
+
+
+def test_dummy_weights_are_neither_zero_nor_equal() -> None:
+    torch = pytest.importorskip("torch")
+    from dsv32_plugin.benchmarks import dummy_weights
+
+    model = torch.nn.ParameterDict(
+        {
+            "norm": torch.empty(64), "norm_bias": torch.empty(64), "gate": torch.empty(16, 64),
+            "experts": torch.empty(2, 128, 128).to(torch.float8_e4m3fn), "experts_scale_inv": torch.empty(2, 1, 1),
+            "k_scale": torch.full((1,), 7.0),
+        }
+    )  # fmt: skip
+    for weight in model.values():
+        weight.requires_grad_(False)
+    dummy_weights.fill(model, "an engine's own argument")
+    assert torch.equal(model["norm"], torch.ones(64))
+    assert torch.equal(model["norm_bias"], torch.zeros(64))
+    assert model["k_scale"].item() == 7
+    values = model["experts"].float() * model["experts_scale_inv"]
+    for spread in (values.std().item(), model["gate"].std().item()):
+        assert spread == pytest.approx(dummy_weights.SPREAD, rel=0.15)
+    assert (model["experts"].float() != 0).float().mean() > 0.98
+    assert not torch.equal(values[0], values[1])
+
+
+def test_the_engines_draw_them(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from dsv32_plugin.benchmarks import dummy_weights
+
+    name = dummy_weights.MODULES[0]
+    module = tmp_path / f"{name.replace('.', '/')}.py"
+    for folder in (*module.relative_to(tmp_path).parents,)[:-1]:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "__init__.py").touch()
+    module.write_text("def initialize_dummy_weights(model): ...\n")
+    path = dummy_weights.variables(tmp_path)["PYTHONPATH"]
+    ask = f"from {name} import initialize_dummy_weights as f; print(f.__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == dummy_weights.__name__, done.stderr
+    module.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert "expected initialize_dummy_weights" in done.stderr
