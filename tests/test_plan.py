@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,23 @@ def test_the_peak_of_a_recorded_run_is_foretold(chip: str, heads: int) -> None:
     foretold += memory.step(config, ALONE, tokens, tokens)
     foretold += memory.step(config, ALONE, sequences, sequences, scores=memory.DECODE_SCORES_BYTES)
     assert foretold / 2**30 == pytest.approx(recorded()[chip, heads], rel=TOLERANCE)
+
+
+def whole_starts() -> list[Any]:
+    """What the plugin's servers of all layers said when they started."""
+    found = []
+    for path in sorted(RECORDS.glob("*/whole-*.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            if row["side"] == "plugin" and "planned_pool_tokens" in row.get("figures", {}):
+                name = f"{path.parent.name} {path.stem} {row['case']['model']} {row['case']['launch']}"
+                found.append(pytest.param(row["figures"], id=name))
+    return found
+
+
+@pytest.mark.parametrize("figures", whole_starts())
+def test_what_a_whole_model_takes_was_foretold(figures: dict[str, dict[str, float]]) -> None:
+    for name in ("weights_gib", "pool_tokens"):
+        assert figures[f"planned_{name}"]["median"] == pytest.approx(figures[name]["median"], rel=TOLERANCE), name
 
 
 def test_the_weights_are_all_counted_once() -> None:

@@ -45,7 +45,7 @@ REAL = Shape(
     span_s=40,
 )  # fmt: skip
 REHEARSAL = Shape(
-    lengths={100: (2, 2), 300: (1, 1)}, batches=(1, 2, 8), answer=32, context=1024,
+    lengths={100: (2, 2), 300: (1, 1)}, batches=(1, 2, 8), answer=64, context=1024,
     rates={"chat": (32, 16, (2, 4))}, span_s=2,
 )  # fmt: skip
 

@@ -191,7 +191,7 @@ def checkout(tmp_path: Path) -> Path:
     for gpu, us in (("h100", 1000.0), ("h200", 500.0)):
         layer = synthetic.layer(us, f"NVIDIA {gpu.upper()} made up", commit=f"abc-{gpu}")
         repeated = compare.record(*2 * (synthetic.kernels(),), compare.compare(*2 * (synthetic.kernels(),)))
-        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve(), repeated)
+        made = (layer, cost.compute(layer), synthetic.kernels(), synthetic.serve(), synthetic.whole(), repeated)
         for record in made if gpu == "h100" else made[:2]:
             path = results / gpu / f"{record['kind']}.json"
             records.write(record, path)
@@ -212,6 +212,11 @@ def test_report_writes_every_block_from_the_records(checkout: Path) -> None:
     page = (checkout / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "![One attention layer: where the time goes](../benchmarks/results/h100/layer-operations.png)" in page
     assert "| vLLM | chat | 2/s | 2 | 20 | 20, 1.00 × | 20.00 | 20.00, 1.00 × | 150 | 150, 1.00 × |" in page
+    assert (
+        "| V3.2 | 61 | 16 | vLLM | TP1 | start | 200 | 200, 1.00 × | 58.0 | 58.0 | 57.4 | 57.4 | 125.0 | 125.0 |"
+        in page
+    )
+    assert "Extended to" not in page
     assert "Missing: torch (not here)." in page
     assert report.NOT_MEASURED not in page
     notes = (checkout / "docs" / "notes" / "kernels.md").read_text(encoding="utf-8")
