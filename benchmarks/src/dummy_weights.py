@@ -11,6 +11,7 @@ import os
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 MODULES = ("vllm.model_executor.model_loader.weight_utils", "sglang.srt.model_loader.weight_utils")
 """Where `initialize_dummy_weights` is."""
+SAID = "dsv32 bench: drew dummy weights"
+"""In the log of a server that has them."""
 SPREAD = 0.02
 SCALE = 2.0**-5
 """Of a block of fp8, whose codes are between -1 and 1: the values spread as much."""
@@ -54,10 +57,16 @@ class _Finder(MetaPathFinder):
         return spec
 
 
+@cache
+def _say() -> None:
+    print(SAID, flush=True)
+
+
 def fill(model: Any, *given: Any, **options: Any) -> None:
     """Norms 1, biases 0, scales of blocks the same, all else random; the arguments besides are the engines' own."""
     import torch
 
+    _say()
     with torch.no_grad():
         for name, weight in model.state_dict().items():
             if not torch.is_floating_point(weight) or weight.numel() == 1 or weight.device.type == "meta":

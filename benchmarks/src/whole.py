@@ -125,7 +125,7 @@ class Plan:
         """What a server whose caches hold so many tokens is asked, short before long."""
         shape, found = self.shape, []
         for length in shape.lengths:
-            fits = max(1, pool // (length + shape.answer))
+            fits = max(1, pool // (length + 1 + shape.answer))
             asked = (batch for batch in shape.batches if self.gpus > 1 or batch <= MOST_ALONE or not self.chip)
             batches = (batch if batch <= fits else 1 << (fits.bit_length() - 1) for batch in asked)
             found += [{"L": length, "B": batch} for batch in dict.fromkeys(batches)]
@@ -290,6 +290,8 @@ class Subject:
             try:
                 ready_s = server.wait_until_ready(self.wait_s(), lambda s: say(f"{name}: starting, {s:.0f} s"))
                 served_by = serve.served_by(server, plan.engine, self.side)
+                if dummy_weights.SAID not in server.log():
+                    raise serving.ServerError(f"{plan.engine} drew its own dummy weights")
             except serving.ServerError as error:
                 raise serving.ServerError(reason(error, server.log())) from error
             if start is None:

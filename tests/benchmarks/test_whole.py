@@ -10,13 +10,23 @@ import pytest
 
 pytest.importorskip("httpx")
 
-from dsv32_plugin.benchmarks import plots, records, report, serve, serve_client, views, whole, whole_needle
+from dsv32_plugin.benchmarks import (
+    dummy_weights,
+    plots,
+    records,
+    report,
+    serve,
+    serve_client,
+    views,
+    whole,
+    whole_needle,
+)
 from dsv32_plugin.benchmarks.serve_client import Answer
 from dsv32_plugin.console import CommandError
 from dsv32_plugin.tools import demo, serving, tiny
 
 PLAN = whole.Plan(engine="vllm", sides=("plugin", "in-tree"))
-LOADS = [(100, 1), (100, 2), (100, 4), (300, 1), (300, 2)]
+LOADS = [(128, 1), (128, 2), (128, 4), (320, 1), (320, 2)]
 """Of a tiny model whose caches hold 800 tokens."""
 
 
@@ -48,7 +58,8 @@ class Server:
         if self.side in self.broken:
             return "INFO all is well\n(Worker_TP1) ERROR torch.OutOfMemoryError: no memory\nRuntimeError: a rank ended"
         proof = "dsv32: serving with these kernels\n" if self.side == "plugin" else ""
-        return f"{proof}Model loading took 57.5 GiB memory and 3 seconds\nGPU KV cache size: 800 tokens, Maximum"
+        sizes = "Model loading took 57.5 GiB memory and 3 seconds\nGPU KV cache size: 800 tokens, Maximum"
+        return f"{proof}{dummy_weights.SAID}\n{sizes}"
 
     def log_tail(self) -> str:
         return "the end of the log"
@@ -122,11 +133,12 @@ def test_each_side_is_started_and_asked_and_a_second_run_has_nothing_to_do(clien
 
 
 def test_prompts_alone_are_new_and_those_of_a_batch_are_cached(client: Client, tmp_path: Path) -> None:
-    whole.run(dataclasses.replace(PLAN, sides=("plugin",), only="L=100"), tmp_path / "whole.json")
+    whole.run(dataclasses.replace(PLAN, sides=("plugin",), only="L=128"), tmp_path / "whole.json")
     warm, alone, filled, two, *_ = client.sent
     assert {r.prompt for r in alone}.isdisjoint({r.prompt for r in warm})
     assert [r.prompt for r in filled] == [r.prompt for r in two]
     assert len({r.prompt for r in two}) == 2
+    assert {r.prompt[:-1] for r in two} == {r.prompt for r in (*warm, *alone[:1])}
 
 
 def test_a_run_that_is_cut_goes_on_where_it_was(client: Client, tmp_path: Path) -> None:
@@ -177,7 +189,7 @@ def test_a_server_that_ends_keeps_what_was_measured(client: Client, tmp_path: Pa
     whole.run(dataclasses.replace(plan, only="B=1"), path)
     fresh().dies = True
     record = whole.run(plan, path)
-    assert loads(record, "plugin") == [(100, 1), (300, 1)]
+    assert loads(record, "plugin") == [(128, 1), (320, 1)]
     assert errors(record, "plugin")[0].endswith("the server ended")
     # One that starts no more: the start that there was stays.
     fresh().broken.add("plugin")
@@ -189,11 +201,11 @@ def test_a_server_that_ends_keeps_what_was_measured(client: Client, tmp_path: Pa
 def test_what_was_not_answered_or_not_together_is_no_figure(client: Client, tmp_path: Path) -> None:
     client.answered = 0.5
     record = whole.run(dataclasses.replace(PLAN, sides=("plugin",)), tmp_path / "lost.json")
-    assert (100, 2) not in loads(record, "plugin")
+    assert (128, 2) not in loads(record, "plugin")
     assert "1 of 2 answered: status 500" in errors(record, "plugin")
     client.answered, client.stagger_s = 1.0, 0.05
     record = whole.run(dataclasses.replace(PLAN, sides=("plugin",)), tmp_path / "apart.json")
-    assert loads(record, "plugin") == [(100, 1), (100, 2), (300, 1), (300, 2)]
+    assert loads(record, "plugin") == [(128, 1), (128, 2), (320, 1), (320, 2)]
     assert "all 4 decoded together for 0.85 s of 1.00" in errors(record, "plugin")[0]
 
 
@@ -307,8 +319,6 @@ def test_serve_leaves_the_whole_model_to_this() -> None:
 
 def test_dummy_weights_are_neither_zero_nor_equal() -> None:
     torch = pytest.importorskip("torch")
-    from dsv32_plugin.benchmarks import dummy_weights
-
     model = torch.nn.ParameterDict(
         {
             "norm": torch.empty(64), "norm_bias": torch.empty(64), "gate": torch.empty(16, 64),
@@ -332,8 +342,6 @@ def test_dummy_weights_are_neither_zero_nor_equal() -> None:
 def test_the_engines_draw_them(tmp_path: Path) -> None:
     import subprocess
     import sys
-
-    from dsv32_plugin.benchmarks import dummy_weights
 
     name = dummy_weights.MODULES[0]
     module = tmp_path / f"{name.replace('.', '/')}.py"
