@@ -123,7 +123,8 @@ class Plan:
 
     def cases(self, pool: int) -> list[dict[str, Any]]:
         """What a server whose caches hold so many tokens is asked, short before long."""
-        shape, found = self.shape, []
+        shape = self.shape
+        found: list[dict[str, Any]] = []
         for length in shape.lengths:
             fits = max(1, pool // (length + 1 + shape.answer))
             asked = (batch for batch in shape.batches if self.gpus > 1 or batch <= MOST_ALONE or not self.chip)

@@ -360,3 +360,12 @@ def test_the_engines_draw_them(tmp_path: Path) -> None:
         [sys.executable, "-c", f"import {name}"], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
     assert "expected initialize_dummy_weights" in done.stderr
+
+
+def test_gpus_that_are_not_there_are_said_before_a_server_starts() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("vllm")
+    count = torch.cuda.device_count()
+    plan = dataclasses.replace(REAL, gpus=count + 8, sides=("in-tree",))
+    with pytest.raises(CommandError, match=f"expected at most the {count} that torch sees here, got {count + 8}"):
+        whole.check(plan)
