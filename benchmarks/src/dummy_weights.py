@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 MODULES = ("vllm.model_executor.model_loader.weight_utils", "sglang.srt.model_loader.weight_utils")
-"""Where `initialize_dummy_weights` is."""
+"""Where they are drawn: all of a model, or, from vLLM 0.33 on, one by its name."""
 SAID = "dsv32 bench: drew dummy weights"
 """In the log of a server that has them."""
 SPREAD = 0.02
@@ -49,9 +49,11 @@ class _Finder(MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            if not hasattr(module, "initialize_dummy_weights"):
-                raise ImportError(f"{name}: expected initialize_dummy_weights, which dsv32 bench whole replaces")
-            module.initialize_dummy_weights = fill
+            ours = {"initialize_dummy_weights": fill, "initialize_single_dummy_weight": fill_one}
+            theirs = next((name for name in ours if hasattr(module, name)), None)
+            if theirs is None:
+                raise ImportError(f"{name}: expected one of {', '.join(ours)}, which dsv32 bench whole replaces")
+            setattr(module, theirs, ours[theirs])
 
         loader.exec_module = exec_module
         return spec
@@ -63,21 +65,26 @@ def _say() -> None:
 
 
 def fill(model: Any, *given: Any, **options: Any) -> None:
-    """Norms 1, biases 0, scales of blocks the same, all else random; the arguments besides are the engines' own."""
+    """Every weight of a module; the arguments besides are the engines' own."""
+    for name, weight in model.state_dict().items():
+        fill_one(weight, name=name)
+
+
+def fill_one(weight: Any, *given: Any, name: str, **options: Any) -> None:
+    """Norms 1, biases 0, scales of blocks all alike, the rest random; scalars stay."""
     import torch
 
     _say()
+    if not torch.is_floating_point(weight) or weight.numel() == 1 or weight.device.type == "meta":
+        return
+    generator = torch.Generator(device=weight.device).manual_seed(zlib.crc32(f"{name} {weight.shape}".encode()))
     with torch.no_grad():
-        for name, weight in model.state_dict().items():
-            if not torch.is_floating_point(weight) or weight.numel() == 1 or weight.device.type == "meta":
-                continue
-            generator = torch.Generator(device=weight.device).manual_seed(zlib.crc32(f"{name} {weight.shape}".encode()))
-            if "scale" in name:
-                weight.fill_(SCALE)
-            elif weight.dim() < 2:
-                weight.fill_(0.0 if "bias" in name else 1.0)
-            elif weight.dtype.itemsize == 1:
-                for part in weight if weight.dim() > 2 else (weight,):
-                    part.copy_(torch.empty_like(part, dtype=torch.float16).uniform_(-1, 1, generator=generator))
-            else:
-                weight.normal_(0.0, SPREAD, generator=generator)
+        if "scale" in name:
+            weight.fill_(SCALE)
+        elif weight.dim() < 2:
+            weight.fill_(0.0 if "bias" in name else 1.0)
+        elif weight.dtype.itemsize == 1:
+            for part in weight if weight.dim() > 2 else (weight,):
+                part.copy_(torch.empty_like(part, dtype=torch.float16).uniform_(-1, 1, generator=generator))
+        else:
+            weight.normal_(0.0, SPREAD, generator=generator)
