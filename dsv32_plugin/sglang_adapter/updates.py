@@ -49,13 +49,14 @@ def flush_around(original: Callable[..., Any], scheduler: Any, *args: Any, **opt
 
 
 def _holds_cache(request: Any) -> bool:
-    kv = getattr(request, "kv", None)
-    return kv.holds_kv if hasattr(kv, "holds_kv") else request.req_pool_idx is not None
+    # From 0.5.19 on its row is known to the part of it that holds it.
+    holder = request if hasattr(request, "req_pool_idx") else request.kv
+    return holder.req_pool_idx is not None
 
 
 def _can_flush(manager: Any, recv_req: Any) -> bool:
     """Empties the cache before the update does it again, where it can."""
-    return not recv_req.flush_cache or manager.flush_cache()
+    return not recv_req.flush_cache or bool(manager.flush_cache())
 
 
 def part_around(step: str) -> Callable[[Callable[..., Any], Any, Any], Any]:
