@@ -56,7 +56,8 @@ def encode_messages(
         always_answer: the model is to answer whatever the conversation ends with, as a server's must. Where
             `add_generation_prompt` asks for the mark, it follows final system messages (and not what is before them)
             and a final assistant message that isn't continued. An assistant message without reasoning is one that
-            didn't think, where DeepSeek's code refuses it.
+            didn't think, where DeepSeek's code refuses it. Calls without any result, where the conversation goes on,
+            are refused, as DeepSeek's, OpenAI's and Anthropic's servers do; DeepSeek's code renders them.
         variant: "speciale" refuses tools, tool calls and tool results: DeepSeek-V3.2-Speciale was not trained on them.
         allow_developer: False refuses the search agent's messages. A developer message is one if it has `tools` or a
             `response_format` of its own, or if no message is a user's; any other is a system message.
@@ -80,7 +81,7 @@ def encode_messages(
             skipped += bool(earlier)
         turns = _with_request_options(turns, read_tools(tools), response_format)
     _check_roles(turns, variant, allow_developer)
-    turns, results_left = _match_results(turns, skipped)
+    turns, results_left = _match_results(turns, skipped, always_answer)
 
     thinking = thinking_mode == "thinking"
     last_user = max((i for i, turn in enumerate(turns) if turn.role in ("user", "developer")), default=-1)
@@ -201,7 +202,7 @@ def _with_request_options(turns: list[Turn], tools: tuple[Mapping[str, Any], ...
     return turns
 
 
-def _match_results(turns: list[Turn], skipped: int) -> tuple[list[Turn], dict[int, int]]:
+def _match_results(turns: list[Turn], skipped: int, always_answer: bool) -> tuple[list[Turn], dict[int, int]]:
     """Put the results of every call block into the order of its calls.
 
     Returns the turns, and for each result the number of results still missing after it. Results that were rendered
@@ -222,8 +223,13 @@ def _match_results(turns: list[Turn], skipped: int) -> tuple[list[Turn], dict[in
             extra = results[len(turn.calls)]
             raise extra.error(f"tool result without a call: the assistant message before it made {len(turn.calls)}")
         awaited = _awaited(turn.calls, results)
-        if results and len(results) < awaited and end < len(turns):
-            raise turns[end].error(f"comes before all results: {len(results)} of {len(turn.calls)} tool calls have one")
+        if (results or always_answer) and len(results) < awaited and end < len(turns):
+            answered = match_results([call.id for call in turn.calls], [result.call_id for result in results])
+            lacking = turn.calls[min(set(range(len(turn.calls))).difference(answered))]
+            raise turns[end].error(
+                f"comes before all results: {len(results)} of {len(turn.calls)} tool calls have one, and the call "
+                f"{lacking.id or lacking.name!r} has none; send it, if only to say that it was not run"
+            )
         if not start < skipped - 1 < end - 1:
             ordered[start + 1 : end] = _in_call_order(turn.calls, results)
         left.update((i, awaited - (i - start)) for i in range(start + 1, end))
@@ -233,9 +239,11 @@ def _match_results(turns: list[Turn], skipped: int) -> tuple[list[Turn], dict[in
 def _awaited(calls: tuple[Call, ...], results: Sequence[Turn]) -> int:
     """How many results belong to the calls: none to one that the model was stopped in, unless it has one all the same.
 
-    Nobody can run such a call, and a message has nothing after it.
+    Nobody can run such a call, and a message has nothing after it. Agents that give its turn up send no result at all.
     """
     stopped = bool(calls) and calls[-1].unfinished
+    if stopped and not results:
+        return 0
     answered = stopped and any(result.call_id == calls[-1].id is not None for result in results)
     return max(len(results), len(calls) - (stopped and not answered))
 

@@ -91,6 +91,35 @@ def test_results_of_anthropics_calls_too() -> None:
     assert told.startswith("messages[2].content[1]: tool_call_id: expected that of a call of")
 
 
+def given_up(arguments: str) -> list[tuple[Any, dict[str, Any]]]:
+    """A conversation that goes on after two calls without results, as each API has it; these are the second's."""
+    first, second = ({"type": "function_call", "call_id": id, "name": "get", "arguments": "{}"} for id in "ab")
+    turn = calls("a", "b")
+    turn["tool_calls"][1]["function"]["arguments"] = second["arguments"] = arguments
+    uses = [{"type": "tool_use", "id": id, "name": "get", "input": {}} for id in "ab"]
+    return [
+        (over_chat, {"messages": [USER, turn, USER]}),
+        (over_responses, {"input": [USER, first, second, USER]}),
+        (over_messages, {"messages": [USER, {"role": "assistant", "content": uses}, USER]}),
+    ]
+
+
+@pytest.mark.parametrize("api", range(3), ids=["chat", "responses", "messages"])
+def test_calls_without_results_cannot_be_gone_on_from(api: int) -> None:
+    """As with OpenAI's, Anthropic's and DeepSeek's servers: the model read an answer that never came."""
+    read, body = given_up("{}")[api]
+    place = ("messages[2]", "input[3]", "messages[2]")[api]
+    told = refusal(read, **body)
+    assert told.startswith(f"{place}: comes before all results: 0 of 2 tool calls have one, and the call 'a' has none")
+
+
+def test_a_turn_that_was_stopped_in_a_call_can() -> None:
+    """No client runs its calls, and none would ever be rid of a refusal."""
+    for read, body in given_up('{"x": "y')[:2]:
+        exchange = read(**body)
+        apis.rendered(exchange.conversation, [], exchange.body["chat_template_kwargs"], "v3.2", len)
+
+
 @pytest.mark.parametrize(
     ("read", "body", "says"),
     [

@@ -409,6 +409,19 @@ def test_calls_without_results_can_not_be_answered():
         encode_messages([user(), assistant("", tool_calls=[call()])], always_answer=True)
 
 
+@pytest.mark.parametrize(
+    ("ids", "results", "lacks"),
+    [("ab", [], "a"), ("ab", ["a"], "b"), ("ab", [None], "b"), ("aa", ["a"], "a"), ("ab", ["b"], "a")],
+)
+def test_a_call_without_its_result_is_named(ids: str, results: list[Any], lacks: str):
+    turns = [assistant("", tool_calls=[call(id=id) for id in ids]), *(result(tool_call_id=id) for id in results)]
+    with pytest.raises(EncodingError, match=f"the call '{lacks}' has none") as refused:
+        encode_messages([user(), *turns, user()], always_answer=True)
+    assert refused.value.index == 2 + len(results)
+    if not results:
+        assert encode_messages([user(), *turns, user()]), "as DeepSeek's code does"
+
+
 def test_a_developer_is_the_system_unless_it_is_the_search_agents():
     assert encode(DEVELOPER, user()) == encode({**DEVELOPER, "role": "system"}, user())
     assert encode(DEVELOPER, user(), tools=[TOOL]) == encode({**DEVELOPER, "role": "system"}, user(), tools=[TOOL])
