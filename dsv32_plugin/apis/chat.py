@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dsv32_plugin.core.chat import render
 from dsv32_plugin.parsers import EncodingError
 from dsv32_plugin.parsers.messages import Turn, read_turns
 
@@ -73,20 +74,30 @@ def read_batch(body: JsonObject, server: Server) -> Exchange:
     batch = listed(body.get("messages"), "messages")
     if not batch:
         raise Refusal("messages: expected a list of conversations, got none", param="messages")
-    exchanges = []
-    for index, messages in enumerate(batch):
-        try:
-            exchanges.append(read({**body, "messages": messages}, server))
-        except Refusal as refusal:
-            raise Refusal(f"messages[{index}]: {refusal}", param=refusal.param) from refusal
-    first = exchanges[0]
+    if flag(body, "stream"):
+        raise Refusal("stream: expected false in a batch; send each conversation by itself", param="stream")
     for name in ("tools", "context"):
         if body.get(name) or template_kwargs(body).get(name):
             raise Refusal(f"{name}: expected none in a batch; send each conversation by itself", param=name)
+    exchanges = [_read_of_batch(body, messages, f"messages[{i}]", server) for i, messages in enumerate(batch)]
+    first = exchanges[0]
     if any(exchange.conversation.continues != first.conversation.continues for exchange in exchanges):
         raise Refusal("messages: expected a batch in which all answers go on, or none", param="messages")
+    if first.conversation.continues and first.conversation.thinking:
+        # The engine is told once for all where the reasoning is over.
+        raise Refusal("messages: answers that go on can't think in a batch; send each by itself", param="messages")
     changed = {**first.body, "messages": [exchange.body["messages"] for exchange in exchanges]}
     return Exchange(changed, first.conversation, is_batch=True)
+
+
+def _read_of_batch(body: JsonObject, messages: Any, label: str, server: Server) -> Exchange:
+    """Rendered here, too: what the engine's encoder hook says of it names no conversation."""
+    try:
+        exchange = read({**body, "messages": messages}, server)
+        render(messages, exchange.conversation.options, server.variant)
+    except (Refusal, EncodingError) as error:
+        raise Refusal(f"{label}: {error}", param=getattr(error, "param", "messages")) from error
+    return exchange
 
 
 def engine_kwargs(body: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:

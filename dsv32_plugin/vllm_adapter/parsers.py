@@ -236,8 +236,8 @@ class DsaToolParser(ToolParser):
 
 
 def _functions(request: Request) -> list[dict[str, Any]]:
-    """The request's tools that are functions; the Responses endpoint knows others, which vLLM runs itself."""
-    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []]
+    """The request's tools that are functions; Responses knows others, which vLLM runs itself, and a batch has none."""
+    tools = [tool.model_dump(exclude_none=True) for tool in getattr(request, "tools", None) or []]
     return [tool for tool in tools if tool["type"] == "function"]
 
 

@@ -337,13 +337,17 @@ def test_a_batch_is_read_conversation_by_conversation() -> None:
     asked = json.loads(engine.asked)
     assert asked == {"messages": [[USER], [{**USER, "content": "ab"}]], "chat_template_kwargs": {"thinking": True}}
     assert engine.conversation is None, "the engine renders each from its own request"
+    goes_on = {"role": "assistant", "content": "x", "prefix": True}
     for body, says in (
         ({"messages": [[USER], [{"role": "robot"}]]}, "messages[1]: messages[0]: unknown role 'robot'"),
         ({"messages": [[USER], []]}, "messages[1]: messages: expected at least one"),
         ({"messages": [USER]}, "messages[0]: messages: expected a list of messages, got dict"),
         ({"messages": []}, "messages: expected a list of conversations"),
         ({"messages": [[USER]], "tools": [FUNCTION]}, "tools: expected none in a batch"),
-        ({"messages": [[USER], [USER, {"role": "assistant", "content": "x", "prefix": True}]]}, "all answers go on"),
+        ({"messages": [[USER], [USER, goes_on]]}, "all answers go on"),
+        ({"messages": [[USER, goes_on]], "reasoning_effort": "high"}, "can't think in a batch"),
+        ({"messages": [[USER], [USER, {"role": "tool", "content": "x"}]]}, "messages[1]: messages[1]: a tool result"),
+        ({"messages": [[USER]], "stream": True}, "stream: expected false in a batch"),
     ):
         status, answer = ask(Engine(), path, body)
         assert (status, says in answer["error"]["message"]) == (400, True), answer

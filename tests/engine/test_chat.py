@@ -268,6 +268,34 @@ def test_a_bad_prompt_is_a_400_and_the_server_goes_on(url: str, body: dict[str, 
 
 
 @only_vllm
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_batch_of_chats(url: str, thinking: bool) -> None:
+    """Every one was a 500: its request has no tools, which the parser read."""
+    call = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"days": 1}'}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": THOUGHTS}]
+    turns.append({"role": "tool", "tool_call_id": "a", "content": "<｜User｜>rain"})
+    chats = [USER, [{"role": "developer", "content": "Be brief."}, *USER], [*USER, *turns]]
+    body = {"model": "tiny", "chat_template_kwargs": {"thinking": thinking}, "max_tokens": 60}
+    says = f"{THOUGHTS}</think>Rain." if thinking else "Rain."
+    batch = {**body, "messages": chats, **ENGINE.grammar(exactly(says))}
+    answer = httpx.post(f"{url}/v1/chat/completions/batch", json=batch, timeout=300)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    said = [choice["message"] for choice in answer.json()["choices"]]
+    assert [(m["reasoning"], m["content"]) for m in said] == [(THOUGHTS if thinking else None, "Rain.")] * len(chats)
+    lengths = [len(tokens_of(url, messages=chat, chat_template_kwargs={"thinking": thinking})) for chat in chats]
+    assert answer.json()["usage"]["prompt_tokens"] == sum(lengths)
+    for wrong, says in (
+        ({"messages": [USER, [*USER, turns[1]]]}, "messages[1]: messages[1]: a tool result must follow"),
+        ({"tools": [WEATHER]}, "tools: expected none in a batch"),
+        ({"top_p": 2}, "top_p"),
+        ({"n": 2}, "n > 1"),
+        ({"response_format": {"type": "x"}}, "response_format"),
+    ):
+        refusal = httpx.post(f"{url}/v1/chat/completions/batch", json={**batch, **wrong}, timeout=300)
+        assert (refusal.status_code, says in refusal.json()["error"]["message"]) == (400, True), refusal.text
+
+
+@only_vllm
 def test_a_seed_is_obeyed_after_a_prompt_in_parts(url: str) -> None:
     body = {"model": "tiny", "prompt": list(range(1000, 1300)), "max_tokens": 6, "temperature": 1.0}
     answers = [
