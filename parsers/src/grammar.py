@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import combinations
 from typing import Any, Final
 
-from . import ebnf, listed, regex
+from . import ebnf, listed, multiples, regex
 from .ebnf import Mode, Ranges
 from .formats import FORMATS
 from .options import Array, Leaf, Object, Option, Wrapped
@@ -357,6 +357,11 @@ def _number(schema: Schema, shape: Shape, fractions: bool) -> str:
     above = too_low is not None and (low is None or too_low >= low)
     below = too_high is not None and (high is None or too_high <= high)
     low, high = too_low if above else low, too_high if below else high
+    if shape.steps:
+        written = multiples.grammar(shape.steps, low, high, above, below, fractions)
+        if written is not None:
+            return written
+        schema.leave_out("multipleOf")
     if low is None and high is None:
         return ebnf.NUMBER if fractions else ebnf.INTEGER
     return ebnf.numbers(low, high, above, below) if fractions else ebnf.whole(low, high, above, below)

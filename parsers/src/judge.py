@@ -1,10 +1,11 @@
 """Whether a schema allows a value that is given."""
 
+from fractions import Fraction
 from typing import Any
 
 from . import regex
 from .formats import FORMATS
-from .shapes import All, Schema, Shape, equal, types_of
+from .shapes import All, Schema, Shape, equal, is_finite, types_of
 
 
 def allows(schema: Schema, schemas: All, value: Any) -> bool:
@@ -47,4 +48,6 @@ def _within(shape: Shape, value: float) -> bool:
         or (too_low is not None and value <= too_low)
         or (high is not None and value > high)
         or (too_high is not None and value >= too_high)
+        or (shape.steps and not is_finite(value))
+        or any(Fraction(str(value)) % Fraction(step) for step in shape.steps)
     )

@@ -7,6 +7,7 @@ A shape is a schema without references and combinations: `$ref` is resolved agai
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -30,11 +31,11 @@ _OF_TYPE = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains"),
     "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
 _UNREAD = (
     *("not", "if", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames", "unevaluatedItems"),
-    *("contains", "uniqueItems", "multipleOf"),
+    *("contains", "uniqueItems"),
 )
 """Keywords that are no part of a shape."""
 
@@ -53,6 +54,7 @@ class Shape:
         prefix: the first items of an array.
         items: those that follow; None where the schema does not say.
         bounds: the numeric keywords.
+        steps: what a number must be a multiple of, each.
         regexes: what a string must match, each.
         formats: of a string.
     """
@@ -66,6 +68,7 @@ class Shape:
     prefix: tuple[All, ...] = ()
     items: All | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[Decimal, ...] = ()
     regexes: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
 
@@ -84,6 +87,8 @@ class Shape:
             meant.add("array")
         if self.regexes or not OF_NUMBERS.issuperset(self.formats):
             meant.add("string")
+        if self.steps:
+            meant.add("number")
         meant |= {kind for kind, keywords in _OF_TYPE.items() if bounds & frozenset(keywords)}
         return frozenset(meant | {"integer"} if "number" in meant else meant) or TYPES
 
@@ -295,6 +300,7 @@ class Schema:
                 patterns={key: _join((value,)) for key, value in self._mapping(schema, "patternProperties").items()},
                 **self._items(schema),
                 bounds=self._bounds(schema),
+                steps=tuple(self._steps(schema)),
                 regexes=tuple(self._texts(schema, "pattern")),
                 formats=tuple(self._texts(schema, "format")),
             )
@@ -341,11 +347,20 @@ class Schema:
                 value = schema.get(keyword.removeprefix("exclusive").lower())
             if value is None or value is False:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
                 self._fault(keyword, "a number", value)
             else:
                 bounds[keyword] = value
         return bounds
+
+    def _steps(self, schema: Mapping[str, Any]) -> Iterator[Decimal]:
+        value = schema.get("multipleOf")
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value) or value <= 0:
+            self._fault("multipleOf", "a number above zero", value)
+        else:
+            yield Decimal(str(value))
 
     def _texts(self, schema: Mapping[str, Any], keyword: str) -> Iterator[str]:
         value = schema.get(keyword)
@@ -414,12 +429,13 @@ def _merged(a: Shape, b: Shape) -> Shape | None:
         prefix=tuple(_join(a.of_index(index), b.of_index(index)) for index in range(length)),
         items=_join_known(a.items, b.items),
         bounds=bounds,
+        steps=tuple(dict.fromkeys((*a.steps, *b.steps))),
         regexes=tuple(dict.fromkeys((*a.regexes, *b.regexes))),
         formats=tuple(dict.fromkeys((*a.formats, *b.formats))),
     )
 
 
-def _is_finite(number: float) -> bool:
+def is_finite(number: float) -> bool:
     return isinstance(number, int) or math.isfinite(number)  # which takes no integer above a float's
 
 

@@ -60,6 +60,33 @@ STRINGS = {"type": "string"}
             id="small-bounds",
         ),
         pytest.param(
+            {"type": "integer", "multipleOf": 5},
+            ["0", "5", "-10", "123456789012345678901234567890"],
+            ["1", "-0", "05", "12", "5.0"],
+            id="multiples",
+        ),
+        pytest.param(
+            {"type": "integer", "multipleOf": 15, "minimum": 0, "exclusiveMaximum": 1440},
+            ["0", "45", "1425"],
+            ["1440", "-15", "50"],
+            id="multiples-listed",
+        ),
+        pytest.param(
+            {"type": "number", "multipleOf": 0.01, "minimum": 0},
+            ["0", "7", "0.07", "19.9", "19.90", "1000000.01"],
+            ["-0.01", "0.001", "1.", "00.01"],
+            id="multiples-in-cents",
+        ),
+        pytest.param(
+            {"allOf": [{"type": "number", "multipleOf": 0.5}, {"multipleOf": 0.2}], "exclusiveMinimum": -11},
+            ["-10", "3", "2000"],
+            ["-11", "0.5", "0.2", "-0.6"],
+            id="multiples-of-two",
+        ),
+        pytest.param(
+            {"enum": [1, 2.5, 7.5, "x"], "multipleOf": 2.5}, ["2.5", "7.5", '"x"'], ["1"], id="enum-and-multiples"
+        ),
+        pytest.param(
             {"type": "number", "exclusiveMinimum": -1, "maximum": 0.5},
             ["-0.99999999999", "0", "0.123456789123", "0.5"],
             ["-1", "-1.0", "0.500000001"],
@@ -160,7 +187,8 @@ def test_what_a_grammar_can_say_is_enforced(accepts: Accepts, schema: Any, allow
             id="pattern-format",
         ),
         pytest.param({"type": "string", "format": "iri"}, "format 'iri'", id="format"),
-        pytest.param({"type": "integer", "multipleOf": 5}, "multipleOf", id="multiple"),
+        pytest.param({"type": "integer", "multipleOf": 7}, "multipleOf", id="multiple"),
+        pytest.param({"type": "number", "multipleOf": 1e-300}, "multipleOf", id="small-multiple"),
         pytest.param({"type": "integer", "maximum": 10**30}, "maximum with so many digits", id="bound"),
         pytest.param({"type": "number", "minimum": 1e-30}, "minimum with so many digits", id="digits"),
         pytest.param({"type": "string", "maxLength": 10**6}, "maxLength", id="length"),
