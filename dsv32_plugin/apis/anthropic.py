@@ -186,8 +186,10 @@ class _Reader:
             raise Refusal(f"{label}: expected content, got none")
         if role == "system":
             self._system(content, label)
-        elif isinstance(content, str):
+        elif isinstance(content, str) and role == "user":
             self._add(label, role=role, content=content)
+        elif isinstance(content, str):
+            self._assistant([{"type": "text", "text": content}], label)
         elif not isinstance(content, list) or not all(isinstance(block, Mapping) for block in content):
             raise Refusal(f"{label}.content: expected text or a list of blocks, got {type(content).__name__}")
         elif role == "user":
@@ -221,8 +223,14 @@ class _Reader:
             self._add(label, role="user", content="".join(said))
 
     def _assistant(self, blocks: list[Mapping[str, Any]], label: str) -> None:
-        """A tool that the provider ran has its result within the message; the model's turn goes on after it."""
+        """A tool that the provider ran has its result within the message; the model's turn goes on after it.
+
+        Messages of the assistant in a row are one turn.
+        """
         turn: JsonObject = {}
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            turn = {**self.messages.pop()}
+            label = self.labels.pop()
         before = len(self.messages)
         for index, block in enumerate(blocks):
             kind = str(block.get("type"))
@@ -238,19 +246,20 @@ class _Reader:
                 call = {"name": block.get("name"), "arguments": block.get("input") or {}}
                 turn.setdefault("tool_calls", []).append({"id": block.get("id"), "function": call})
             elif kind.endswith("tool_result"):
-                self._add(label, role="assistant", **turn)
+                self._add(label, **{"role": "assistant", **turn})
                 turn = {}
                 self._result(block, where)
             else:
                 turn["content"] = turn.get("content", "") + _block(block, "assistant", where)
         if turn or len(self.messages) == before:
-            self._add(label, role="assistant", **{"content": "", **turn})
+            self._add(label, **{"role": "assistant", "content": "", **turn})
 
     def _result(self, block: Mapping[str, Any], label: str) -> None:
         content = block.get("content")
         if isinstance(content, Mapping):
             content = [content]
-        self._add(label, role="tool", tool_call_id=block.get("tool_use_id"), content=_read(content, "tool", label))
+        text = _read(content, "tool", label) or ("error" if block.get("is_error") else "")
+        self._add(label, role="tool", tool_call_id=block.get("tool_use_id"), content=text)
 
     def _add(self, label: str, **message: Any) -> None:
         self.messages.append(message)

@@ -333,6 +333,30 @@ def test_results_of_a_providers_tool_stand_within_anthropics_message() -> None:
     assert text.index("</function_results>") < text.index("Found.")
 
 
+def test_messages_of_the_assistant_in_a_row_are_one_turn() -> None:
+    """As Anthropic's API has it; parallel calls in two messages were refused."""
+    use = [{"type": "tool_use", "id": id, "name": "get", "input": {}} for id in "ab"]
+    results = [{"type": "tool_result", "tool_use_id": id, "content": "sun"} for id in "ab"]
+    whole = [{"role": "assistant", "content": [{"type": "text", "text": "I look."}, *use]}]
+    apart = [{"role": "assistant", "content": content} for content in ("I ", [{"type": "text", "text": "look."}])]
+    apart += [{"role": "assistant", "content": [call]} for call in use]
+    prompts = [
+        prompt(over_messages({"messages": [USER, *turn, {"role": "user", "content": results}]}))
+        for turn in (whole, apart)
+    ]
+    assert prompts[0] == prompts[1]
+    goes_on = prompt(over_messages({"messages": [USER, *apart[:2]]}))
+    assert goes_on.endswith("</think>I look.")
+
+
+@pytest.mark.parametrize(("content", "shown"), [("", "error"), (None, "error"), ("no file", "no file")])
+def test_a_result_that_is_an_error_says_something(content: Any, shown: str) -> None:
+    use = {"type": "tool_use", "id": "a", "name": "get", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "is_error": True, "content": content}
+    turns = [USER, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    assert f"<result>{shown}</result>" in prompt(over_messages({"messages": turns}))
+
+
 def test_what_a_tool_shows_becomes_lines() -> None:
     shown = [
         {"type": "text", "text": "see"},
