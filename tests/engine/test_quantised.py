@@ -73,6 +73,7 @@ def test_the_model_is_built_as_what_it_stands_for(build: Build, folders: tuple[P
     assert [name for name, parameter in truth.items() if not torch.equal(found[name], parameter)] == []
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("folders", ["w4a8"], indirect=True)
 def test_it_is_served_as_what_it_stands_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """With `compression_config`, and matrices of two formats."""

@@ -79,6 +79,7 @@ def truths(checkpoint: Checkpoints) -> list[Greedy]:
     return clear_cut(checkpoint(TinySpec()), LENGTHS, STEPS)
 
 
+@pytest.mark.wide
 @needs_gpu
 @pytest.mark.parametrize("cut", CUTS[ENGINE.name])
 def test_the_tokens_are_the_same(checkpoint: Checkpoints, truths: list[Greedy], tmp_path: Path, cut: str) -> None:

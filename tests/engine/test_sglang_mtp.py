@@ -125,6 +125,7 @@ def test_every_draft_of_a_needle_is_right(tmp_path: Path, name: str) -> None:
         assert answer.drafted - answer.accepted <= 3
 
 
+@pytest.mark.wide
 def test_nearly_every_draft_of_the_trained_model_is_accepted(tmp_path: Path) -> None:
     random = Random("served")
     asked = [tasks.needles_of(random, random.randint(200, 1500), 1).cut(0) for _ in range(6)]

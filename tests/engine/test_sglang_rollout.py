@@ -95,6 +95,7 @@ def test_nothing_comes_back_unasked(server: str) -> None:
     assert not {"indexer_topk", "routed_experts"} & answer.keys()
 
 
+@pytest.mark.wide
 def test_sequences_that_were_taken_back(model: Path, tmp_path: Path) -> None:
     prompts = [truth.prompt for truth in clear_cut(model, [100, 140, 180, 220], 40)]
     test = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
@@ -105,6 +106,7 @@ def test_sequences_that_were_taken_back(model: Path, tmp_path: Path) -> None:
         assert_chosen(model, prompt, answer)
 
 
+@pytest.mark.wide
 def test_two_ranks_and_layers_that_share_a_selection(checkpoint: Callable[[TinySpec], Path], tmp_path: Path) -> None:
     """SGLang's own capturer is for one rank."""
     glm = checkpoint(SHARING)

@@ -1,7 +1,7 @@
 """Every variant that is launched on a chip compiles for it, fits its shared memory and does not spill.
 
 The record of benchmarks/src/compile_matrix.py has all of them and must be complete. A run of this file compiles every
-fourth again, other ones for each chip: DSV32_AOT_SHARE=1 compiles all, DSV32_AOT_TARGETS=sm90,gfx942 and
+twelfth again, other ones for each chip: DSV32_AOT_SHARE=1 compiles all, DSV32_AOT_TARGETS=sm90,gfx942 and
 DSV32_AOT_OPERATIONS=select_topk narrow it.
 """
 
@@ -23,7 +23,7 @@ from dsv32_plugin.kernels.runtime.target import chip_of
 
 TARGETS = [t for t in os.environ.get("DSV32_AOT_TARGETS", ",".join(aot.TARGETS)).split(",") if t]
 OPERATIONS = [o for o in os.environ.get("DSV32_AOT_OPERATIONS", ",".join(aot.OPERATIONS)).split(",") if o]
-SHARE = int(os.environ.get("DSV32_AOT_SHARE", "4"))
+SHARE = int(os.environ.get("DSV32_AOT_SHARE", "12"))
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PRESENT = [f"{o}-{i}" for o in OPERATIONS for i in reversed(dispatch.existing(o)) if i != "reference"]
 
