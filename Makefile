@@ -67,13 +67,15 @@ test: lint $(SGLANG_READY)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-vllm test-sglang
 
 WITHOUT_ENGINE := tests/parsers tests/training
+# Where tests are that an engine runs; to look through all others takes as long as to start a server.
+WITH_ENGINE := tests/clients tests/engine $(wildcard tests/test_*.py)
 test-vllm: $(READY)
 	$(BIN)/python -m pytest -m "not index and not wide" $(WITHOUT_ENGINE:%=--ignore=%) $(PYTEST_OPTIONS)
 
 # The shorter of the two has what only one needs to do.
 test-sglang: $(SGLANG_READY)
 	$(SGLANG_BIN)/python -m pytest $(WITHOUT_ENGINE) $(PYTEST_OPTIONS)
-	$(SGLANG_BIN)/python -m pytest -m "(engine or upstream or index) and not wide" $(PYTEST_OPTIONS)
+	$(SGLANG_BIN)/python -m pytest -m "(engine or upstream or index) and not wide" $(WITH_ENGINE) $(PYTEST_OPTIONS)
 
 test-wide: $(READY) $(SGLANG_READY)
 	$(BIN)/python -m pytest -m wide $(PYTEST_OPTIONS)

@@ -6,6 +6,7 @@ Checked against the peaks in `benchmarks/results` (tests/test_plan.py).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from dsv32_plugin.core import checkpoint
@@ -32,7 +33,20 @@ class Cut:
 
 def weights(config: DsaConfig, cut: Cut, *, drafts: bool = False) -> int:
     """Of one rank; `kv_b_proj` is dequantised, draft layers share embedding and head with the target."""
-    split, total = checkpoint.matrices(config), 0
+    key = repr(config), drafts
+    if key not in _COUNTED:
+        _COUNTED[key] = _count(config, drafts)
+    counted = _COUNTED[key].items()
+    return sum(count * -(-size // (getattr(cut, part) if part else 1)) for (part, size), count in counted)
+
+
+_COUNTED: dict[tuple[str, bool], Counter[tuple[str, int]]] = {}
+"""Of a config, which has no hash: tens of thousands of tensors of a whole model take a second to count."""
+
+
+def _count(config: DsaConfig, drafts: bool) -> Counter[tuple[str, int]]:
+    """(what of `Cut` says how many ranks share a tensor, its bytes) -> how many there are."""
+    split, found = checkpoint.matrices(config), Counter[tuple[str, int]]()
     for tensor in checkpoint.tensors(config):
         layer = checkpoint.layer_of(tensor.name)
         is_draft = layer is not None and layer >= config.num_layers
@@ -42,21 +56,19 @@ def weights(config: DsaConfig, cut: Cut, *, drafts: bool = False) -> int:
         is_split = module in split and len(tensor.shape) == 2 and not tensor.plain and not module.endswith("kv_b_proj")
         parts = split[module].parts(module).values() if is_split else ()
         size = sum(part.bytes for part in parts)
-        size = size or math.prod(tensor.shape) * (4 if tensor.float32 else 2)
-        total += -(-size // _ranks(tensor.name, cut))
-    return total
+        found[_part(tensor.name), size or math.prod(tensor.shape) * (4 if tensor.float32 else 2)] += 1
+    return found
 
 
-def _ranks(name: str, cut: Cut) -> int:
-    """Those that share one matrix; the indexer, norms, routers and what leads to the latents are whole on each."""
+def _part(name: str) -> str:
+    """Of `Cut`; the indexer, norms, routers and what leads to the latents are whole on each rank."""
     if ".mlp.experts." in name:
-        return cut.experts
+        return "experts"
     if name.endswith(("gate_proj.weight", "up_proj.weight", "down_proj.weight")):
-        return cut.dense
+        return "dense"
     if name.endswith(("q_b_proj.weight", "kv_b_proj.weight", "o_proj.weight")):
-        return cut.attention
-    whole = {"model.embed_tokens.weight": cut.embedding, "lm_head.weight": cut.head}
-    return whole.get(name, 1)
+        return "attention"
+    return {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head"}.get(name, "")
 
 
 def token_bytes(config: DsaConfig, *, fp8: bool, drafts: bool = False) -> int:
